@@ -1,0 +1,43 @@
+# make quickstart   train a tiny search agent on this machine (ARGS= passes flags through)
+# make test         ruff and the tests, as CI runs them
+# Both make .venv when there is none, from PYTHON (3.11 to 3.13), and install when setup.py changed.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: quickstart test lint base clean
+
+quickstart: $(VENV)/.installed
+	$(PY) -m jaxdeep quickstart $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m pytest -q --durations=10 $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# Remakes the tiny base model that ships in jaxdeep/assets.
+base: $(VENV)/.installed
+	$(PY) -m jaxdeep sft --config=configs/tiny_base.py --workdir=runs/tiny_base
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+
+$(VENV)/.installed: setup.py | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.py | $(PY)
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# A venv that could not be finished is removed, so that the next try starts afresh.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo 'jaxdeep needs Python 3.11, 3.12 or 3.13; name one: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo '$(PYTHON) -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv' >&2; exit 1; }

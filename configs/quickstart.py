@@ -1,0 +1,75 @@
+"""The quickstart: the tiny base learns to search by a short SFT and GRPO, in minutes on two cores.
+
+    make quickstart          (python -m jaxdeep quickstart --config=configs/quickstart.py)
+
+Hardware: any CPU. Time and result: see the README. Another seed: --config.seed=1 --workdir=runs/q1.
+"""
+
+from ml_collections import ConfigDict
+
+SYSTEM = "Search first, then answer."
+
+
+def env(split, corpus, count=0):
+    return ConfigDict(
+        dict(
+            corpus=f"facts:{corpus}",
+            questions=f"facts:{split}",
+            k=1,
+            system=SYSTEM,
+            first=0,
+            count=count,
+            weights=dict(answer=1.0, format=0.0, retry=0.0),
+        )
+    )
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    model = dict(
+        path="tiny",
+        dtype="float32",
+        thinking="none",
+        tools_in_prompt=False,  # its SFT teaches the tool
+        remat=False,
+    )
+    lora = dict(rank=16, alpha=16.0)
+
+    sft = config.sft = ConfigDict()
+    sft.model = ConfigDict(model)
+    sft.lora = ConfigDict(lora)
+    sft.mesh = ConfigDict(dict(data=1))
+    sft.env = env("train", "train")  # the prompt and the form of results that demonstrations use
+    sft.data = ConfigDict(dict(source="demos:0"))
+    sft.batch = ConfigDict(dict(rows=8, length=288))
+    sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
+    sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))
+
+    grpo = config.grpo = ConfigDict()
+    grpo.model = ConfigDict(model)
+    grpo.lora = ConfigDict(lora)
+    grpo.mesh = ConfigDict(dict(data=1))
+    grpo.env = env("train", "train")  # only passages about entities of the training split
+    grpo.dev = env("dev", "dev", 128)
+    grpo.rollout = ConfigDict(
+        dict(
+            slots=64,
+            steps=8,
+            limits=dict(
+                max_turns=5,
+                max_calls=4,
+                turn_tokens=48,
+                max_tokens=288,
+                result_tokens=80,
+                seconds=60.0,
+            ),
+        )
+    )
+    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=20))
+    grpo.batch = ConfigDict(dict(rows=8, length=288))
+    grpo.train = ConfigDict(dict(steps=40, save_every=10, start="", seed=config.get_ref("seed")))
+    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
+
+    config.test = env("test", "all", 320)
+    return config

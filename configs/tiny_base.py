@@ -1,0 +1,40 @@
+"""The tiny base that comes with the package, from nothing: 1.2 M parameters that can read.
+
+    make base        (python -m jaxdeep.envs.facts 3072 makes its tokenizer first)
+
+It learns from made-up worlds alone (`jaxdeep.envs.practice.Reading`): answering from passages, asking
+a librarian, naming keywords, repeating. It sees no tool call and no real fact. Result and time: see
+the README's results.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.model = ConfigDict(
+        dict(
+            path="tiny",
+            weights="random",
+            dtype="float32",
+            thinking="none",
+            tools_in_prompt=False,
+            remat=False,
+        )
+    )
+    config.lora = ConfigDict(dict(rank=0, alpha=1.0))
+    config.mesh = ConfigDict(dict(data=1))
+    config.data = ConfigDict(dict(source="reading:0", accumulate=1))
+    config.batch = ConfigDict(dict(rows=12, length=192))
+    config.train = ConfigDict(dict(steps=4000, save_every=250, keep=1, seed=0))
+    config.optim = ConfigDict(
+        dict(
+            name="muon",
+            muon_lr=0.02,
+            lr=0.01,
+            steps=config.train.get_ref("steps"),
+            warmup=20,
+            decay="linear",
+        )
+    )
+    return config

@@ -1,0 +1,118 @@
+"""Trajectories to JSON lines and back: what was rolled out can be read, replayed and trained on.
+
+One trajectory a line, with everything it holds; `read` gives back what `write` was given. With a
+tokenizer each piece also says its text, for people: `read` does not look at it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from jaxdeep.errors import DataError
+from jaxdeep.types import Message, Piece, Role, Stop, Task, ToolCall, Trajectory
+
+if TYPE_CHECKING:
+    from jaxdeep.data.tokenizer import Tokenizer
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory))
+
+
+def write(
+    path: str | Path, trajectories: Iterable[Trajectory], tokenizer: Tokenizer | None = None
+) -> None:
+    """Write a file of trajectories, whole or not at all.
+
+    DataError for what JSON cannot hold: NaN, infinities, other objects in a task's `meta`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for index, trajectory in enumerate(trajectories):
+                try:
+                    line = json.dumps(_row(trajectory, tokenizer), allow_nan=False)
+                except (TypeError, ValueError, RecursionError) as error:
+                    where = f"trajectory {index}, task {trajectory.task.id!r}"
+                    raise DataError(f"{where}, cannot be written to {path}: {error}") from error
+                file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | Path) -> list[Trajectory]:
+    """The trajectories of a file; DataError names the line that is torn or holds something else."""
+    path = Path(path)
+    try:
+        # Not splitlines: it would also cut at characters that JSON may hold as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    trajectories = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            trajectories.append(_trajectory(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise DataError(f"{path}:{number} is no whole trajectory ({why})") from error
+    return trajectories
+
+
+def _row(trajectory: Trajectory, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    pieces = [piece._asdict() for piece in trajectory.pieces]
+    if tokenizer is not None:
+        for piece in pieces:
+            piece["text"] = tokenizer.decode(piece["tokens"])
+    messages = [_fields(message) for message in trajectory.messages]
+    for message in messages:
+        message["calls"] = [_fields(call) for call in message["calls"]]
+    return _fields(trajectory) | {
+        "task": _fields(trajectory.task),
+        "pieces": pieces,
+        "messages": messages,
+        "stop": trajectory.stop.value,
+    }
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, not copied (as asdict would, which a deeply nested call overflows)."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _trajectory(row: dict[str, Any]) -> Trajectory:
+    if set(row) != set(FIELDS):
+        raise ValueError(f"expected the fields {FIELDS}, found {tuple(row)}")
+    return Trajectory(
+        **row
+        | {
+            "task": Task(**row["task"] | {"answers": tuple(row["task"]["answers"])}),
+            "pieces": [_piece(piece) for piece in row["pieces"]],
+            "messages": [_message(message) for message in row["messages"]],
+            "stop": Stop(row["stop"]),
+        }
+    )
+
+
+def _piece(row: dict[str, Any]) -> Piece:
+    tokens, author, logps = row["tokens"], row["author"], row["logps"]
+    if author not in ("policy", "world") or not all(type(token) is int for token in tokens):
+        raise ValueError("a piece needs an author and integer tokens")
+    if logps is not None and len(logps) != len(tokens):
+        raise ValueError(f"{len(logps)} log-probabilities for {len(tokens)} tokens")
+    return Piece(tokens, author, logps)
+
+
+def _message(row: dict[str, Any]) -> Message:
+    if row["role"] not in get_args(Role):
+        raise ValueError(f"no such role: {row['role']!r}")
+    return Message(**row | {"calls": tuple(ToolCall(**call) for call in row["calls"])})

@@ -1,0 +1,36 @@
+"""How sure a result is: an interval for a share, and a test of two systems on the same tasks.
+
+Wilson (1927), "Probable inference, the law of succession, and statistical inference"; McNemar (1947),
+"Note on the sampling error of the difference between correlated proportions", in its exact form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share, 95 % unless `z` says otherwise; (0, 1) when nothing was tried."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes=} is not between 0 and {n=}")
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    middle = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # Rounding must not push a share of 0 or 1 out of its own interval.
+    low = 0.0 if successes == 0 else (middle - spread) / scale
+    high = 1.0 if successes == n else (middle + spread) / scale
+    return low, high
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """The exact two-sided probability that two equally good systems differ as much on these tasks as `a`
+    and `b` do, element by element; 1 when they never differ."""
+    only_a = sum(x and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(y and not x for x, y in zip(a, b, strict=True))
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)

@@ -1,0 +1,109 @@
+"""The device mesh: four axes that are always there, one table of rules, and the one door for data.
+
+    replica   across slices: pure data parallel
+    data      rows of a batch, and the frozen weights (FSDP)
+    context   positions of a sequence
+    model     heads, mlp width and vocabulary (tensor parallel)
+
+Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
+under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdeep.errors import ConfigError
+from jaxdeep.types import Batch
+
+AXES = ("replica", "data", "context", "model")
+ROWS = ("replica", "data")
+RULES = {
+    "embed": "data",
+    "heads": "model",
+    "kv_heads": "model",
+    "mlp": "model",
+    "vocab": "model",
+    "layers": None,
+    "rank": None,
+    None: None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; `data=-1` takes what the others leave."""
+
+    replica: int = 1
+    data: int = -1
+    context: int = 1
+    model: int = 1
+
+
+def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError."""
+    devices = list(jax.devices()) if devices is None else list(devices)
+    others = cfg.replica * cfg.context * cfg.model
+    data = cfg.data if cfg.data != -1 else max(len(devices) // others, 1)
+    sizes = (cfg.replica, data, cfg.context, cfg.model)
+    if min(sizes) < 1 or np.prod(sizes) != len(devices):
+        shape = dict(zip(AXES, sizes, strict=True))
+        raise ConfigError(
+            f"mesh {shape} needs {np.prod(sizes)} devices, there are {len(devices)}: "
+            "the product of its axes must be the number of devices"
+        )
+    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 4)
+
+
+def use(mesh: Mesh) -> AbstractContextManager:
+    """The context under which jitted functions may name the axes of `mesh`. It is per thread."""
+    return jax.set_mesh(mesh)
+
+
+def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """`x` with its dimensions laid over mesh axes, or `x` itself where no mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """The sharding of a weight from the names of its dimensions. A dimension that does not divide is
+    refused, except `kv_heads`: fewer of those than devices are kept whole on each."""
+    spec = []
+    for name, size in zip(axes, shape, strict=True):
+        axis = RULES[name]
+        if axis is not None and size % mesh.shape[axis]:
+            if name != "kv_heads":
+                raise ConfigError(
+                    f"{name}={size} does not divide by {axis}={mesh.shape[axis]} devices: "
+                    f"choose a mesh whose {axis} axis divides it"
+                )
+            axis = None
+        spec.append(axis)
+    return NamedSharding(mesh, P(*spec))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, P())
+
+
+def put(mesh: Mesh, batch: Batch) -> Batch:
+    """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`."""
+    B, T = batch.tokens_BT.shape
+    rows = mesh.shape["replica"] * mesh.shape["data"]
+    if B % rows or T % mesh.shape["context"]:
+        raise ConfigError(
+            f"a batch of {B} rows x {T} positions does not divide over replica*data={rows} and "
+            f"context={mesh.shape['context']}: change the rows or the length of a batch"
+        )
+    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))

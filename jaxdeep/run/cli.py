@@ -1,0 +1,187 @@
+"""The command line: `python -m jaxdeep VERB --config=FILE.py --config.a.b=value --workdir=DIR`.
+
+Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally `FLAGS`
+(name -> help, for flags of its own) and `main(config, workdir, **flags) -> int`. Help and every check of
+the flags read a verb's source and never import it, so they answer at once; the module, and jax with it,
+is imported when there is something to run.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import importlib
+import importlib.util
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxdeep import __version__, config
+from jaxdeep.errors import ConfigError, JaxdeepError
+
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Verb(NamedTuple):
+    """What the source of a verb says about it."""
+
+    name: str
+    doc: str
+    default_config: str | None
+    example: str
+    flags: Mapping[str, str]
+
+
+class Command(NamedTuple):
+    """A command line, taken apart but not yet checked against its configuration."""
+
+    config: str
+    overrides: tuple[str, ...]
+    workdir: Path
+    flags: Mapping[str, str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; the exit status: 0, 1 when the machine is at its end, 2 when the command
+    cannot be run, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _main(list(argv))
+    except JaxdeepError as error:
+        return _fail(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+    except MemoryError:
+        return _fail(
+            "error: this machine ran out of memory; a smaller batch or model needs less", 1
+        )
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        return _fail(
+            f"error: the disk is full{place}; free some space and run the command again", 1
+        )
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+def _main(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name, *rest = argv
+    if name not in VERBS:
+        raise ConfigError(
+            f"{name!r} is not a verb.{config.suggest(name, VERBS)} The verbs are {', '.join(VERBS)}"
+        )
+    verb = describe(name)
+    if "-h" in rest or "--help" in rest:
+        print(usage(verb))
+        return 0
+    command = parse(verb, rest)
+    loaded = config.load(command.config, command.overrides)
+    module = importlib.import_module(f"jaxdeep.run.{name}")
+    return module.main(loaded, command.workdir, **command.flags)
+
+
+def describe(name: str) -> Verb:
+    """The verb as its source describes it, without importing it."""
+    path = Path(importlib.util.find_spec(f"jaxdeep.run.{name}").origin)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    constants = {}
+    for node in tree.body:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name(id=target)], value=value)
+                | ast.AnnAssign(target=ast.Name(id=target), value=value)
+            ) if target in ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS"):
+                constants[target] = ast.literal_eval(value)
+    return Verb(
+        name=name,
+        doc=ast.get_docstring(tree),
+        default_config=constants["DEFAULT_CONFIG"],
+        example=constants["EXAMPLE"],
+        flags=constants.get("FLAGS", {}),
+    )
+
+
+def parse(verb: Verb, argv: Sequence[str]) -> Command:
+    """The flags after the verb, as `--name=value` or `--name value`; ConfigError on any other word."""
+    given: dict[str, str] = {}
+    overrides = []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r} is not a flag: flags are written --name=value")
+        override = name.startswith("config.")
+        if not override and name not in ("config", "workdir", *verb.flags):
+            known = ("config", "workdir", "help", *verb.flags)
+            raise ConfigError(f"{verb.name} has no flag --{name}.{config.suggest(name, known)}")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"--{name} needs a value: --{name}=...")
+        if override:
+            overrides.append(f"--{name}={value}")
+        else:
+            given[name] = value
+    path = given.pop("config", verb.default_config)
+    if path is None:
+        raise ConfigError(f"{verb.name} needs --config=FILE.py, as in\n  {verb.example}")
+    workdir = given.pop("workdir", _workdir(verb.name, path))
+    flags = {name.replace("-", "_"): value for name, value in given.items()}
+    return Command(path, tuple(overrides), Path(workdir), flags)
+
+
+def _workdir(verb: str, path: str) -> str:
+    file, _, arg = path.partition(":")
+    return "-".join(part for part in (f"runs/{verb}", Path(file).stem, arg) if part)
+
+
+def overview() -> str:
+    """The help for all verbs."""
+    width = max(map(len, VERBS))
+    lines = [
+        textwrap.fill(
+            describe(name).doc.splitlines()[0],
+            width=80,
+            initial_indent=f"  {name:<{width}}  ",
+            subsequent_indent=" " * (width + 4),
+        )
+        for name in VERBS
+    ]
+    return "\n".join(
+        [
+            "jaxdeep VERB --config=FILE.py [--config.KEY=VALUE ...] [--workdir=DIR]",
+            "",
+            *lines,
+            "",
+            "jaxdeep VERB --help explains a verb and shows a command that works.",
+        ]
+    )
+
+
+def usage(verb: Verb) -> str:
+    """The help for one verb."""
+    default = f" (default {verb.default_config})" if verb.default_config else ""
+    workdir = _workdir(verb.name, verb.default_config or "CONFIG")
+    flags = {
+        "config=FILE.py": f"the configuration; FILE.py:ARG passes ARG to it{default}",
+        "config.KEY=VALUE": "changes one value of the configuration",
+        "workdir=DIR": f"where the run keeps its state (default {workdir})",
+        **{f"{name}=...": text for name, text in verb.flags.items()},
+    }
+    width = max(map(len, flags))
+    lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
+    return "\n".join([verb.doc, "", "Example:", f"  {verb.example}", "", "Flags:", *lines])

@@ -1,0 +1,105 @@
+"""Evaluate a policy on questions: exact match, F1, searches, and a paired test against another run.
+
+Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter is
+evaluated; empty evaluates the base. The rollouts go to `eval.jsonl` in the workdir, the numbers to
+`eval.json`, both also to `eval.html`; `--against` is another evaluation's workdir on the same questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxdeep import config as configs
+from jaxdeep import log
+from jaxdeep import mesh as meshes
+from jaxdeep.agent import record
+from jaxdeep.errors import DataError
+from jaxdeep.eval import harness, report
+from jaxdeep.model import lora
+from jaxdeep.run import grpo, setup
+from jaxdeep.train import optim
+from jaxdeep.train import state as states
+from jaxdeep.types import Trajectory
+
+DEFAULT_CONFIG = None
+EXAMPLE = (
+    "python -m jaxdeep eval --config=configs/eval_search.py "
+    "--config.train.start=runs/grpo --workdir=runs/eval"
+)
+FLAGS = {"against": "the workdir of another evaluation of the same questions, for a paired test"}
+COLUMNS = ("name", "n", "em", "f1", "calls", "turns", "failed")
+
+
+def main(config: ConfigDict, workdir: Path, against: str = "") -> int:
+    """Evaluate on `config.env`, and print a table."""
+    other = None
+    if against:
+        path = Path(against) / "eval.jsonl"
+        if not path.exists():
+            raise DataError(f"--against={against}: there is no evaluation ({path} does not exist)")
+        other = record.read(path)
+    seen = run(config, workdir)
+    name = config.train.start or config.model.path
+    found = {"name": name, **harness.summarize(seen)}
+    rows, notes = [found], []
+    if other is not None:
+        pair = harness.compare(other, seen)
+        rows.insert(0, {"name": against, **harness.summarize(other)})
+        notes.append(
+            f"Of {pair['n']} questions {pair['only_b']} are right only in this run, "
+            f"{pair['only_a']} only in {against}: McNemar p = {pair['p']:.2g}"
+        )
+        found = found | {"against": against, "mcnemar": pair}
+    log.write_atomic(workdir / "eval.json", json.dumps(found, indent=2) + "\n")
+    report.page(
+        workdir / "eval.html",
+        title=f"Evaluation of {name}",
+        rows=rows,
+        curves={},
+        trajectories={"The first questions": seen[:20]},
+        notes=notes,
+    )
+    print(report.table(rows, COLUMNS))
+    print("\n".join(notes))
+    return 0
+
+
+def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
+    """One greedy rollout of each question, written to the workdir."""
+    part = setup.sections(
+        config,
+        {
+            "model": setup.ModelConfig,
+            "lora": lora.LoraConfig,
+            "mesh": meshes.MeshConfig,
+            "env": setup.EnvConfig,
+            "rollout": setup.RolloutConfig,
+            "train": setup.TrainConfig,
+        },
+    )
+    chat = setup.chat_of(part["model"])
+    taskset = setup.taskset_of(part["env"])
+    mesh = meshes.make_mesh(part["mesh"])
+    spec = setup.spec_of(part["model"], part["lora"], optim.OptimConfig(lr=0.0, steps=1))
+    setup.check_vocabulary(chat, spec.model)
+    with log.lock(workdir):
+        configs.save(config, workdir, sys.argv)
+        params, state = setup.start_of(part["train"], part["model"], spec, mesh)
+        weights, adapter = states.policy(spec, params, state.trained)
+        engine = setup.engine_of(part["rollout"], weights, spec, mesh)
+        engine.set_adapter(adapter)
+        bar = log.progress(len(taskset), "eval", "question")
+        try:
+            seen = asyncio.run(
+                grpo.greedy(taskset, engine, chat, part["rollout"], lambda _: bar.update())
+            )
+        finally:
+            bar.close()
+            engine.close()
+        record.write(workdir / "eval.jsonl", seen, chat.tokenizer)
+    return seen

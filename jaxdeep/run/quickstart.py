@@ -1,0 +1,139 @@
+"""Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never met.
+
+The base comes with the package; the corpus, the questions and the search engine are real and local.
+Every stage is the verb of its name with a section of the configuration, in a folder of the workdir; the
+same command goes on where it was stopped. It ends with a table, `index.html` and `summary.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdeep import config as configs
+from jaxdeep import log
+from jaxdeep.agent import record
+from jaxdeep.errors import ConfigError
+from jaxdeep.eval import harness, report
+from jaxdeep.run import eval as evaluate
+from jaxdeep.run import grpo, sft
+from jaxdeep.types import Trajectory
+
+DEFAULT_CONFIG = "configs/quickstart.py"
+EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
+STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
+COLUMNS = ("policy", "n", "em", "one_hop", "two_hops", "calls")
+
+
+def main(config: ConfigDict, workdir: Path) -> int:
+    """Run what is still missing of the quickstart and print its result."""
+    if set(config) != {"seed", "sft", "grpo", "test"}:
+        raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
+    begun = time.perf_counter()
+    same_run(config, workdir)
+    evaluated = {}
+    for stage in STAGES:
+        start = ""
+        if stage == "sft":
+            sft.main(config.sft, workdir / "sft")
+            start = str(workdir / "sft")
+        if stage == "grpo":
+            with config.grpo.unlocked():
+                config.grpo.train.start = str(workdir / "sft")
+            grpo.main(config.grpo, workdir / "grpo")
+            start = str(workdir / "grpo")
+        place = workdir / f"eval-{stage}"
+        if not (place / "eval.jsonl").exists():
+            print(f"test: {STAGES[stage]}", file=sys.stderr)
+            evaluate.run(test_config(config, start), place)
+        evaluated[stage] = record.read(place / "eval.jsonl")
+    finish(workdir, evaluated, time.perf_counter() - begun)
+    return 0
+
+
+def same_run(config: ConfigDict, workdir: Path) -> None:
+    """Refuse a workdir with the state of another configuration; else note this one."""
+    path = workdir / "config.json"
+    mine = json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=str))
+    if path.exists() and json.loads(path.read_text())["config"] != mine:
+        raise ConfigError(
+            f"{workdir} holds a quickstart with another configuration: choose another --workdir, "
+            "or remove that folder"
+        )
+    configs.save(config, workdir, sys.argv)
+
+
+def test_config(config: ConfigDict, start: str) -> ConfigDict:
+    """The configuration of one evaluation on the test questions."""
+    out = ConfigDict({name: config.grpo[name] for name in ("model", "lora", "mesh", "rollout")})
+    out.env = config.test
+    out.train = ConfigDict({"steps": 1, "start": start, "seed": config.seed})
+    return out
+
+
+def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float) -> None:
+    """The table, the page and the summary."""
+    rows = [row(STAGES[stage], seen) for stage, seen in evaluated.items()]
+    before, after = evaluated["sft"], evaluated["grpo"]
+    pair = harness.compare(before, after)
+    steps = log.read(workdir / "grpo" / "metrics.jsonl")
+    summary = {
+        "n": len(after),
+        "base_em": rows[0]["em"],
+        "sft_em": rows[1]["em"],
+        "grpo_em": rows[2]["em"],
+        "mcnemar_p": pair["p"],
+        "wall_s": round(seconds, 1),
+        "max_logp_diff": max(step.get("train/max_logp_diff") or 0.0 for step in steps),
+    }
+    fresh = workdir / "summary.json"
+    if fresh.exists():  # nothing was left to do: keep the time of the run that did it
+        summary["wall_s"] = json.loads(fresh.read_text())["wall_s"]
+    better = [i for i, t in enumerate(after) if harness.correct(t) and not harness.correct(before[i])]
+    shown = better[:1] + [i for i in better if after[i].task.meta["hops"] == 2][:2]
+    shown += [i for i, t in enumerate(after) if not harness.correct(t)][:2]
+    curves = {
+        name: [(step["step"], step[key]) for step in steps if step.get(key) is not None]
+        for name, key in (
+            ("reward of the rollouts", "reward/mean"),
+            ("searches per question", "rollout/calls"),
+            ("exact match, dev", "dev/em"),
+        )
+    }
+    report.page(
+        workdir / "index.html",
+        title="A small model learns to search",
+        rows=rows,
+        curves=curves,
+        trajectories={
+            "After GRPO": [after[i] for i in shown],
+            "The same questions after SFT": [before[i] for i in shown],
+        },
+        notes=[
+            f"{summary['n']} questions about entities that no training text mentions, answered by "
+            "searching; the most likely token at each step; the last checkpoint.",
+            f"After GRPO {pair['only_b']} questions are right that were wrong after SFT, and "
+            f"{pair['only_a']} the other way round: McNemar p = {pair['p']:.2g}.",
+        ],
+    )
+    log.write_atomic(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    print(report.table(rows, COLUMNS))
+    print(f"\nMcNemar p = {pair['p']:.2g}; {seconds:.0f} s. Look at {workdir / 'index.html'}")
+
+
+def row(name: str, seen: list[Trajectory]) -> dict[str, Any]:
+    """One line of the table."""
+    found = harness.summarize(seen)
+    hops = {n: [harness.correct(t) for t in seen if t.task.meta["hops"] == n] for n in (1, 2)}
+    return {
+        "policy": name,
+        **{key: found[key] for key in ("n", "em", "em_low", "em_high")},
+        "one_hop": sum(hops[1]) / max(len(hops[1]), 1),
+        "two_hops": sum(hops[2]) / max(len(hops[2]), 1),
+        "calls": found["calls"],
+    }

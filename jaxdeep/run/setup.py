@@ -1,0 +1,244 @@
+"""From a configuration to the parts of a run: chat, mesh, weights, state, tasks, rows.
+
+Sections of a configuration, shared by the verbs: `model`, `lora`, `mesh`, `optim`, `env`, `rollout`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxdeep import config as configs
+from jaxdeep.agent.rollout import Limits
+from jaxdeep.data import sources
+from jaxdeep.data.chat import Chat, Thinking
+from jaxdeep.data.tokenizer import Tokenizer
+from jaxdeep.envs import corpus, facts, practice, search
+from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.model import load, lora, qwen3
+from jaxdeep.sample.engine import Engine, EngineConfig
+from jaxdeep.train import checkpoint, losses, optim
+from jaxdeep.train import state as states
+from jaxdeep.types import Task
+
+TINY = facts.ASSETS / "tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Which model: `path` is a folder in the Hugging Face layout, a config.json (with random
+    weights), a hub id, or "tiny" for the base that comes with the package."""
+
+    path: str
+    dtype: str = "bfloat16"
+    weights: Literal["load", "random"] = "load"
+    tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
+    thinking: Thinking = "write"
+    tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
+    remat: bool = True
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"model.dtype={self.dtype!r} is float32 or bfloat16")
+
+    @property
+    def place(self) -> str:
+        """Where the model is, "tiny" resolved."""
+        return str(TINY) if self.path == "tiny" else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """Questions over a corpus. Either is a path, or "facts:train" (or dev, test, all) for the small
+    world that comes with the package."""
+
+    corpus: str
+    questions: str
+    k: int = 5
+    chunk: int = 1000  # characters of a passage, at most
+    system: str = search.SYSTEM
+    first: int = 0  # skip as many questions
+    count: int = 0  # then use as many; 0: all that are left
+    weights: search.Weights = search.Weights()
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """The limits of a conversation and the engine's rows; the cache holds `limits.max_tokens` each."""
+
+    limits: Limits
+    slots: int
+    chunk: int = 256
+    steps: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """A microbatch: rows of packed sequences, and positions in each."""
+
+    rows: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, what to keep, and the run whose result to start from."""
+
+    steps: int
+    save_every: int = 10
+    keep: int = 2
+    start: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.save_every < 1 or self.keep < 1:
+            raise ConfigError(
+                f"train.steps={self.steps}, save_every={self.save_every} and keep={self.keep} "
+                "must be at least 1"
+            )
+
+
+def sections(
+    config: ConfigDict, required: Mapping[str, type], optional: Mapping[str, type] | None = None
+) -> dict[str, Any]:
+    """Each section of the configuration as its dataclass, None for an optional one that is absent;
+    ConfigError for one too many or too few."""
+    classes = {**required, **(optional or {})}
+    for name in config:
+        if name not in classes:
+            raise ConfigError(f"config.{name} is not a section.{configs.suggest(name, classes)}")
+    missing = [name for name in required if name not in config]
+    if missing:
+        raise ConfigError(f"the configuration lacks the sections {', '.join(missing)}")
+    return {
+        name: configs.build(cls, config[name], name) if name in config else None
+        for name, cls in classes.items()
+    }
+
+
+def chat_of(model: ModelConfig) -> Chat:
+    """The chat format with the model's tokenizer."""
+    where = model.tokenizer or model.place
+    path = pathlib.Path(where)
+    if path.suffix == ".json" and path.name != "tokenizer.json" and not model.tokenizer:
+        where = str(path.parent)  # the folder of a config.json
+    return Chat(Tokenizer.load(where), model.thinking, tools_in_prompt=model.tools_in_prompt)
+
+
+def spec_of(
+    model: ModelConfig,
+    adapter: lora.LoraConfig,
+    optimizer: optim.OptimConfig,
+    clip: losses.Clip | None = None,
+) -> states.Spec:
+    """What the steps of a run are compiled from."""
+    path = pathlib.Path(model.place)
+    source = path if path.exists() else load.folder(model.place)
+    cfg = qwen3.Config.from_hf(
+        source,
+        dtype=model.dtype,
+        remat=model.remat,
+        chunk=model.chunk,
+        lora_scale=adapter.scale,
+    )
+    return states.Spec(cfg, adapter, optimizer, clip)
+
+
+def weights_of(
+    model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh, seed: int
+) -> dict[str, Any]:
+    """The base on the mesh."""
+    if model.weights == "random":
+        where = qwen3.shardings(spec.model, mesh)
+        build = jax.jit(lambda key: qwen3.init(key, spec.model), out_shardings=where)
+        return build(jax.random.key(seed))
+    return load.load(model.place, spec.model, mesh)
+
+
+def start_of(
+    train: TrainConfig,
+    model: ModelConfig,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+) -> tuple[dict[str, Any] | None, states.State]:
+    """The frozen weights (None where they are what is trained) and a fresh state: around the result of
+    the run `train.start`, else around a new adapter or the base."""
+    params = weights_of(model, spec, mesh, train.seed)
+    key = jax.random.key(train.seed)
+    trained = params if spec.full else None
+    state = states.init(key, spec, mesh, trained)
+    if train.start:
+        path = pathlib.Path(train.start)
+        if not path.is_dir():
+            raise CheckpointError(f"train.start={train.start}: there is no such run")
+        run = checkpoint.Checkpoints(path, spec)
+        state = state.replace(trained=run.trained(state.trained))
+        run.close()
+    return (None if spec.full else params), state
+
+
+def tasks_of(env: EnvConfig) -> list[Task]:
+    """The questions that `env` chooses, in order."""
+    if env.questions.startswith("facts:"):
+        found = facts.tasks(facts.parse(env.questions.removeprefix("facts:")))
+    else:
+        found = search.read_questions(env.questions)
+    chosen = found[env.first : env.first + env.count if env.count else None]
+    if not chosen:
+        raise ConfigError(
+            f"env.first={env.first} is beyond the {len(found)} questions of {env.questions}"
+        )
+    return chosen
+
+
+def taskset_of(env: EnvConfig) -> search.SearchTaskset:
+    """The questions and the search engine over the corpus."""
+    if env.corpus.startswith("facts:"):
+        passages = facts.passages(facts.parse(env.corpus.removeprefix("facts:")))
+    else:
+        documents = corpus.read_corpus(env.corpus)
+        passages = [p for document in documents for p in corpus.chunk(document, env.chunk)]
+    return search.SearchTaskset(
+        tasks_of(env),
+        corpus.BM25(passages),
+        k=env.k,
+        system=env.system,
+        weights=env.weights,
+    )
+
+
+def source_of(name: str, chat: Chat, env: EnvConfig | None) -> sources.Source:
+    """Rows to train on: a JSONL or JSON file, "reading:SEED" or "demos:SEED" (made-up worlds)."""
+    kind, _, rest = name.partition(":")
+    if kind in ("reading", "demos"):
+        if not rest.isdigit():
+            raise ConfigError(f"data.source={name!r} needs a number after the colon: {kind}:0")
+        if kind == "reading":
+            return practice.Reading(chat, int(rest))
+        if env is None:
+            raise ConfigError(f"data.source={name!r} needs the section env: demos use its tool")
+        return practice.Demos(chat, int(rest), k=env.k, system=env.system)
+    return sources.Conversations(rest if kind == "jsonl" else name, chat)
+
+
+def engine_of(
+    rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
+) -> Engine:
+    """The sampler over the same arrays that training reads."""
+    size = EngineConfig(rollout.slots, rollout.limits.max_tokens, rollout.chunk, rollout.steps)
+    return Engine(params, spec.model, mesh, size)
+
+
+def check_vocabulary(chat: Chat, cfg: qwen3.Config) -> None:
+    """A tokenizer with ids the model does not have is refused."""
+    if chat.tokenizer.size > cfg.V:
+        raise ConfigError(
+            f"the tokenizer has ids up to {chat.tokenizer.size - 1}, the model a vocabulary of {cfg.V}: "
+            "set model.tokenizer to the model's own"
+        )

@@ -1,0 +1,75 @@
+"""The optimizer: a frozen description in, an optax chain out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+import optax.contrib
+
+from jaxdeep.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, or Muon for matrices with AdamW for the rest; linear warm-up, then `decay` to `end * lr`."""
+
+    lr: float
+    steps: int
+    warmup: int = 0
+    decay: str = "linear"  # or "cosine", "constant"
+    end: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    name: str = "adamw"  # or "muon"
+    muon_lr: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.decay not in ("linear", "cosine", "constant") or self.name not in ("adamw", "muon"):
+            raise ConfigError(
+                f"optim.decay={self.decay!r} is one of linear, cosine, constant and "
+                f"optim.name={self.name!r} one of adamw, muon"
+            )
+        if self.warmup >= self.steps and self.steps > 0 and self.warmup:
+            raise ConfigError(f"optim.warmup={self.warmup} must be below steps={self.steps}")
+
+
+def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:
+    """The learning rate by update, counted from 0."""
+    rest = max(cfg.steps - cfg.warmup, 1)
+    after = {
+        "linear": optax.linear_schedule(lr, lr * cfg.end, rest),
+        "cosine": optax.cosine_decay_schedule(lr, rest, cfg.end),
+        "constant": optax.constant_schedule(lr),
+    }[cfg.decay]
+    # the first update already moves: warm-up step i has rate (i + 1) / warmup
+    ramp = optax.linear_schedule(lr / max(cfg.warmup, 1), lr, max(cfg.warmup - 1, 1))
+    return optax.join_schedules([ramp, after], [cfg.warmup])
+
+
+def chain(cfg: OptimConfig) -> optax.GradientTransformation:
+    """The optax transformation `cfg` describes. Build it inside the jitted step: it is no data."""
+    adamw = optax.adamw(
+        schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay
+    )
+    if cfg.name == "adamw":
+        return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
+
+    def matrices(tree: Any) -> Any:
+        numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+        return jax.tree.map(lambda leaf: numbers if leaf.ndim == 3 else None, tree)
+
+    muon = optax.contrib.muon(
+        schedule(cfg, cfg.muon_lr),
+        weight_decay=cfg.weight_decay,
+        adam_b1=cfg.b1,
+        adam_b2=cfg.b2,
+        adam_weight_decay=cfg.weight_decay,
+        adam_learning_rate=schedule(cfg, cfg.lr),
+        muon_weight_dimension_numbers=matrices,  # the stacked linears; the rest is AdamW's
+    )
+    return optax.chain(optax.clip_by_global_norm(cfg.clip), muon)

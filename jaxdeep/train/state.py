@@ -1,0 +1,178 @@
+"""One training step as two compiled programs: `accumulate` for each microbatch, `update` once.
+
+What is trained is an adapter over frozen weights, or (rank 0) the weights themselves. The frozen
+weights are an argument, never in the state, never copied. Any number of microbatches of one shape
+runs through the same two programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import ConfigError
+from jaxdeep.model import lora, qwen3
+from jaxdeep.train import losses, optim
+from jaxdeep.types import Batch
+
+
+@struct.dataclass
+class State:
+    """All that training changes: the trained tree (float32), the optimizer's state, the step."""
+
+    trained: Any
+    opt: Any
+    step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a step is compiled from: hashable, the static argument of everything."""
+
+    model: qwen3.Config
+    lora: lora.LoraConfig
+    optim: optim.OptimConfig
+    clip: losses.Clip | None = None  # None: SFT
+
+    @property
+    def full(self) -> bool:
+        """Whether the weights themselves are trained."""
+        return self.lora.rank == 0
+
+
+def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> State:
+    """Where each leaf of the state lives: moments beside the parameter they belong to."""
+    tree = qwen3.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    trained = qwen3.shardings(spec.model, mesh, tree)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree, is_leaf=qwen3.is_leaf
+    )
+    whole = meshes.replicated(mesh)
+    beside = {
+        path: (leaf.shape, where)
+        for (path, leaf), where in zip(
+            jax.tree.leaves_with_path(shapes), jax.tree.leaves(trained), strict=True
+        )
+    }
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        # an optimizer's tree ends in the path of the parameter that a moment belongs to
+        tails = (beside.get(path[i:]) for i in range(len(path)))
+        return next((tail[1] for tail in tails if tail and tail[0] == leaf.shape), whole)
+
+    opt = jax.eval_shape(optim.chain(spec.optim).init, shapes)
+    opt = jax.tree.map_with_path(place, opt)
+    return State(trained, opt, whole)
+
+
+def init(key: jax.Array, spec: Spec, mesh: jax.sharding.Mesh, trained: Any = None) -> State:
+    """A fresh state on the mesh, around `trained` if given, else around a new adapter or new weights."""
+
+    def build(key: jax.Array, trained: Any) -> State:
+        if trained is None and spec.full:
+            trained = qwen3.init(key, spec.model)
+        elif trained is None:
+            trained = lora.init(key, spec.model, spec.lora)
+        trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+        return State(trained, optim.chain(spec.optim).init(trained), jnp.zeros((), jnp.int32))
+
+    return jax.jit(build, out_shardings=shardings(spec, mesh))(key, trained)
+
+
+def policy(spec: Spec, params: dict | None, trained: Any) -> tuple[dict, dict | None]:
+    """The (weights, adapter) that `trained` stands for, in the model's dtype."""
+    if not spec.full:
+        return params, trained
+    dtype = jnp.dtype(spec.model.dtype)
+    return jax.tree.map(lambda x: x.astype(dtype), trained), None
+
+
+class Step:
+    """The compiled step. Call it with the state, the frozen weights and numpy microbatches."""
+
+    def __init__(self, spec: Spec, mesh: jax.sharding.Mesh) -> None:
+        self.spec, self.mesh = spec, mesh
+        where = shardings(spec, mesh)
+        whole = meshes.replicated(mesh)
+        self._start = jax.jit(
+            lambda trained: jax.tree.map(jnp.zeros_like, trained), out_shardings=where.trained
+        )
+        self._accumulate = jax.jit(
+            functools.partial(accumulate, spec=spec),
+            donate_argnames="grads",
+            out_shardings=(where.trained, whole),
+        )
+        self._update = jax.jit(
+            functools.partial(update, spec=spec),
+            donate_argnames="state",
+            out_shardings=(where, whole),
+        )
+
+    def gradients(
+        self, state: State, params: dict | None, batches: Sequence[Batch]
+    ) -> tuple[Any, dict[str, jax.Array]]:
+        """Gradients and metrics of all microbatches together; the state is left as it is."""
+        tokens = sum(float(batch.learn_BT.sum()) for batch in batches)
+        if not tokens:
+            raise ConfigError("a batch without a single token to learn from")
+        with meshes.use(self.mesh):
+            grads, totals = self._start(state.trained), None
+            for batch in batches:
+                grads, metrics = self._accumulate(
+                    grads=grads,
+                    trained=state.trained,
+                    params=params,
+                    batch=meshes.put(self.mesh, batch),
+                    weight=jnp.float32(1 / tokens),
+                )
+                totals = metrics if totals is None else add(totals, metrics)
+        count = totals["sum"].pop("tokens")
+        averages = {name: value / count for name, value in totals["sum"].items()}
+        return grads, averages | totals["max"] | {"tokens": count}
+
+    def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
+        """The next state; `state` is used up."""
+        with meshes.use(self.mesh):
+            return self._update(state=state, grads=grads)
+
+
+def add(a: dict, b: dict) -> dict:
+    """Metrics of two microbatches together."""
+    return {
+        "sum": {name: a["sum"][name] + b["sum"][name] for name in a["sum"]},
+        "max": {name: jnp.maximum(a["max"][name], b["max"][name]) for name in a["max"]},
+    }
+
+
+def accumulate(
+    *, grads: Any, trained: Any, params: dict | None, batch: Batch, weight: jax.Array, spec: Spec
+) -> tuple[Any, dict]:
+    """`grads` plus `weight` times the gradient of this microbatch's summed loss."""
+
+    def total(trained: Any) -> tuple[jax.Array, dict]:
+        weights, adapter = policy(spec, params, trained)
+        logp_BT, entropy_BT = losses.score(weights, adapter, batch, cfg=spec.model)
+        loss, metrics = losses.loss(logp_BT, entropy_BT, batch, clip=spec.clip)
+        return loss * weight, metrics
+
+    new, metrics = jax.grad(total, has_aux=True)(trained)
+    return jax.tree.map(jnp.add, grads, new), metrics
+
+
+def update(*, state: State, grads: Any, spec: Spec) -> tuple[State, dict]:
+    """One optimizer update."""
+    updates, opt = optim.chain(spec.optim).update(grads, state.opt, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    metrics = {
+        "grad_norm": optax.tree_utils.tree_norm(grads),
+        "lr": optim.schedule(spec.optim, spec.optim.lr)(state.step),
+    }
+    return State(trained, opt, state.step + 1), metrics

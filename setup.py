@@ -1,0 +1,57 @@
+"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch)."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jaxdeep/__init__.py").read_text()).group(1)
+README = ROOT / "README.md"
+
+TORCH = "torch==2.13.0"
+JAX = ">=0.10,<0.13"
+
+setup(
+    name="jaxdeep",
+    version=VERSION,
+    description="Post-train tool-using agents with JAX",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["jaxdeep", "jaxdeep.*"]),
+    package_data={"jaxdeep": ["assets/**", "eval/*.jinja"]},
+    zip_safe=False,
+    entry_points={"console_scripts": ["jaxdeep = jaxdeep.run.cli:main"]},
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "transformers>=5.20,<6",
+        "tokenizers>=0.22,<1",
+        "datasets>=4.4,<6",
+        "sentencepiece>=0.2,<0.3",
+        "tensorflow-datasets>=4.9.9,<5",  # brings no TensorFlow
+        "ml-collections>=1.1,<2",
+        "absl-py>=2.1,<3",
+        "httpx>=0.28,<0.29",
+        "safetensors>=0.6,<1",
+        "huggingface-hub>=1,<3",
+        "numpy>=2.1,<3",
+        "bm25s>=0.3,<0.4",
+        "rich>=14,<16",
+        "tqdm>=4.67,<5",
+        "jinja2>=3.1,<4",
+        "matplotlib>=3.10,<4",
+        "etils[epath]>=1.13,<2",
+    ],
+    extras_require={
+        "tpu": [f"jax[tpu]{JAX}"],
+        "gpu": [f"jax[cuda12]{JAX}"],
+        "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
+        "dev": ["pytest>=9,<10", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH],
+        "bench": [TORCH],
+    },
+)

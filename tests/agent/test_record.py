@@ -1,0 +1,135 @@
+"""Trajectories survive the trip to a file and back, whole; what is not one is refused by line."""
+
+import json
+
+import pytest
+
+from jaxdeep.agent import record
+from jaxdeep.errors import DataError
+from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+
+
+def trajectories():
+    calls = (ToolCall("search", {"query": "é\u2028x", "k": [1, None]}), ToolCall("", error="torn"))
+    full = Trajectory(
+        Task("a/1", "who?", ("me", "I"), {"supporting": ["x"]}),
+        seed=2**31 - 1,
+        pieces=[
+            Piece([1, 2, 3], "world"),
+            Piece([4, 151_645], "policy", [-0.1, -1e-17]),
+            Piece([5], "world"),
+        ],
+        messages=[
+            Message("user", "who?"),
+            Message("assistant", "so", reasoning="hm", calls=calls),
+            Message("tool", "a\nb", name="search"),
+        ],
+        stop=Stop.MAX_TOKENS,
+        rewards={"answer": 1 / 3, "judge": None},
+        reward=None,
+        metrics={"turns": 2.0, "calls/search": 1.0},
+    )
+    return [full, Trajectory(Task("b", "q"), failure="gone", reward=0.5)]
+
+
+def test_read_gives_back_what_was_written(tmp_path):
+    path = tmp_path / "new" / "rollouts.jsonl"
+    record.write(path, trajectories())
+    assert record.read(path) == trajectories()
+    assert path.read_text().count("\n") == 2
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_with_a_tokenizer_pieces_can_be_read_by_people(tmp_path, chat):
+    trajectory = Trajectory(
+        Task("t", "q"), pieces=[Piece(chat.opening([Message("user", "é!")]), "world")]
+    )
+    path = tmp_path / "rollouts.jsonl"
+    record.write(path, [trajectory], chat.tokenizer)
+    shown = json.loads(path.read_text())["pieces"][0]["text"]
+    assert shown == "<|im_start|>user\né!<|im_end|>\n<|im_start|>assistant\n"
+    assert record.read(path) == [trajectory]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    record.write(path, trajectories())
+    broken = trajectories()[0]
+    broken.metrics["turns"] = float("nan")
+    for bad in (broken, Trajectory(Task("odd", "q", meta={"set": {1}}))):
+        with pytest.raises(DataError, match=rf"trajectory 1, task '{bad.task.id}'"):
+            record.write(path, [trajectories()[0], bad])
+    assert record.read(path) == trajectories()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "rollouts.jsonl"
+    record.write(path, trajectories())
+
+    def full(descriptor):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        record.write(path, trajectories()[:1])
+    assert record.read(path) == trajectories()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_deeply_nested_call_is_no_trap(tmp_path):
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    call = Message("assistant", calls=(ToolCall("f", {"x": deep}),))
+    record.write(tmp_path / "r.jsonl", [Trajectory(Task("t", "q"), messages=[call])])
+    assert record.read(tmp_path / "r.jsonl")[0].messages == [call]
+
+
+def bad_lines():
+    rows = {
+        "not json": "{",
+        "not an object": "[1]",
+        "foreign": '{"prompt": "x"}',
+    }
+    record_row = {
+        "task": {"id": "t", "question": "q", "answers": [], "meta": {}},
+        "seed": 0,
+        "pieces": [{"tokens": [1], "author": "policy", "logps": [0.0]}],
+        "messages": [{"role": "user", "content": "", "reasoning": "", "calls": [], "name": ""}],
+        "stop": "finished",
+        "failure": "",
+        "rewards": {},
+        "reward": None,
+        "metrics": {},
+    }
+    changes = {
+        "no such stop": {"stop": "tired"},
+        "no such role": {"messages": [{**record_row["messages"][0], "role": "robot"}]},
+        "no such author": {"pieces": [{"tokens": [1], "author": "me", "logps": None}]},
+        "logps too short": {"pieces": [{"tokens": [1], "author": "policy", "logps": []}]},
+        "tokens that are text": {"pieces": [{"tokens": ["a"], "author": "world", "logps": None}]},
+        "a task without id": {"task": {"question": "q", "answers": []}},
+    }
+    yield "whole", json.dumps(record_row)
+    yield from rows.items()
+    for name, change in changes.items():
+        yield name, json.dumps(record_row | change)
+
+
+@pytest.mark.parametrize(("name", "line"), list(bad_lines()), ids=lambda value: value[:20])
+def test_torn_and_foreign_lines_are_named(tmp_path, name, line):
+    path = tmp_path / "rollouts.jsonl"
+    record.write(path, trajectories())
+    with path.open("a") as file:
+        file.write(line)
+    if name == "whole":
+        assert len(record.read(path)) == 3
+        return
+    with pytest.raises(DataError, match=r"rollouts\.jsonl:3 "):
+        record.read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        record.read(tmp_path / "none.jsonl")

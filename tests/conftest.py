@@ -1,0 +1,28 @@
+"""Eight CPU devices for the whole suite, and the folder of real data that some tests read."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = pathlib.Path(os.environ.get("JAXDEEP_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """A path in the folder of real data, or a skip that says what is missing."""
+
+    def find(name: str) -> pathlib.Path:
+        path = DATA / name
+        if not path.exists():
+            pytest.skip(f"{path} is absent: set JAXDEEP_TEST_DATA to the folder that has it")
+        return path
+
+    return find

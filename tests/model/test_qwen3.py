@@ -1,0 +1,214 @@
+"""The model against transformers, and against itself computed another way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import CheckpointError
+from jaxdeep.model import load, lora, qwen3
+
+SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, tied
+    "theta 1e4, tied, 1 kv head": (97, 64, 96, 2, 4, 1, 16, 1e4, True),
+    "theta 1e6, untied, 4 kv heads": (97, 64, 96, 3, 4, 4, 16, 1e6, False),
+    "theta 5e6, tied, 8 kv heads": (131, 64, 128, 2, 8, 8, 16, 5e6, True),
+    "head 128, hidden 256": (97, 256, 256, 2, 4, 2, 128, 1e6, False),
+    "head 8, hidden 96, tied": (97, 96, 64, 2, 6, 2, 8, 1e4, True),
+    "one layer, wide groups": (97, 64, 96, 1, 8, 1, 32, 5e6, False),
+}
+
+
+def config(shape, **changes):
+    V, D, F, L, N, K, H, theta, tie = shape
+    fields = dict(V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=theta, tie=tie)
+    return qwen3.Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
+
+
+TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return jax.jit(lambda: qwen3.init(jax.random.key(0), TINY))()
+
+
+def one_device():
+    return meshes.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_transformers(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    cfg = config(SHAPES[name])
+    torch.manual_seed(0)
+    hf_config = transformers.Qwen3Config(
+        **{k: v for k, v in cfg.to_hf().items() if k not in ("architectures", "torch_dtype")}
+    )
+    peer = transformers.Qwen3ForCausalLM(hf_config).float().eval()
+    with torch.no_grad():  # norms away from one, so that a swapped norm would show
+        for key, value in peer.named_parameters():
+            if "norm" in key:
+                value.mul_(1 + 0.3 * torch.randn_like(value))
+            else:
+                value.mul_(4)
+    peer.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the sharded layout must be what is read"
+    assert qwen3.Config.from_hf(tmp_path, dtype="float32") == cfg
+
+    params = load.load(str(tmp_path), cfg, one_device())
+    assert qwen3.count(cfg) == sum(p.numel() for p in peer.parameters())
+    tokens = np.random.default_rng(0).integers(0, cfg.V, (3, 41))
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            hidden, _ = qwen3.forward(params, None, tokens, cfg=cfg)
+            logps, _ = qwen3.token_logps(params, hidden, tokens, cfg=cfg)
+            return -logps.mean(), qwen3.logits(params, hidden, cfg=cfg)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (_, ours), grads = run(params)
+    ids = torch.tensor(tokens)
+    theirs = peer(ids).logits
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+
+    logps = torch.log_softmax(theirs[:, :-1], -1).gather(-1, ids[:, 1:, None])
+    (-logps.sum() / tokens.size).backward()
+    named = dict(peer.named_parameters())
+    for leaf, ours in grads["layers"].items():
+        for i in range(cfg.L):
+            grad = named[f"model.layers.{i}.{load.NAMES[leaf]}.weight"].grad.numpy()
+            close(np.asarray(ours[i]).T if grad.ndim == 2 else ours[i], grad)
+    for leaf in grads.keys() - {"layers"}:
+        grad = named[load.TOP[leaf]].grad.numpy()
+        close(np.asarray(grads[leaf]).T if leaf == "head" else grads[leaf], grad)
+
+
+def close(ours, theirs):
+    scale = np.abs(theirs).max()
+    assert scale > 0
+    assert np.abs(np.asarray(ours) - theirs).max() <= 1e-3 * scale
+
+
+def test_save_then_load_is_equal(tmp_path, tiny):
+    load.save(tmp_path, tiny, TINY)
+    again = load.load(str(tmp_path), TINY, one_device())
+    jax.tree.map(np.testing.assert_array_equal, tiny, again)
+
+
+def test_loading_onto_a_mesh_equals_one_device(tmp_path, tiny):
+    load.save(tmp_path, tiny, TINY)
+    sharded = load.load(
+        str(tmp_path), TINY, meshes.make_mesh(meshes.MeshConfig(data=4, model=2), jax.devices())
+    )
+    assert not sharded["layers"]["wq"].sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, tiny, sharded)
+
+
+def test_no_position_sees_a_later_one(tiny):
+    embed = tiny["embed"]
+
+    @jax.jit
+    def influence(t):
+        def loss(x_VD):
+            hidden, _ = qwen3.forward(tiny | {"embed": x_VD}, None, jnp.arange(12)[None], cfg=TINY)
+            return jnp.sum(jnp.where(jnp.arange(12) == t, hidden[0].sum(-1), 0))
+
+        return jax.grad(loss)(embed)[:12]
+
+    for t in range(12):  # the tokens are 0..11, so row i of the gradient is position i's
+        reached = np.abs(influence(t)).max(-1)
+        assert (reached[: t + 1] > 0).all() and (reached[t + 1 :] == 0).all()
+
+
+def test_cache_equals_forward_with_unequal_rows(tiny):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, TINY.V, (3, 24))
+    length = np.array([24, 9, 17])
+    whole, _ = jax.jit(lambda x: qwen3.forward(tiny, None, x, cfg=TINY))(tokens)
+    extend = jax.jit(
+        lambda cache, x, n: qwen3.forward(tiny, None, x, cfg=TINY, cache=cache, count_B=n)
+    )
+    cache, at = qwen3.empty_cache(TINY, 3, 24), np.zeros(3, int)
+    while (at < length).any():  # pieces of unequal size, each padded to 8
+        count = np.minimum(rng.integers(0, 9, 3), length - at)
+        piece = np.full((3, 8), 7)
+        for b in range(3):
+            piece[b, : count[b]] = tokens[b, at[b] : at[b] + count[b]]
+        hidden, cache = extend(cache, piece, count)
+        for b in range(3):
+            want = whole[b, at[b] : at[b] + count[b]]
+            np.testing.assert_allclose(hidden[b, : count[b]], want, atol=1e-5)
+        at += count
+    np.testing.assert_array_equal(cache.length_B, length)
+
+
+def test_remat_and_chunks_change_nothing(tiny):
+    tokens = np.random.default_rng(2).integers(0, TINY.V, (2, 23))
+
+    def run(**changes):
+        cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True), **changes)
+
+        def loss(params):
+            hidden, _ = qwen3.forward(params, None, tokens, cfg=cfg)
+            logps, entropy = qwen3.token_logps(params, hidden, tokens, cfg=cfg)
+            return logps.sum(), entropy
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny)
+
+    plain = run(remat=False, chunk=64)
+    assert (np.asarray(plain[0][1])[:, 1:] > 0).all()
+    for changes in (dict(remat=True, chunk=64), dict(remat=False, chunk=5), dict(chunk=1)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes))
+
+
+def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
+    cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True), lora_scale=2.0)
+    tokens = np.random.default_rng(3).integers(0, TINY.V, (2, 11))
+    spec = lora.LoraConfig(rank=4, alpha=8.0)
+    adapter = lora.init(jax.random.key(1), cfg, spec)
+    assert spec.scale == cfg.lora_scale and set(adapter) == set(qwen3.LINEARS)
+    run = jax.jit(lambda params, adapter: qwen3.forward(params, adapter, tokens, cfg=cfg)[0])
+    base = run(tiny, None)
+    np.testing.assert_array_equal(run(tiny, adapter), base)
+    adapter = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter)
+    applied = run(tiny, adapter)
+    assert np.abs(applied - base).max() > 0.1
+    np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
+    for name in qwen3.LINEARS:  # each linear is reached by its own factors
+        assert np.abs(run(tiny, {name: adapter[name]}) - base).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling"),
+        ({"hidden_size": None, "drop": "hidden_size"}, "hidden_size"),
+    ],
+)
+def test_other_architectures_are_refused_by_name(change, said):
+    hf = TINY.to_hf() | change
+    hf.pop(hf.pop("drop", ""), None)
+    with pytest.raises(CheckpointError, match=said):
+        qwen3.Config.from_hf(hf)
+
+
+def test_real_configs_give_the_published_counts(shared):
+    published = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "8B": 8_190_735_360, "32B": 32_762_123_264}
+    for size, parameters in published.items():
+        cfg = qwen3.Config.from_hf(shared(f"qwen3/configs/Qwen--Qwen3-{size}_config.json"))
+        assert qwen3.count(cfg) == parameters
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, tiny):
+    load.save(tmp_path, tiny, TINY)
+    other = config((64, 32, 64, 2, 4, 2, 16, 1e4, True))
+    with pytest.raises(CheckpointError, match=r"down_proj.*\(32, 48\).*\(32, 64\)"):
+        load.load(str(tmp_path), other, one_device())
+    (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load.load(str(tmp_path), TINY, one_device())

@@ -1,0 +1,148 @@
+"""The command line: what it runs, what it refuses, and that help never waits for jax."""
+
+import errno
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import jaxdeep.run
+from jaxdeep import config
+from jaxdeep.run import cli
+
+VERB = '''"""Trains nothing at all.
+
+A second paragraph.
+"""
+
+import no_such_library_for_help_to_import
+
+DEFAULT_CONFIG: str | None = "configs/one.py"
+EXAMPLE = "python -m jaxdeep fake --config=configs/one.py"
+FLAGS = {"against": "another workdir to compare with", "dry-run": "print and stop"}
+'''
+
+RUNS = '''"""Runs."""
+
+DEFAULT_CONFIG = None
+EXAMPLE = "python -m jaxdeep runs --config=configs/one.py"
+FLAGS = {"fail": "what to raise", "dry-run": "a flag with a dash"}
+
+
+def main(config, workdir, fail="", dry_run=""):
+    print(config.train.steps, workdir, dry_run)
+    if fail:
+        raise eval(fail)
+    return 3
+'''
+
+CONFIG = """from ml_collections import ConfigDict
+def get_config(arg=None):
+    return ConfigDict({"train": {"steps": 5 if arg else 10}})
+"""
+
+
+@pytest.fixture
+def verbs(tmp_path, monkeypatch):
+    """Two verbs, `fake` and `runs`, in a folder of their own, and a configuration in ./configs."""
+    (tmp_path / "verbs").mkdir()
+    (tmp_path / "verbs" / "fake.py").write_text(VERB)
+    (tmp_path / "verbs" / "runs.py").write_text(RUNS)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "one.py").write_text(CONFIG)
+    monkeypatch.setattr(jaxdeep.run, "__path__", [*jaxdeep.run.__path__, str(tmp_path / "verbs")])
+    monkeypatch.setattr(cli, "VERBS", ("fake", "runs"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("jaxdeep.run.runs", None)
+    vars(jaxdeep.run).pop("runs", None)
+
+
+def test_the_verbs_are_listed_with_their_first_lines(verbs, capsys):
+    for argv in ([], ["--help"], ["-h"]):
+        assert cli.main(argv) == 0
+        out = capsys.readouterr().out
+        assert "  fake  Trains nothing at all.\n  runs  Runs.\n" in out
+        assert max(map(len, out.split("\n"))) <= 80
+
+
+def test_help_of_a_verb_shows_docstring_example_and_flags_without_importing(verbs, capsys):
+    assert cli.main(["fake", "--workdir=x", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "A second paragraph." in out
+    assert "python -m jaxdeep fake --config=configs/one.py" in out
+    assert "default configs/one.py" in out
+    assert "--against=..." in out and "another workdir to compare with" in out
+
+
+def test_a_run_gets_its_configuration_workdir_and_flags(verbs, capsys):
+    argv = ["runs", "--config=configs/one.py", "--config.train.steps", "7", "--dry-run", "yes"]
+    assert cli.main(argv) == 3
+    assert capsys.readouterr().out == "7 runs/runs-one yes\n"
+    assert cli.main(["runs", "--config", "configs/one.py:smoke", "--workdir=a/b"]) == 3
+    assert capsys.readouterr().out == "5 a/b \n"
+    assert cli.main(["runs", "--config", "configs/one.py:smoke"]) == 3
+    assert capsys.readouterr().out == "5 runs/runs-one-smoke \n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["fakes"], "'fakes' is not a verb. Did you mean \"fake\"? The verbs are fake, runs"),
+        (["fake", "--agianst=x"], 'fake has no flag --agianst. Did you mean "against"?'),
+        (["fake", "--configs=x"], 'Did you mean "config"?'),
+        (["fake", "against=x"], "'against=x' is not a flag"),
+        (["fake", "--against"], "--against needs a value"),
+        (["fake", "--against", "--workdir=x"], "--against needs a value"),
+        (["fake", "--config.train.step=1"], 'Did you mean "train.steps"?'),
+        (["fake", "--config=configs/two.py"], "configs/two.py does not exist"),
+        (["runs"], "runs needs --config=FILE.py, as in\n  python -m jaxdeep runs"),
+    ],
+)
+def test_a_wrong_command_is_refused_before_anything_is_imported(verbs, capsys, argv, says):
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err and captured.err.startswith("error: ")
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "says"),
+    [
+        ("__import__('jaxdeep').errors.DataError('no corpus')", 2, "error: no corpus\n"),
+        ("KeyboardInterrupt()", 130, "the same command continues from the last checkpoint\n"),
+        ("MemoryError()", 1, "ran out of memory"),
+        (f"OSError({errno.ENOSPC}, 'No space', 'runs/x')", 1, "the disk is full at runs/x"),
+    ],
+)
+def test_failures_for_people_have_a_message_and_a_status(verbs, capsys, fail, status, says):
+    assert cli.main(["runs", "--config=configs/one.py", f"--fail={fail}"]) == status
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_a_bug_keeps_its_traceback(verbs):
+    for fail, kind in (("ValueError('bug')", ValueError), ("OSError(2, 'gone')", OSError)):
+        with pytest.raises(kind):
+            cli.main(["runs", "--config=configs/one.py", f"--fail={fail}"])
+
+
+def test_the_command_is_there_as_a_module_and_answers_without_jax():
+    program = (
+        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['jaxdeep', '--version']\n"
+        "runpy.run_module('jaxdeep', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=config.ROOT)
+    assert (done.returncode, done.stdout.strip()) == (0, jaxdeep.__version__)
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_describes_itself_with_an_example_that_works(name):
+    verb = cli.describe(name)
+    assert verb.doc.splitlines()[0].endswith(".")
+    python, m, package, first, *rest = shlex.split(verb.example)
+    assert (python, m, package, first) == ("python", "-m", "jaxdeep", name)
+    command = cli.parse(verb, rest)
+    config.load(command.config, command.overrides)

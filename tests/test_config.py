@@ -1,0 +1,256 @@
+"""Configurations: typed overrides, refusals that say what to do, frozen dataclasses, the record of a run."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxdeep import config
+from jaxdeep.errors import CheckpointError, ConfigError
+
+FILE = """
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arg=None):
+    c = ConfigDict()
+    c.seed = 0
+    c.name = "run"
+    c.train = ConfigDict(dict(lr=1e-3, steps=10, remat=True, buckets=(64, 128), mix=("a", "b")))
+    c.train.limit = config_dict.placeholder(int)
+    c.rollout = ConfigDict(dict(prompts=4, group=8, weights=[0.5, 1.0]))
+    c.rollout.rows = c.rollout.get_ref("prompts") * c.rollout.get_ref("group")
+    if arg == "smoke":
+        c.train.steps = 1
+    return c
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def refusal(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        config.load(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=7", "seed", 7),
+        ("seed=-1", "seed", -1),
+        ("name=12", "name", "12"),
+        ("name=a=b", "name", "a=b"),
+        ("train.lr=1", "train.lr", 1.0),
+        ("train.lr=3e-4", "train.lr", 3e-4),
+        ("train.remat=false", "train.remat", False),
+        ("train.remat=True", "train.remat", True),
+        ("train.buckets=256", "train.buckets", (256,)),
+        ("train.buckets=(32, 64, 96)", "train.buckets", (32, 64, 96)),
+        ("train.mix=c,d,e", "train.mix", ("c", "d", "e")),
+        ("train.limit=5", "train.limit", 5),
+        ("train.lr=None", "train.lr", None),
+        ("rollout.weights=1,2", "rollout.weights", [1.0, 2.0]),
+    ],
+)
+def test_an_override_has_the_type_of_the_present_value(file, override, key, value):
+    loaded = config.load(file, [f"--config.{override}"])
+    section, _, leaf = key.rpartition(".")
+    found = (loaded[section] if section else loaded)[leaf]
+    assert found == value and type(found) is type(value)
+
+
+def test_derived_values_follow_overrides(file):
+    assert config.load(file, ["--config.rollout.group=2"]).rollout.rows == 8
+
+
+def test_an_argument_reaches_get_config(file):
+    assert config.load(f"{file}:smoke").train.steps == 1
+    assert config.load(file).train.steps == 10
+
+
+def test_the_configuration_is_locked(file):
+    with pytest.raises(AttributeError):
+        config.load(file).sead = 1
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.stpes=3", r'train\.stpes is not .* "train\.steps"'),
+        ("lr=3", r'lr is not .* "train\.lr"'),
+        ("seed.x=3", r"seed\.x is not"),
+        ("train=3", r"train is a section; set one of .*train\.lr"),
+        ("seed=many", r"seed=many: expected int, such as 0"),
+        ("seed=1.5", r"seed=1\.5: expected int"),
+        ("train.lr=fast", r"train\.lr=fast: expected float, such as 0\.001"),
+        ("train.remat=maybe", r"train\.remat=maybe: expected bool, such as True"),
+        ("train.buckets=a,b", r"train\.buckets=a,b: expected tuple, such as \(64, 128\)"),
+        ("train.limit=x", r"train\.limit=x: expected int"),
+        ("seed", "not of the form"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_what_was_expected(file, override, says):
+    assert re.search(says, refusal(file, f"--config.{override}"))
+
+
+def test_a_missing_file_names_the_files_there_are(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "search.py").write_text(FILE)
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    message = refusal("configs/serach.py")
+    assert "configs/serach.py does not exist; there are configs/search.py." in message
+    assert 'Did you mean "configs/search.py"?' in message
+    # The same relative path works from anywhere, through the repository.
+    assert config.load("configs/search.py").seed == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\ny = 1 / 0\n", r"run\.py:2: ZeroDivisionError"),
+        ("import no_such_module\n", r"run\.py:1: ModuleNotFoundError: No module named"),
+        ("def get_config(:\n", r"run\.py: SyntaxError"),
+        ("\n\ndef get_config():\n    return {}['lr']\n", r"run\.py:4: KeyError: 'lr'"),
+        ("x = 1\n{}['k']\n", r"run\.py:2: KeyError: 'k'"),
+        ("x = 1\n", r"run\.py defines no get_config"),
+        ("def get_config():\n    return {}\n", r"get_config\(\) gave a dict"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_our_error(tmp_path, source, says):
+    path = tmp_path / "run.py"
+    path.write_text(source)
+    assert re.search(says, refusal(str(path)))
+
+
+def test_an_argument_that_is_not_taken_is_refused(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n"
+    )
+    assert "positional argument" in refusal(f"{path}:smoke")
+
+
+def test_an_error_of_ours_in_a_file_passes_through(tmp_path):
+    path = tmp_path / "run.py"
+    path.write_text("from jaxdeep.errors import CheckpointError\nraise CheckpointError('gone')\n")
+    with pytest.raises(CheckpointError, match="gone"):
+        config.load(str(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    lr: float
+    warmup: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    optim: Optim
+    buckets: tuple[int, ...]
+    mode: Literal["sft", "grpo"] = "sft"
+    clip: float | None = None
+    span: tuple[int, float] = (0, 1.0)
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    judge: Optim | None = None
+
+    def __post_init__(self):
+        if not self.buckets:
+            raise ValueError("buckets must not be empty")
+
+
+def test_build_makes_the_dataclass_with_its_types():
+    section = ConfigDict(
+        {
+            "optim": {"lr": 1},
+            "buckets": [1, 2],
+            "clip": 2,
+            "span": [1, 2],
+            "weights": {"em": 1},
+            "judge": {"lr": 0.5, "warmup": 3},
+        }
+    )
+    built = config.build(Train, section, "train")
+    assert built == Train(
+        Optim(1.0), (1, 2), "sft", 2.0, (1, 2.0), {"em": 1.0}, Optim(lr=0.5, warmup=3)
+    )
+    assert type(built.optim.lr) is float and type(built.span[1]) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bucket": 1}, r'train\.bucket is not a setting\. Did you mean "buckets"'),
+        ({"optim": {"lr": 1.0, "warmpu": 1}}, r'train\.optim\.warmpu .* "warmup"'),
+        ({"optim": {"warmup": 1}}, r"train\.optim\.lr must be set"),
+        ({"optim": {"lr": "1"}}, r"train\.optim\.lr is '1', a str; expected float"),
+        ({"optim": {"lr": True}}, r"train\.optim\.lr is True, a bool; expected float"),
+        ({"optim": {"lr": 1.0, "warmup": True}}, r"warmup is True, a bool; expected int"),
+        ({"optim": {"lr": 1.0, "warmup": 1.0}}, r"warmup is 1\.0, a float; expected int"),
+        ({"optim": 3}, r"train\.optim is 3, a int; expected Optim"),
+        ({"buckets": (1, "2")}, r"train\.buckets\[1\] is '2'"),
+        ({"buckets": ()}, r"train: buckets must not be empty"),
+        ({"mode": "ppo"}, r"train\.mode is 'ppo'.*grpo"),
+        ({"clip": "2"}, r"train\.clip is '2'"),
+        ({"span": (1,)}, r"train\.span is \(1,\), of 1 elements; expected 2"),
+        ({"weights": {"em": "x"}}, r"train\.weights\.em is 'x'"),
+        ({"judge": {"lr": 1.0, "x": 1}}, r"train\.judge\.x is not a setting"),
+    ],
+)
+def test_build_refuses_what_does_not_fit(change, says):
+    section = ConfigDict({"optim": ConfigDict({"lr": 0.1}), "buckets": (1, 2)})
+    with pytest.raises(ConfigError, match=says):
+        config.build(Train, dict(section.items()) | change, "train")
+
+
+def test_build_names_every_missing_key():
+    with pytest.raises(ConfigError, match=r"train\.optim, train\.buckets must be set"):
+        config.build(Train, ConfigDict(), "train")
+
+
+def test_save_records_what_was_run_without_jax(file, tmp_path):
+    program = (
+        "import sys; sys.modules['jax'] = None\n"
+        "import pathlib; from jaxdeep import config\n"
+        "loaded = config.load(sys.argv[1], ['--config.rollout.group=3'])\n"
+        "config.save(loaded, pathlib.Path(sys.argv[2]), ['jaxdeep', 'grpo', '--config.name=a b'])\n"
+    )
+    workdir = tmp_path / "new" / "run"
+    subprocess.run([sys.executable, "-c", program, file, workdir], check=True, cwd=config.ROOT)
+    record = json.loads((workdir / "config.json").read_text())
+    assert record["config"]["rollout"] == {
+        "prompts": 4,
+        "group": 3,
+        "rows": 12,
+        "weights": [0.5, 1.0],
+    }
+    assert record["command"] == "jaxdeep grpo '--config.name=a b'"
+    assert re.fullmatch(r"unknown|[0-9a-f]{40}(-dirty)?", record["commit"])
+    assert {"python", "jaxdeep", "jax", "numpy"} <= record["versions"].keys()
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_the_commit_is_the_checkouts_and_unknown_outside_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    assert config._commit() == "unknown"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert config._commit() == "unknown"  # no commit yet
+    (tmp_path / "a").write_text("1")
+    subprocess.run([*git, "add", "a"], check=True)
+    subprocess.run([*git, "commit", "-qm", "a"], check=True)
+    clean = config._commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "a").write_text("2")
+    assert config._commit() == f"{clean}-dirty"
