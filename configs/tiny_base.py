@@ -26,7 +26,7 @@ def get_config():
     config.mesh = ConfigDict(dict(data=1))
     config.data = ConfigDict(dict(source="reading:0", accumulate=1))
     config.batch = ConfigDict(dict(rows=12, length=192))
-    config.train = ConfigDict(dict(steps=4000, save_every=250, keep=1, seed=0))
+    config.train = ConfigDict(dict(steps=3500, save_every=250, keep=1, seed=0))
     config.optim = ConfigDict(
         dict(
             name="muon",

@@ -10,7 +10,7 @@ from jaxdeep.types import Completion, Message, Sampling, Task, Trajectory
 if TYPE_CHECKING:
     from jaxdeep.agent.tool import Tool
 
-Reward = Callable[[Task, Trajectory], "float | None | Awaitable[float | None]"]
+Reward = Callable[[Task, Trajectory], "Awaitable[float | None] | float | None"]
 """A number, or None when this trajectory cannot be judged: then it is left out of baseline and loss."""
 
 

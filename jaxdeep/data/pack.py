@@ -25,9 +25,14 @@ def to_row(pieces: Iterable[Piece], *, advantage: float = 1.0) -> Row:
         logp += [0.0] * n if piece.logps is None else piece.logps
     learn = np.asarray(learn, np.float32)
     if len(learn) and learn[0]:
-        raise ValueError("the first token of a sequence is predicted by nothing: it cannot be learned")
+        raise ValueError(
+            "the first token of a sequence is predicted by nothing: it cannot be learned"
+        )
     return Row(
-        np.asarray(tokens, np.int32), learn, np.asarray(logp, np.float32), learn * np.float32(advantage)
+        np.asarray(tokens, np.int32),
+        learn,
+        np.asarray(logp, np.float32),
+        learn * np.float32(advantage),
     )
 
 

@@ -264,7 +264,9 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
         name, facts = next(names), {}
         for attribute in KINDS[kind].questions:
             drawn = value(attribute)
-            while (name, attribute, drawn) in real or (attribute in ("capital", "nickname") and drawn in used):
+            while (name, attribute, drawn) in real or (
+                attribute in ("capital", "nickname") and drawn in used
+            ):
                 drawn = value(attribute)
             used.add(drawn)
             facts[attribute] = drawn
@@ -285,7 +287,9 @@ def passages(found: Sequence[Entity]) -> list[Passage]:
     for entity in found:
         for i, text in enumerate(texts(entity)):
             out.append(
-                Passage(f"{entity.name}#{i}", entity.name, text.text, 0, len(text.text), entity.kind)
+                Passage(
+                    f"{entity.name}#{i}", entity.name, text.text, 0, len(text.text), entity.kind
+                )
             )
     return out
 
@@ -345,7 +349,7 @@ def tokenizer(size: int) -> str:
 def _sentences() -> Iterator[str]:
     call = json.dumps({"name": "search", "arguments": {"query": "x"}})
     frame = (
-        f"system user assistant\n{call}\n Find: Answer: <answer>Unknown</answer> Read. Desk. "
+        f"system user assistant\n{call}\n Find: <answer>Unknown</answer> Read. Desk. "
         "Keywords. Search first, then answer. Result 1: \nNo results."
     )
     for _ in range(50):

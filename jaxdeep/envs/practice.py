@@ -26,8 +26,8 @@ def _world(seed: int) -> tuple[list[facts.Quiz], dict[str, list[facts.Text]]]:
     return quizzes, {entity.name: facts.texts(entity) for entity in world}
 
 
-def _stating(texts: Sequence[facts.Text], attribute: str) -> str:
-    return next(text.text for text in texts if attribute in text.states)
+def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
+    return next(text for text in texts if attribute in text.states)
 
 
 class Reading:
@@ -52,39 +52,43 @@ class Reading:
         """A dialogue with a librarian, who hands out one passage for some keywords."""
         own = texts[quiz.entity.name]
         out = [Message("user", quiz.question)]
+        titled = rng.random() < 0.5
 
-        def find(keywords: str, passage: str) -> None:
+        def find(keywords: str, passage: facts.Text) -> None:
             out.append(Message("assistant", f"Find: {keywords}"))
-            out.append(Message("user", passage))
+            title = f"Result 1: {passage.entity}\n" if titled else ""
+            out.append(Message("user", title + passage.text))
 
         if quiz.bridge:
             find(facts.query(quiz, 0), _stating(own, quiz.bridge))
         last = quiz.hops - 1
         if rng.random() < 0.4:  # a first try by the name alone, or by the attribute alone, may miss
             if rng.random() < 0.7:
-                find(facts.query(quiz, last, word=False), own[0].text)
+                find(facts.query(quiz, last, word=False), own[0])
                 missed = quiz.attribute not in own[0].states
             else:
                 other = rng.choice(texts[rng.choice(list(texts))])
-                find(facts.query(quiz, last, name=False), other.text)
+                find(facts.query(quiz, last, name=False), other)
                 missed = other.entity != quiz.entity.name or quiz.attribute not in other.states
             if missed:
                 find(facts.query(quiz, last), _stating(own, quiz.attribute))
         else:
             find(facts.query(quiz, last), _stating(own, quiz.attribute))
-        return [*out, Message("assistant", f"Answer: {quiz.answer}")]
+        return [*out, Message("assistant", f"<answer>{quiz.answer}</answer>")]
 
     def _read(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
         """A question under a few passages that may hold its answer."""
         own = texts[quiz.entity.name]
-        shown = [rng.choice(texts[name]).text for name in rng.sample(list(texts), rng.randint(0, 2))]
-        need = {_stating(own, a) for a in (quiz.attribute, quiz.bridge) if a}
+        shown = [
+            rng.choice(texts[name]).text for name in rng.sample(list(texts), rng.randint(0, 2))
+        ]
+        need = {_stating(own, a).text for a in (quiz.attribute, quiz.bridge) if a}
         known = rng.random() < 0.8
         shown += list(need) if known else []
         rng.shuffle(shown)
         answer = quiz.answer if known or need <= set(shown) else "Unknown"
         text = "\n".join([*shown, quiz.question])
-        return [Message("user", text), Message("assistant", f"Answer: {answer}")]
+        return [Message("user", text), Message("assistant", f"<answer>{answer}</answer>")]
 
     def _keywords(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
         return [Message("user", quiz.question), Message("assistant", facts.query(quiz, 0))]

@@ -89,7 +89,9 @@ def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any
 
     def tensor(key: str, shape: tuple[int, ...]) -> Any:
         if key not in held:
-            raise CheckpointError(f"{path} has no tensor {key}: it is not a checkpoint of this model")
+            raise CheckpointError(
+                f"{path} has no tensor {key}: it is not a checkpoint of this model"
+            )
         part = opened[held[key]].get_slice(key)
         if tuple(part.get_shape()) != shape:
             raise CheckpointError(
@@ -107,9 +109,7 @@ def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any
             tensor(f"model.layers.{i}.{NAMES[name]}.weight", shape[::-1] if flip else shape)
             for i in range(leaf.shape[0])
         ]
-        return lambda at: np.stack(
-            [p[at[:0:-1]].T if flip else p[at[1:]] for p in parts[at[0]]]
-        )
+        return lambda at: np.stack([p[at[:0:-1]].T if flip else p[at[1:]] for p in parts[at[0]]])
 
     dtype = jnp.dtype(cfg.dtype)
     tree, where = qwen3.leaves(cfg), qwen3.shardings(cfg, mesh)

@@ -281,9 +281,7 @@ def forward(
         else:
             k_cache = k_cache.at[index, rows_B1, :, slots_BT].set(k_BTKH, mode="drop")
             v_cache = v_cache.at[index, rows_B1, :, slots_BT].set(v_BTKH, mode="drop")
-            out_BTNH = attention.attend_cache(
-                q_BTNH, k_cache[index], v_cache[index], positions_BT
-            )
+            out_BTNH = attention.attend_cache(q_BTNH, k_cache[index], v_cache[index], positions_BT)
         x_BTD = x_BTD + project(out_BTNH.reshape(B, T, cfg.N * cfg.H), name="wo")
         h_BTD = rms_norm(x_BTD, layer["mlp_norm"], cfg.eps)
         h_BTF = jax.nn.silu(project(h_BTD, name="w_gate")) * project(h_BTD, name="w_up")
@@ -305,7 +303,9 @@ def forward(
 def logits(params: dict, hidden: jax.Array, *, cfg: Config) -> jax.Array:
     """Scores of every token of the vocabulary, float32."""
     if cfg.tie:
-        return jnp.einsum("...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32
+        )
     return jnp.einsum("...d,dv->...v", hidden, params["head"], preferred_element_type=jnp.float32)
 
 
@@ -336,6 +336,8 @@ def token_logps(
     def split(x):
         return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
 
-    _, out = jax.lax.scan(lambda _, xs: (None, score(*xs)), None, (split(hidden_BTD), split(target_BT)))
+    _, out = jax.lax.scan(
+        lambda _, xs: (None, score(*xs)), None, (split(hidden_BTD), split(target_BT))
+    )
     logp_BT, entropy_BT = (jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, : T - 1] for x in out)
     return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in (logp_BT, entropy_BT))

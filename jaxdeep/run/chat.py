@@ -66,7 +66,10 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
     console = Console()
 
     def ask(text: str, seed: int) -> None:
-        show(console, asyncio.run(answer(taskset, engine, chat, text, part["rollout"], sampling, seed)))
+        show(
+            console,
+            asyncio.run(answer(taskset, engine, chat, text, part["rollout"], sampling, seed)),
+        )
 
     try:
         if question:

@@ -33,9 +33,10 @@ from jaxdeep.data.pack import pack
 from jaxdeep.errors import ConfigError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import lora
+from jaxdeep.rewards import advantages
 from jaxdeep.run import setup
 from jaxdeep.sample.engine import Engine
-from jaxdeep.train import checkpoint, grpo, losses, optim
+from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Sampling, Stop, Trajectory
 
@@ -54,7 +55,7 @@ class GrpoConfig:
     prompts: int
     group: int
     tolerance: float
-    clip: losses.Clip = losses.Clip()
+    clip: losses.Clip = dataclasses.field(default_factory=losses.Clip)
     eval_every: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +98,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
     if settings.prompts > len(taskset):
-        raise ConfigError(f"grpo.prompts={settings.prompts}, but there are {len(taskset)} questions")
+        raise ConfigError(
+            f"grpo.prompts={settings.prompts}, but there are {len(taskset)} questions"
+        )
     mesh = meshes.make_mesh(part["mesh"])
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], settings.clip)
     setup.check_vocabulary(chat, spec.model)
@@ -115,8 +118,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
         timer, first = log.Timer(), True
         try:
             with log.Metrics(workdir, step=done) as metrics:
-                bar = log.progress(train.steps, "grpo", "step")
-                bar.update(done)
+                bar = log.progress(train.steps, "grpo", "step", done=done)
                 for n in range(done + 1, train.steps + 1):
                     tasks = draw(len(taskset), settings.prompts, n - 1, train.seed)
                     with timer("rollout"):
@@ -131,9 +133,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
                                 seed=train.seed * 1_000_003 + n,
                             )
                         )
-                    record.write(rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer)
+                    record.write(
+                        rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer
+                    )
                     found = summarize(groups)
-                    rows, more = grpo.rows(groups)
+                    rows, more = advantages.rows(groups)
                     found |= more
                     if rows:
                         with timer("train"):
@@ -251,4 +255,3 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
 def rollouts_of(workdir: Path, step: int) -> Path:
     """Where the rollouts of a step are."""
     return workdir / "rollouts" / f"{step:06d}.jsonl"
-

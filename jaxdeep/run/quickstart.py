@@ -38,18 +38,15 @@ def main(config: ConfigDict, workdir: Path) -> int:
     same_run(config, workdir)
     evaluated = {}
     for stage in STAGES:
-        start = ""
         if stage == "sft":
             sft.main(config.sft, workdir / "sft")
-            start = str(workdir / "sft")
+            config.grpo.model.path = str(workdir / "sft" / "model")
         if stage == "grpo":
-            with config.grpo.unlocked():
-                config.grpo.train.start = str(workdir / "sft")
             grpo.main(config.grpo, workdir / "grpo")
-            start = str(workdir / "grpo")
         place = workdir / f"eval-{stage}"
         if not (place / "eval.jsonl").exists():
             print(f"test: {STAGES[stage]}", file=sys.stderr)
+            start = str(workdir / "grpo") if stage == "grpo" else ""
             evaluate.run(test_config(config, start), place)
         evaluated[stage] = record.read(place / "eval.jsonl")
     finish(workdir, evaluated, time.perf_counter() - begun)
@@ -94,7 +91,9 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     fresh = workdir / "summary.json"
     if fresh.exists():  # nothing was left to do: keep the time of the run that did it
         summary["wall_s"] = json.loads(fresh.read_text())["wall_s"]
-    better = [i for i, t in enumerate(after) if harness.correct(t) and not harness.correct(before[i])]
+    better = [
+        i for i, t in enumerate(after) if harness.correct(t) and not harness.correct(before[i])
+    ]
     shown = better[:1] + [i for i in better if after[i].task.meta["hops"] == 2][:2]
     shown += [i for i, t in enumerate(after) if not harness.correct(t)][:2]
     curves = {

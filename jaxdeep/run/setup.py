@@ -65,7 +65,7 @@ class EnvConfig:
     system: str = search.SYSTEM
     first: int = 0  # skip as many questions
     count: int = 0  # then use as many; 0: all that are left
-    weights: search.Weights = search.Weights()
+    weights: search.Weights = search.WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,8 +74,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
         batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
         timer = log.Timer()
         with log.Metrics(workdir, step=done) as metrics:
-            bar = log.progress(train.steps, "sft", "step")
-            bar.update(done)
+            bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 with timer("data"):
                     group = [next(batches) for _ in range(part["data"].accumulate)]

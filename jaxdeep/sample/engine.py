@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -28,6 +27,7 @@ from jaxdeep.sample import sampler
 from jaxdeep.types import Completion, Sampling
 
 STOPS = 4  # stop ids a request may name
+SAMPLING = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Engine:
         )
 
     async def __call__(
-        self, prompt: Sequence[int], *, seed: int, max_new: int, sampling: Sampling = Sampling()
+        self, prompt: Sequence[int], *, seed: int, max_new: int, sampling: Sampling = SAMPLING
     ) -> Completion:
         """Sample at most `max_new` tokens after `prompt`. Raises ValueError for a request that can
         never be served; other requests go on."""
@@ -297,5 +297,3 @@ def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
     if list(held[:n]) == list(prompt[:n]):
         return n
     return next(i for i in range(n) if held[i] != prompt[i])
-
-

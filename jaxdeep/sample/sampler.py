@@ -35,9 +35,7 @@ class Draw:
 
 def take(cache: qwen3.Cache, slot_b: jax.Array) -> qwen3.Cache:
     """Some rows of a cache."""
-    return qwen3.Cache(
-        cache.k_LBKSH[:, slot_b], cache.v_LBKSH[:, slot_b], cache.length_B[slot_b]
-    )
+    return qwen3.Cache(cache.k_LBKSH[:, slot_b], cache.v_LBKSH[:, slot_b], cache.length_B[slot_b])
 
 
 def put_back(cache: qwen3.Cache, slot_b: jax.Array, rows: qwen3.Cache) -> qwen3.Cache:
@@ -105,7 +103,7 @@ def decode(
     rows, b = take(cache, slot_b), token_b.shape[0]
 
     def go(carry: tuple) -> Any:
-        step, _, _, how, active_b, *_ = carry
+        step, _, _, _, active_b, *_ = carry
         return (step < steps) & jnp.any(active_b)
 
     def one(carry: tuple) -> tuple:

@@ -74,7 +74,11 @@ class Checkpoints:
             ),
         )
         opt = back["optimizer"]
-        return step, states.State(back["trained"], opt["opt"], opt["step"]), back["about"]["position"]
+        return (
+            step,
+            states.State(back["trained"], opt["opt"], opt["step"]),
+            back["about"]["position"],
+        )
 
     def trained(self, like: Any) -> Any:
         """What the newest checkpoint trained, in the shardings of `like`."""
@@ -86,7 +90,9 @@ class Checkpoints:
     def _newest(self) -> int:
         step = self.latest()
         if step is None:
-            raise CheckpointError(f"{self.path} holds no checkpoint: has a run finished a step there?")
+            raise CheckpointError(
+                f"{self.path} holds no checkpoint: has a run finished a step there?"
+            )
         return step
 
     def _check(self, step: int) -> None:

@@ -53,9 +53,7 @@ def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:
 
 def chain(cfg: OptimConfig) -> optax.GradientTransformation:
     """The optax transformation `cfg` describes. Build it inside the jitted step: it is no data."""
-    adamw = optax.adamw(
-        schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay
-    )
+    adamw = optax.adamw(schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
     if cfg.name == "adamw":
         return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
 

@@ -162,7 +162,9 @@ def test_remat_and_chunks_change_nothing(tiny):
     plain = run(remat=False, chunk=64)
     assert (np.asarray(plain[0][1])[:, 1:] > 0).all()
     for changes in (dict(remat=True, chunk=64), dict(remat=False, chunk=5), dict(chunk=1)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes)
+        )
 
 
 def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
@@ -174,7 +176,9 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     run = jax.jit(lambda params, adapter: qwen3.forward(params, adapter, tokens, cfg=cfg)[0])
     base = run(tiny, None)
     np.testing.assert_array_equal(run(tiny, adapter), base)
-    adapter = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter)
+    adapter = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter
+    )
     applied = run(tiny, adapter)
     assert np.abs(applied - base).max() > 0.1
     np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
@@ -198,7 +202,12 @@ def test_other_architectures_are_refused_by_name(change, said):
 
 
 def test_real_configs_give_the_published_counts(shared):
-    published = {"0.6B": 596_049_920, "1.7B": 1_720_574_976, "8B": 8_190_735_360, "32B": 32_762_123_264}
+    published = {
+        "0.6B": 596_049_920,
+        "1.7B": 1_720_574_976,
+        "8B": 8_190_735_360,
+        "32B": 32_762_123_264,
+    }
     for size, parameters in published.items():
         cfg = qwen3.Config.from_hf(shared(f"qwen3/configs/Qwen--Qwen3-{size}_config.json"))
         assert qwen3.count(cfg) == parameters

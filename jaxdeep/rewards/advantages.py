@@ -20,7 +20,9 @@ from jaxdeep.types import Row, Trajectory
 def advantages(rewards: Sequence[float | None]) -> list[float | None]:
     """The advantage of each rollout of one group; None where it has no part in the loss."""
     if len(rewards) < 2:
-        raise ConfigError(f"a group of {len(rewards)} has no baseline: grpo.group must be at least 2")
+        raise ConfigError(
+            f"a group of {len(rewards)} has no baseline: grpo.group must be at least 2"
+        )
     known = [r for r in rewards if r is not None]
     if len(known) < 2 or max(known) - min(known) < 1e-8:
         return [None] * len(rewards)
