@@ -7,6 +7,7 @@ run goes on at the very row where it stopped.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -33,22 +34,16 @@ class Conversations:
     def __init__(self, path: str | Path, chat: Chat) -> None:
         self.path, self.chat = Path(path), chat
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-        self.rows: list[tuple[str, Mapping[str, Any]]] = []
-        listing = text.lstrip().startswith("[")
-        lines = [text] if listing else text.splitlines()
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = str(self.path) if listing else f"{self.path}:{number}"
-            try:
-                found = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where} is not JSON: {error}") from error
-            for row in found if listing else [found]:
-                self.rows.append((where, row))
+            text = self.path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path} cannot be read: {error}") from error
+        self.rows: list[tuple[str, Any]] = []  # where each stands, and what is there
+        if text.lstrip().startswith("["):
+            listed = enumerate(_json(text, str(self.path)))
+            self.rows = [(f"{self.path}[{index}]", row) for index, row in listed]
+        else:  # a text may hold line separators of Unicode: only "\n" ends a line of JSONL
+            lines = ((f"{self.path}:{n}", line) for n, line in enumerate(text.split("\n"), 1))
+            self.rows = [(where, _json(line, where)) for where, line in lines if line.strip()]
         if not self.rows:
             raise DataError(f"{self.path} holds no conversation")
 
@@ -58,24 +53,32 @@ class Conversations:
     def __getitem__(self, index: int) -> list[Piece]:
         where, row = self.rows[index]
         try:
-            messages, tools = read(row)
+            return self.chat.pieces(*read(row))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        return self.chat.pieces(messages, tools)
 
 
 def read(row: Any) -> tuple[list[Message], list[Mapping[str, Any]]]:
-    """The messages and tool schemas of one row of data."""
+    """The messages and tool schemas of one row of data; DataError for what is neither."""
     if not isinstance(row, Mapping):
         raise DataError(f"a row must be an object, found {row!r:.80}")
     tools = row.get("tools") or []
-    tools = json.loads(tools) if isinstance(tools, str) else tools
+    tools = _json(tools, "the text of tools") or [] if isinstance(tools, str) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"tools must be a list of objects, found {tools!r:.80}")
     tools = [t if "function" in t else {"type": "function", "function": t} for t in tools]
-    if "messages" in row:
-        return chats.messages_from_openai(row["messages"], inline=True), tools
-    if "conversations" in row:
-        return chats.messages_from_sharegpt(row["conversations"]), tools
-    raise DataError(f"a row needs messages or conversations, found {', '.join(row)}")
+    if isinstance(turns := row.get("messages"), list):
+        return chats.messages_from_openai(turns, inline=True), tools
+    if isinstance(turns := row.get("conversations"), list):
+        return chats.messages_from_sharegpt(turns), tools
+    raise DataError(f"a row needs a list of messages or conversations, found {', '.join(row)}")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
 
 
 class Position(NamedTuple):
@@ -90,9 +93,14 @@ def _at(source: Source, index: int, seed: int) -> list[Piece]:
     if not hasattr(source, "__len__"):
         return source[index]
     epoch, place = divmod(index, len(source))
-    order = list(range(len(source)))
+    return source[_order(len(source), seed, epoch)[place]]
+
+
+@functools.lru_cache(maxsize=2)  # every row of an epoch asks for it
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(size))
     random.Random(f"epoch {seed} {epoch}").shuffle(order)
-    return source[order[place]]
+    return order
 
 
 def fill(
@@ -101,8 +109,10 @@ def fill(
     """Batches of B packed rows of T positions from `position` on, each with the position after it.
 
     Rows enter in order, each in the first place it fits, until one fits nowhere. A row longer than T,
-    or with nothing to learn, is left out and counted; DataError if a thousand in a row are.
+    or with nothing to learn, is left out and counted; DataError if a thousand in a row are, or all.
     """
+    # one good row of n can be first in an epoch and last in the next: 2n - 2 others between
+    most = min(1000, 2 * len(source)) if hasattr(source, "__len__") else 1000
     while True:
         bins: list[list[Row]] = [[] for _ in range(B)]
         room, out = [T] * B, 0
@@ -111,7 +121,7 @@ def fill(
             n = len(row.tokens)
             if n > T or not row.learn.any():
                 position, out = Position(position.read + 1, position.skipped + 1), out + 1
-                if out >= min(1000, len(source) if hasattr(source, "__len__") else 1000):
+                if out >= most:
                     raise DataError(
                         f"{out} rows, one after the other, are longer than {T} tokens or have nothing "
                         "to learn: raise batch.length or look at the data"

@@ -12,22 +12,48 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite, so that a row that is masked whole stays free of NaN
 
 
-def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array):
+def attend(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    block: int = 512,
+) -> jax.Array:
     """Causal attention of a sequence to itself, inside each segment; returns BTNH.
 
-    Grouped keys and values are repeated: on XLA's CPU backend that halves the cost of the grouped
-    einsum in training.
+    Queries go `block` at a time, recomputed in the backward pass, so that memory grows with T and not
+    with its square. Grouped keys and values are repeated: on XLA's CPU backend that halves the cost of
+    the grouped einsum in training.
     """
-    T, groups = q_BTNH.shape[1], q_BTNH.shape[2] // k_BTKH.shape[2]
-    k_BTNH = jnp.repeat(k_BTKH, groups, axis=2)
-    v_BTNH = jnp.repeat(v_BTKH, groups, axis=2)
-    scores_BNTS = jnp.einsum(
-        "btnh,bsnh->bnts", q_BTNH, k_BTNH, preferred_element_type=jnp.float32
-    ) * (q_BTNH.shape[-1] ** -0.5)
-    seen_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tri(T, dtype=bool)
-    scores_BNTS = jnp.where(seen_BTS[:, None], scores_BNTS, MASKED)
-    weights_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(v_BTNH.dtype)
-    return jnp.einsum("bnts,bsnh->btnh", weights_BNTS, v_BTNH)
+    B, T, N, H = q_BTNH.shape
+    k_BTNH = jnp.repeat(k_BTKH, N // k_BTKH.shape[2], axis=2)
+    v_BTNH = jnp.repeat(v_BTKH, N // v_BTKH.shape[2], axis=2)
+
+    def some(q_BQNH: jax.Array, segments_BQ: jax.Array, at_Q: jax.Array) -> jax.Array:
+        scores_BNQT = jnp.einsum(
+            "bqnh,btnh->bnqt", q_BQNH, k_BTNH, preferred_element_type=jnp.float32
+        ) * (H**-0.5)
+        seen_BQT = segments_BQ[:, :, None] == segments_BT[:, None, :]
+        seen_BQT &= jnp.arange(T) <= at_Q[:, None]
+        scores_BNQT = jnp.where(seen_BQT[:, None], scores_BNQT, MASKED)
+        weights_BNQT = jax.nn.softmax(scores_BNQT, axis=-1).astype(v_BTNH.dtype)
+        return jnp.einsum("bnqt,btnh->bqnh", weights_BNQT, v_BTNH)
+
+    if T <= block:
+        return some(q_BTNH, segments_BT, jnp.arange(T))
+    pad = -T % block
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
+        x = jnp.pad(x, widths)
+        return jnp.moveaxis(
+            x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :]), axis, 0
+        )
+
+    parts = (split(q_BTNH, 1), split(segments_BT, 1), split(jnp.arange(T), 0))
+    out = jax.lax.map(lambda part: jax.checkpoint(some)(*part), parts)
+    return jnp.moveaxis(out, 0, 1).reshape(B, T + pad, N, H)[:, :T]
 
 
 def attend_cache(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, positions_BT: jax.Array):

@@ -77,7 +77,7 @@ class Engine:
             raise ConfigError(
                 f"engine.length={engine.length} is beyond the model's {cfg.limit} positions"
             )
-        self.cfg, self.mesh, self.engine = cfg, mesh, engine
+        self.cfg, self.mesh, self.engine, self._unit = cfg, mesh, engine, rows
         self._params, self._lora = params, None
         kv = "model" if cfg.K % mesh.shape["model"] == 0 else None
         where = qwen3.Cache(
@@ -200,19 +200,20 @@ class Engine:
             new.append(request)
         return new
 
-    def _pad(self, requests: Sequence[_Request]) -> tuple[int, np.ndarray]:
-        """How many rows to compute, of few sizes, and their slots; padding rows are out of range."""
-        slots = self.engine.slots
-        sizes = [size for size in (slots // 8, slots // 2) if size and size % self._unit() == 0]
-        size = next((size for size in sizes if size >= len(requests)), slots)
-        slot_b = np.full(size, slots, np.int32)
-        slot_b[: len(requests)] = [request.slot for request in requests]
-        return size, slot_b
+    def _lay(
+        self, requests: Sequence[_Request]
+    ) -> tuple[list[int], np.ndarray, np.ndarray | None]:
+        """Where each request stands in the rows to compute, what every one of those rows holds, and
+        which slots they are: a quarter of all where that is enough, else all of them in place."""
+        few = self.engine.slots // 4
+        if few and few % self._unit == 0 and len(requests) <= few:
+            slot_b = np.full(few, self.engine.slots, np.int32)  # out of range: a row of padding
+            slot_b[: len(requests)] = [request.slot for request in requests]
+            return list(range(len(requests))), np.zeros(few, np.int32), slot_b
+        held_b = np.array([len(held) for held in self._held], np.int32)
+        return [request.slot for request in requests], held_b, None
 
-    def _unit(self) -> int:
-        return self.mesh.shape["replica"] * self.mesh.shape["data"]
-
-    def _draw(self, requests: Sequence[_Request], size: int) -> sampler.Draw:
+    def _draw(self, requests: Sequence[_Request], at: Sequence[int], size: int) -> sampler.Draw:
         how = sampler.Draw(
             np.zeros(size, np.uint32),
             np.zeros(size, np.float32),
@@ -220,7 +221,7 @@ class Engine:
             np.zeros(size, np.int32),
             np.zeros(size, np.int32),
         )
-        for i, request in enumerate(requests):
+        for i, request in zip(at, requests, strict=True):
             how.seed_b[i] = request.seed
             how.temperature_b[i] = request.sampling.temperature
             how.stop_bX[i, : len(request.sampling.stop)] = request.sampling.stop
@@ -234,45 +235,45 @@ class Engine:
     def _prefill(self, requests: list[_Request]) -> None:
         prefill, _ = sampler.compiled(self.cfg, self.engine.steps)
         while requests:
-            size, slot_b = self._pad(requests)
-            left = [len(request.prompt) - request.fed for request in requests]
-            T = min(self.engine.chunk, max(16, 1 << (max(left) - 1).bit_length()))
-            tokens_bT = np.zeros((size, T), np.int32)
-            held_b, count_b = np.zeros(size, np.int32), np.zeros(size, np.int32)
-            for i, request in enumerate(requests):
+            at, held_b, slot_b = self._lay(requests)
+            left = max(len(request.prompt) - request.fed for request in requests)
+            T = min(self.engine.chunk, max(16, 1 << (left - 1).bit_length()))
+            tokens_bT = np.zeros((len(held_b), T), np.int32)
+            count_b = np.zeros(len(held_b), np.int32)
+            for i, request in zip(at, requests, strict=True):
                 part = request.prompt[request.fed : request.fed + T]
                 tokens_bT[i, : len(part)] = part
                 held_b[i], count_b[i] = request.fed, len(part)
-                self._held[request.slot] = request.prompt[: request.fed + len(part)]
                 request.fed += len(part)
+                self._held[request.slot] = request.prompt[: request.fed]
             self.stats["prefilled"] += int(count_b.sum())
+            how = self._draw(requests, at, len(held_b))
             self._cache, token_b, logp_b = prefill(
                 self._params,
                 self._lora,
                 self._cache,
-                *self._device((slot_b, held_b, tokens_bT, count_b, self._draw(requests, size))),
+                *self._device((slot_b, held_b, tokens_bT, count_b, how)),
             )
             token_b, logp_b = jax.device_get((token_b, logp_b))
-            for i, request in enumerate(requests):
+            for i, request in zip(at, requests, strict=True):
                 if request.fed == len(request.prompt):
                     request.tokens.append(int(token_b[i]))
                     request.logps.append(float(logp_b[i]))
+                    self.stats["sampled"] += 1
             requests = [request for request in requests if request.fed < len(request.prompt)]
 
     def _decode(self) -> None:
         _, decode = sampler.compiled(self.cfg, self.engine.steps)
         requests = [self._rows[slot] for slot in sorted(self._rows)]
-        size, slot_b = self._pad(requests)
-        token_b = np.zeros(size, np.int32)
-        token_b[: len(requests)] = [request.tokens[-1] for request in requests]
+        at, held_b, slot_b = self._lay(requests)
+        token_b = np.zeros(len(held_b), np.int32)
+        token_b[at] = [request.tokens[-1] for request in requests]
+        how = self._draw(requests, at, len(held_b))
         self._cache, *out = decode(
-            self._params,
-            self._lora,
-            self._cache,
-            *self._device((slot_b, token_b, self._draw(requests, size))),
+            self._params, self._lora, self._cache, *self._device((slot_b, token_b, how))
         )
         tokens_bS, logps_bS, count_b = jax.device_get(out)
-        for i, request in enumerate(requests):
+        for i, request in zip(at, requests, strict=True):
             n = int(count_b[i])
             # the cache took in the token before each drawn one, never the last drawn
             self._held[request.slot] += [request.tokens[-1], *tokens_bS[i, : n - 1].tolist()]

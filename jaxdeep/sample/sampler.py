@@ -33,13 +33,17 @@ class Draw:
     drawn_b: jax.Array
 
 
-def take(cache: qwen3.Cache, slot_b: jax.Array) -> qwen3.Cache:
-    """Some rows of a cache."""
+def take(cache: qwen3.Cache, slot_b: jax.Array | None) -> qwen3.Cache:
+    """Some rows of a cache; None is all of them, in place."""
+    if slot_b is None:
+        return cache
     return qwen3.Cache(cache.k_LBKSH[:, slot_b], cache.v_LBKSH[:, slot_b], cache.length_B[slot_b])
 
 
-def put_back(cache: qwen3.Cache, slot_b: jax.Array, rows: qwen3.Cache) -> qwen3.Cache:
+def put_back(cache: qwen3.Cache, slot_b: jax.Array | None, rows: qwen3.Cache) -> qwen3.Cache:
     """The cache with those rows replaced; a slot out of range is dropped."""
+    if slot_b is None:
+        return rows
     return qwen3.Cache(
         cache.k_LBKSH.at[:, slot_b].set(rows.k_LBKSH, mode="drop"),
         cache.v_LBKSH.at[:, slot_b].set(rows.v_LBKSH, mode="drop"),
@@ -66,7 +70,7 @@ def prefill(
     params: dict,
     lora: dict | None,
     cache: qwen3.Cache,
-    slot_b: jax.Array,
+    slot_b: jax.Array | None,
     held_b: jax.Array,
     tokens_bT: jax.Array,
     count_b: jax.Array,
@@ -88,7 +92,7 @@ def decode(
     params: dict,
     lora: dict | None,
     cache: qwen3.Cache,
-    slot_b: jax.Array,
+    slot_b: jax.Array | None,
     token_b: jax.Array,
     how: Draw,
     *,

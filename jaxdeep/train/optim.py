@@ -34,8 +34,6 @@ class OptimConfig:
                 f"optim.decay={self.decay!r} is one of linear, cosine, constant and "
                 f"optim.name={self.name!r} one of adamw, muon"
             )
-        if self.warmup >= self.steps and self.steps > 0 and self.warmup:
-            raise ConfigError(f"optim.warmup={self.warmup} must be below steps={self.steps}")
 
 
 def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:

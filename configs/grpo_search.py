@@ -1,0 +1,54 @@
+"""GRPO of Qwen3-8B as a search agent on your own corpus and questions.
+
+    python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/ \
+        --config.env.questions=questions.jsonl --config.train.start=runs/sft --workdir=runs/grpo
+
+The corpus is a file or folder of Markdown, text or JSONL; a question is a line with `question` and
+`answer`. Leave `train.start` empty to begin from the model itself. Hardware: meant for a TPU v5e-16 or
+larger. Not yet run at this size.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.model = ConfigDict(dict(path="Qwen/Qwen3-8B", dtype="bfloat16", thinking="write"))
+    config.lora = ConfigDict(dict(rank=32, alpha=64.0))
+    config.mesh = ConfigDict(dict(replica=1, data=-1, context=1, model=1))
+    config.env = ConfigDict(
+        dict(
+            corpus="docs/",
+            questions="questions.jsonl",
+            k=5,
+            chunk=1000,
+            first=0,
+            count=0,
+            weights=dict(answer=1.0, format=0.1, retry=0.1),
+        )
+    )
+    config.rollout = ConfigDict(
+        dict(
+            slots=64,
+            chunk=512,
+            steps=16,
+            limits=dict(
+                max_turns=9,
+                max_calls=8,
+                turn_tokens=1024,
+                max_tokens=8192,
+                result_tokens=800,
+                seconds=600.0,
+            ),
+        )
+    )
+    # bfloat16 sampler and trainer round differently: the largest difference of any token, in nats
+    config.grpo = ConfigDict(
+        dict(prompts=16, group=8, tolerance=1.0, eval_every=0, clip=dict(low=0.2, high=0.28))
+    )
+    config.batch = ConfigDict(dict(rows=16, length=8192))
+    config.train = ConfigDict(dict(steps=200, save_every=10, keep=2, start="", seed=0))
+    config.optim = ConfigDict(
+        dict(lr=2e-5, warmup=5, decay="constant", steps=config.train.get_ref("steps"))
+    )
+    return config

@@ -1,0 +1,90 @@
+"""Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+from jaxdeep.envs import facts
+
+VOCABULARY = 400
+MODEL = {
+    "model_type": "qwen3",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 1024,
+}
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.model = ConfigDict(dict(path={model!r}, weights="random", dtype="float32",
+        thinking="none", tools_in_prompt=False, remat=False))
+    config.lora = ConfigDict(dict(rank=4, alpha=4.0))
+    config.mesh = ConfigDict(dict(data=-1, model=1))
+    config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start="", seed=0))
+    {rest}
+    return config
+"""
+ENV = """config.env = ConfigDict(dict(corpus="facts:dev", questions="facts:dev", k=1, system="Go.",
+        first=0, count=16, weights=dict(answer=1.0, format=0.0, retry=0.0)))"""
+OPTIM = "config.optim = ConfigDict(dict(lr=1e-3, warmup=2, steps=config.train.get_ref('steps')))"
+ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_turns=3, max_calls=2,
+        turn_tokens=16, max_tokens=224, result_tokens=32, seconds=60.0)))"""
+BATCH = "config.batch = ConfigDict(dict(rows=8, length=224))"
+DATA = "config.data = ConfigDict(dict(source='demos:0'))"
+GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
+PARTS = {
+    "sft": [ENV, OPTIM, BATCH, DATA],
+    "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO],
+    "eval": [ENV, ROLLOUT],
+}
+
+
+def config(folder: pathlib.Path, verb: str, steps: int = 4) -> str:
+    """A configuration file for a verb, with its model beside it."""
+    model = folder / "model"
+    if not model.exists():
+        model.mkdir(parents=True)
+        (model / "config.json").write_text(json.dumps(MODEL))
+        (model / "tokenizer.json").write_text(facts.tokenizer(VOCABULARY))
+    path = folder / f"{verb}.py"
+    rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip()
+    path.write_text(CONFIG.format(model=str(model), steps=steps, rest=rest))
+    return str(path)
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "jaxdeep", *args]
+
+
+def environment() -> dict[str, str]:
+    """One CPU device, whatever the suite itself uses."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*args), env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def start(*args: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*args),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,174 @@
+"""The verbs as people run them: to the end, stopped and started again, and on input that is wrong."""
+
+import json
+import math
+import signal
+import time
+
+import pytest
+from run import small
+
+from jaxdeep import log
+from jaxdeep.agent import record
+from jaxdeep.run import cli, setup
+
+
+def steps(workdir):
+    return [row["step"] for row in log.read(workdir / "metrics.jsonl")]
+
+
+def wait_for(workdir, step, process):
+    """Until the metrics of a run have this step."""
+    path, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    while time.monotonic() < end:
+        if path.exists() and any(row["step"] >= step for row in log.read(path)):
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} in {path}")
+
+
+def without_time(workdir):
+    rows = log.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def test_sft_killed_twice_ends_as_if_never_stopped(tmp_path):
+    config = small.config(tmp_path, "sft", steps=9)
+    done = small.run("sft", f"--config={config}", f"--workdir={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    for step in (3, 6):
+        process = small.start("sft", f"--config={config}", f"--workdir={tmp_path / 'parts'}")
+        wait_for(tmp_path / "parts", step, process)
+        process.kill()
+        process.communicate()
+    assert steps(tmp_path / "parts")[-1] < 9
+    done = small.run("sft", f"--config={config}", f"--workdir={tmp_path / 'parts'}")
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path / "parts") == list(range(1, 10))
+    assert without_time(tmp_path / "parts") == without_time(tmp_path / "whole")
+
+
+def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
+    config, workdir = small.config(tmp_path, "grpo", steps=5), tmp_path / "run"
+    process = small.start("grpo", f"--config={config}", f"--workdir={workdir}")
+    wait_for(workdir, 3, process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "the same command continues" in said
+    assert "Traceback" not in said
+    done = small.run("grpo", f"--config={config}", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert steps(workdir) == [1, 2, 3, 4, 5]
+    for step in range(1, 6):
+        seen = record.read(workdir / "rollouts" / f"{step:06d}.jsonl")
+        assert len(seen) == 16 and all(t.sampled for t in seen)
+    again = small.run("grpo", f"--config={config}", f"--workdir={workdir}")  # nothing is left to do
+    assert again.returncode == 0 and steps(workdir) == [1, 2, 3, 4, 5]
+
+
+def test_eval_and_chat_on_a_trained_run(tmp_path, capsys):
+    sft = small.config(tmp_path, "sft", steps=2)
+    config = small.config(tmp_path, "eval")
+    assert cli.main(["sft", f"--config={sft}", f"--workdir={tmp_path / 'sft'}"]) == 0
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    start = f"--config.train.start={tmp_path / 'sft'}"
+    assert cli.main(["eval", f"--config={config}", f"--workdir={base}"]) == 0
+    assert (
+        cli.main(["eval", f"--config={config}", f"--workdir={tuned}", start, f"--against={base}"])
+        == 0
+    )
+    found = json.loads((tuned / "eval.json").read_text())
+    assert found["n"] == 16 and found["mcnemar"]["n"] == 16 and found["failed"] == 0
+    printed = capsys.readouterr().out
+    assert "McNemar p" in printed and "EM" in printed
+    assert (tuned / "eval.html").read_text().count("<html") == 1
+    first, second = (record.read(place / "eval.jsonl") for place in (base, tuned))
+    assert [t.task.id for t in first] == [t.task.id for t in second]
+    assert any(a.tokens != b.tokens for a, b in zip(first, second, strict=True))
+    question = "--question=What is the capital of Chad?"
+    assert cli.main(["chat", f"--config={config}", start, question]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+WRONG = {
+    "a missing file": ("sft", ["--config.data.source=jsonl:none.jsonl"], "none.jsonl"),
+    "an empty corpus": ("grpo", ["--config.env.corpus={tmp}/empty"], "empty"),
+    "a missing corpus": ("grpo", ["--config.env.corpus={tmp}/nowhere"], "nowhere"),
+    "no answer": ("grpo", ["--config.env.questions={tmp}/bad.jsonl"], "bad.jsonl:2"),
+    "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
+    "a typo": ("grpo", ["--config.grpo.promps=1"], "grpo.prompts"),
+    "a wrong type": ("sft", ["--config.train.steps=many"], "expected int"),
+    "a model that is not there": ("sft", ["--config.model.path={tmp}/no"], "{tmp}/no"),
+    "no such run": ("grpo", ["--config.train.start={tmp}/no"], "there is no such run"),
+    "too short": ("grpo", ["--config.batch.length=64"], "must hold a whole rollout"),
+    "too many prompts": ("grpo", ["--config.grpo.prompts=99"], "99"),
+    "weights that are not there": ("sft", ["--config.model.weights=load"], "model.safetensors"),
+    "a mesh that does not fit": ("sft", ["--config.mesh.model=3"], "devices"),
+    "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
+    "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
+    "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
+    "nothing to compare with": ("eval", ["--against={tmp}/no"], "there is no evaluation"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_named_without_a_traceback(name, tmp_path, capsys):
+    verb, flags, word = WRONG[name]
+    (tmp_path / "empty").mkdir()
+    rows = [{"question": "Who?", "answer": "I"}, {"question": "Why?", "answer": ""}]
+    (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    config = small.config(tmp_path, verb)
+    status = cli.main([verb, f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags])
+    said = capsys.readouterr().err
+    assert status == 2 and word.format(tmp=tmp_path) in said
+    assert "Traceback" not in said
+
+
+def test_a_checkpoint_of_another_shape_is_refused_and_kept(tmp_path, capsys):
+    config, workdir = small.config(tmp_path, "sft", steps=2), tmp_path / "run"
+    assert cli.main(["sft", f"--config={config}", f"--workdir={workdir}"]) == 0
+    before = (workdir / "metrics.jsonl").read_text()
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.lora.rank=8"]
+    assert cli.main(["sft", *flags]) == 2
+    assert "rank=4 there, 8 here" in capsys.readouterr().err
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert cli.main(["sft", f"--config={config}", f"--workdir={workdir}"]) == 0
+
+
+@pytest.fixture
+def uneven(monkeypatch):
+    """Rewards that differ inside every group: a random model is never right."""
+    build = setup.taskset_of
+
+    def taskset_of(env):
+        taskset = build(env)
+        taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+        return taskset
+
+    monkeypatch.setattr(setup, "taskset_of", taskset_of)
+
+
+def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys, uneven):
+    config, workdir = small.config(tmp_path, "grpo"), tmp_path / "run"
+    same = [f"--config={config}", f"--workdir={workdir}"]
+    assert cli.main(["grpo", *same, "--config.grpo.tolerance=0.0"]) == 2
+    said = capsys.readouterr().err
+    assert "differ by up to" in said and "grpo.tolerance=0" in said
+    assert steps(workdir) == []
+    assert cli.main(["grpo", *same]) == 0  # within 1e-4 nats it runs
+    rows = log.read(workdir / "metrics.jsonl")
+    assert len(rows) == 4 and all(row["train/max_logp_diff"] <= 1e-4 for row in rows)
+    assert all(row["train/grad_norm"] > 0 and row["train/clipped"] == 0 for row in rows)
+
+
+def test_metrics_say_what_happened(tmp_path):
+    config, workdir = small.config(tmp_path, "grpo", steps=2), tmp_path / "run"
+    assert cli.main(["grpo", f"--config={config}", f"--workdir={workdir}"]) == 0
+    row = log.read(workdir / "metrics.jsonl")[-1]
+    stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
+    assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
+    assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["config"]["grpo"]["group"] == 4 and "jax" in saved["versions"]

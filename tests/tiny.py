@@ -1,0 +1,51 @@
+"""A Qwen3 of a few thousand parameters, shared by the tests of the device half."""
+
+import functools
+
+import jax
+import numpy as np
+
+from jaxdeep import mesh as meshes
+from jaxdeep.model import lora, qwen3
+
+CFG = qwen3.Config(
+    **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
+    limit=512,
+    dtype="float32",
+    chunk=16,
+    lora_scale=2.0,
+)
+SPEC = lora.LoraConfig(rank=4, alpha=8.0)
+
+
+def one_device() -> jax.sharding.Mesh:
+    return meshes.make_mesh(devices=jax.devices()[:1])
+
+
+@functools.cache
+def params() -> dict:
+    return jax.jit(lambda: qwen3.init(jax.random.key(0), CFG))()
+
+
+@functools.cache
+def adapter() -> dict:
+    """An adapter far from zero, so that forgetting it shows."""
+    fresh = lora.init(jax.random.key(1), CFG, SPEC)
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+
+
+@functools.cache
+def _score():
+    def score(params, adapter, tokens_BT):
+        hidden, _ = qwen3.forward(params, adapter, tokens_BT, cfg=CFG)
+        return qwen3.token_logps(params, hidden, tokens_BT, cfg=CFG)[0]
+
+    return jax.jit(score)
+
+
+def logps(tokens: list[int], adapter: dict | None) -> np.ndarray:
+    """The log-probability of each token by one plain forward pass, [T]."""
+    padded = np.zeros((1, -(-len(tokens) // 64) * 64), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(_score()(params(), adapter, padded))[0, : len(tokens)]

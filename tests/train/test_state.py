@@ -1,0 +1,218 @@
+"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not stopped."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdeep import mesh as meshes
+from jaxdeep.data.pack import pack, pack_bins
+from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.model import lora, qwen3
+from jaxdeep.train import checkpoint, losses, optim
+from jaxdeep.train import state as states
+from jaxdeep.types import Row
+
+OPTIM = optim.OptimConfig(lr=1e-2, steps=10, warmup=2)
+SFT = states.Spec(tiny.CFG, tiny.SPEC, OPTIM)
+GRPO = states.Spec(tiny.CFG, tiny.SPEC, OPTIM, losses.Clip())
+FULL = states.Spec(tiny.CFG, lora.LoraConfig(0, 1.0), OPTIM)
+
+
+def rows(n=13, seed=0):
+    rng = np.random.default_rng(seed)
+    out = []
+    for _ in range(n):
+        T = int(rng.integers(5, 30))
+        learn = (rng.random(T) < 0.5).astype(np.float32)
+        learn[0], learn[-1] = 0, 1
+        logp = (-4.5 + 0.3 * rng.standard_normal(T)).astype(np.float32) * learn
+        tokens = rng.integers(0, tiny.CFG.V, T).astype(np.int32)
+        out.append(Row(tokens, learn, logp, learn * np.float32(rng.normal())))
+    return out
+
+
+def gradients(spec, batches, mesh=None):
+    mesh = mesh or tiny.one_device()
+    trained = tiny.params() if spec.full else tiny.adapter()
+    state = states.init(jax.random.key(0), spec, mesh, trained)
+    params = jax.device_put(tiny.params(), qwen3.shardings(tiny.CFG, mesh))
+    grads, metrics = states.Step(spec, mesh).gradients(state, None if spec.full else params, batches)
+    return jax.device_get((grads, metrics))
+
+
+def same(a, b, tolerance=1e-5):
+    (grads_a, metrics_a), (grads_b, metrics_b) = a, b
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(grads_a))
+    assert scale > 1e-3
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance * scale), grads_a, grads_b
+    )
+    for name in metrics_a:
+        np.testing.assert_allclose(metrics_a[name], metrics_b[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("spec", [SFT, GRPO, FULL], ids=["sft", "grpo", "full"])
+def test_packed_equals_one_row_each_and_microbatches_equal_one_batch(spec):
+    every = rows()
+    padded = pack_bins([[row] for row in every], 16, 32)
+    packed = pack(every, B=16, T=48)
+    small = pack(every, B=2, T=32)
+    assert len(packed) == 1 and len(small) > 3
+    want = gradients(spec, [padded])
+    same(want, gradients(spec, packed))
+    same(want, gradients(spec, small))
+
+
+def test_padding_and_other_segments_change_nothing():
+    batch = pack(rows(), B=8, T=64)[0]
+    noise = np.random.default_rng(1).integers(0, tiny.CFG.V, batch.tokens_BT.shape)
+    padding = batch.segments_BT == 0
+    assert padding.sum() > 20
+    changed = batch._replace(
+        tokens_BT=np.where(padding, noise, batch.tokens_BT).astype(np.int32),
+        logp_BT=np.where(padding, np.float32(-300), batch.logp_BT),
+    )
+    want, got = gradients(GRPO, [batch]), gradients(GRPO, [changed])
+    jax.tree.map(np.testing.assert_array_equal, want, got)
+
+
+MESHES = [
+    dict(data=8),
+    dict(data=2, model=4),
+    dict(replica=2, data=2, model=2),
+    dict(data=1, model=2, context=4),
+    dict(data=4, context=2),
+]
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("spec", [SFT, GRPO, FULL], ids=["sft", "grpo", "full"])
+def test_a_mesh_equals_one_device(spec, shape):
+    batches = pack(rows(), B=8, T=64)
+    mesh = meshes.make_mesh(meshes.MeshConfig(**shape))
+    same(gradients(spec, batches), gradients(spec, batches, mesh))
+
+
+def test_the_base_is_sharded_and_so_are_the_adapter_and_its_moments():
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, model=4))
+    state = states.init(jax.random.key(0), SFT, mesh)
+    assert state.trained["wq"]["b"].sharding.spec[2] == "model"
+    assert state.trained["wo"]["a"].sharding.spec[1] == "model"
+    moments = [x for x in jax.tree.leaves(state.opt) if x.ndim == 3]
+    assert len(moments) == 2 * 14 and any("model" in str(x.sharding.spec) for x in moments)
+    step = states.Step(SFT, mesh)
+    params = jax.device_put(tiny.params(), qwen3.shardings(tiny.CFG, mesh))
+    grads, _ = step.gradients(state, params, pack(rows(), B=8, T=64))
+    before = jax.tree.map(lambda x: x.sharding, state)
+    after, _ = step.update(state, grads)
+    assert jax.tree.map(lambda x: x.sharding, after) == before
+
+
+def train(spec, steps, start=None, mesh=None):
+    mesh = mesh or tiny.one_device()
+    step = states.Step(spec, mesh)
+    state = start or states.init(jax.random.key(0), spec, mesh)
+    params = None if spec.full else tiny.params()
+    history = []
+    for n in steps:
+        grads, metrics = step.gradients(state, params, pack(rows(seed=n), B=4, T=64))
+        state, more = step.update(state, grads)
+        history.append(jax.device_get(metrics | more))
+    return state, history
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_alone():
+    before = jax.device_get(tiny.params())
+    fixed = [3] * 8
+    spec = states.Spec(tiny.CFG, tiny.SPEC, optim.OptimConfig(lr=2e-2, steps=8, warmup=2))
+    good = [r._replace(advantage=r.learn) for r in rows(seed=3)]
+    step = states.Step(spec, tiny.one_device())
+    state, seen = states.init(jax.random.key(0), spec, tiny.one_device()), []
+    for _ in fixed:
+        grads, metrics = step.gradients(state, tiny.params(), pack(good, B=4, T=64))
+        state, more = step.update(state, grads)
+        seen.append(float(metrics["loss"]))
+    assert seen[-1] < seen[0] - 0.2
+    assert float(more["lr"]) == pytest.approx(2e-2 / 6)  # the last of 6 falling steps after 2 rising
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny.params()))
+
+
+@pytest.mark.parametrize("spec", [SFT, FULL], ids=["adapter", "all weights"])
+def test_saved_and_restored_equals_uninterrupted(spec, tmp_path):
+    whole, history = train(spec, range(6))
+    half, _ = train(spec, range(3))
+    saved = checkpoint.Checkpoints(tmp_path, spec)
+    saved.save(3, half, {"read": 17, "skipped": 2})
+    saved.close()
+    again = checkpoint.Checkpoints(tmp_path, spec)
+    fresh = states.init(jax.random.key(9), spec, tiny.one_device())
+    step, state, position = again.restore(fresh)
+    assert step == 3 and position == {"read": 17, "skipped": 2}
+    state, rest = train(spec, range(3, 6), state)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(state))
+    assert rest == history[3:]
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
+    state, _ = train(SFT, range(1))
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        saved.restore(state)
+    saved.save(1, state, {})
+    saved.close()
+    other = states.Spec(tiny.CFG, lora.LoraConfig(8, 8.0, ("wq", "wv")), OPTIM)
+    fresh = states.init(jax.random.key(0), other, tiny.one_device())
+    with pytest.raises(CheckpointError, match=r"rank=4 there, 8 here.*targets=.*wo"):
+        checkpoint.Checkpoints(tmp_path, other).restore(fresh)
+
+
+def test_only_the_last_checkpoints_are_kept_and_a_torn_one_is_not_taken(tmp_path):
+    state, _ = train(SFT, range(1))
+    saved = checkpoint.Checkpoints(tmp_path, SFT, keep=2)
+    for step in (1, 2, 3):
+        saved.save(step, state, {})
+    saved.close()
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"2", "3"}
+    torn = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    torn.mkdir()
+    assert checkpoint.Checkpoints(tmp_path, SFT).latest() == 3
+
+
+def test_any_number_of_microbatches_runs_the_same_two_programs():
+    step = states.Step(SFT, tiny.one_device())
+    state = states.init(jax.random.key(0), SFT, tiny.one_device())
+    for n in (1, 3, 2):
+        batches = list(itertools.islice(itertools.cycle(pack(rows(), B=4, T=64)), n))
+        grads, _ = step.gradients(state, tiny.params(), batches)
+        state, _ = step.update(state, grads)
+    assert step._accumulate._cache_size() == 1 and step._update._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("decay", ["linear", "cosine", "constant"])
+def test_every_optimizer_moves_every_weight(name, decay):
+    cfg = optim.OptimConfig(lr=1e-2, steps=4, warmup=1, decay=decay, name=name, weight_decay=0.1)
+    spec = states.Spec(tiny.CFG, lora.LoraConfig(0, 1.0), cfg)
+    step = states.Step(spec, tiny.one_device())
+    state = states.init(jax.random.key(0), spec, tiny.one_device())
+    before = jax.device_get(state.trained)
+    grads, _ = step.gradients(state, None, pack(rows(), B=4, T=64))
+    state, _ = step.update(state, grads)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.trained))
+    assert all(x > 1e-4 for x in jax.tree.leaves(moved))
+
+
+def test_bad_settings_are_refused_with_their_values():
+    with pytest.raises(ConfigError, match="decay='cubic'"):
+        optim.OptimConfig(lr=1.0, steps=1, decay="cubic")
+    with pytest.raises(ConfigError, match="w_q"):
+        lora.LoraConfig(4, 4.0, ("w_q",))
+    with pytest.raises(ConfigError, match="3 rows"):
+        meshes.put(meshes.make_mesh(), pack(rows(), B=3, T=64)[0])
+    empty = [r._replace(learn=r.learn * 0) for r in rows()]
+    with pytest.raises(ConfigError, match="without a single token"):
+        gradients(SFT, pack(empty, B=4, T=64))
