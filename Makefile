@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test lint base clean
+.PHONY: quickstart test test-slow lint base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
@@ -20,9 +20,15 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Remakes the tiny base model that ships in jaxdeep/assets.
+# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers.
+test-slow: $(VENV)/.installed-dev
+	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
+
+# Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
 base: $(VENV)/.installed
+	$(PY) -m jaxdeep.envs.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py --workdir=runs/tiny_base
+	cp runs/tiny_base/model/model.safetensors jaxdeep/assets/tiny/
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

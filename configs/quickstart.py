@@ -16,6 +16,7 @@ def env(split, corpus, count=0):
             corpus=f"facts:{corpus}",
             questions=f"facts:{split}",
             k=1,
+            k1=0.3,  # the passages are short: see jaxdeep.envs.facts.K1
             system=SYSTEM,
             first=0,
             count=count,

@@ -12,10 +12,8 @@ import ast
 import collections.abc
 import dataclasses
 import difflib
-import functools
 import importlib.metadata
 import json
-import operator
 import shlex
 import subprocess
 import sys
@@ -118,14 +116,22 @@ def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one value. A key that the file leaves at its default is set too, and checked by `build`: it
+    is refused here where its section does not exist."""
     leaves = _flatten(config)
-    if key not in leaves:
-        inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
-        if inside:
-            raise ConfigError(f"--config.{key} is a section; set one of {', '.join(inside)}")
-        raise ConfigError(f"--config.{key} is not in the configuration.{suggest(key, leaves)}")
     *parents, last = key.split(".")
-    section = functools.reduce(operator.getitem, parents, config)
+    section: Any = config
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, ConfigDict) else None
+    inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
+    if inside:
+        raise ConfigError(f"--config.{key} is a section; set one of {', '.join(inside)}")
+    if not isinstance(section, ConfigDict) or not (parents or key in leaves):
+        raise ConfigError(f"--config.{key} is not in the configuration.{suggest(key, leaves)}")
+    if key not in leaves:
+        with section.unlocked():
+            section[last] = _literal(text)
+        return
     expected = section.get_type(last)
     try:
         section[last] = _parse(text, expected, leaves[key])

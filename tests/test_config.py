@@ -88,7 +88,6 @@ def test_the_configuration_is_locked(file):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("train.stpes=3", r'train\.stpes is not .* "train\.steps"'),
         ("lr=3", r'lr is not .* "train\.lr"'),
         ("seed.x=3", r"seed\.x is not"),
         ("train=3", r"train is a section; set one of .*train\.lr"),
@@ -254,3 +253,8 @@ def test_the_commit_is_the_checkouts_and_unknown_outside_one(tmp_path, monkeypat
     assert re.fullmatch("[0-9a-f]{40}", clean)
     (tmp_path / "a").write_text("2")
     assert config._commit() == f"{clean}-dirty"
+
+
+def test_a_key_that_the_file_leaves_out_is_set_and_left_to_the_dataclass(file):
+    loaded = config.load(file, ["--config.train.fresh=3"])
+    assert loaded.train.fresh == 3 and loaded.is_locked

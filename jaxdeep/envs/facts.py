@@ -28,6 +28,7 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.types import Task
 
 ASSETS = pathlib.Path(__file__).parent.parent / "assets"
+K1 = 0.3  # of BM25: in passages this short a name said twice must not outweigh the attribute's word
 Split = Literal["train", "dev", "test"]
 
 
@@ -239,10 +240,24 @@ def _pools() -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(values)) for name, values in pools.items()}
 
 
+def _claims(entity: Entity) -> set[tuple[str, str, str]]:
+    """What is said of an entity, by its name and by what stands for it."""
+    facts, bridges = entity.facts, KINDS[entity.kind].bridges
+    direct = {(entity.name, a, v) for a, v in facts.items()}
+    return direct | {
+        (b + facts[b], a, v) for b in bridges if b in facts for a, v in facts.items() if a != b
+    }
+
+
+@functools.cache
+def _real() -> frozenset[tuple[str, str, str]]:
+    return frozenset().union(*map(_claims, entities()))
+
+
 def made_up(seed: int, size: int = 120) -> list[Entity]:
     """A world of `size` entities that do not exist, its names drawn from the real ones."""
     rng, pools = random.Random(f"world {seed}"), _pools()
-    real = {(e.name, a, v) for e in entities() for a, v in e.facts.items()}
+    known = _real()
     names = iter(rng.sample(pools["names"], len(pools["names"])))
     # half the worlds keep the real continents and planets, half call them something else
     few = {
@@ -251,26 +266,24 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     }
     symbols = rng.sample(pools["symbol"], len(pools["symbol"]))
 
+    singles = iter(rng.sample(pools["names"], len(pools["names"])))
+
     def value(attribute: str) -> str:
         if attribute == "symbol":
             return symbols.pop()
+        if attribute in ("capital", "nickname"):  # an entity is asked for by these: none is shared
+            return next(singles)
         if attribute in few:
             return rng.choice(few[attribute])
         return rng.choice(pools[attribute if attribute in ("year", "number") else "names"])
 
-    out, used = [], set()
+    out = []
     for _ in range(size):
         kind = rng.choice(list(KINDS))
-        name, facts = next(names), {}
-        for attribute in KINDS[kind].questions:
-            drawn = value(attribute)
-            while (name, attribute, drawn) in real or (
-                attribute in ("capital", "nickname") and drawn in used
-            ):
-                drawn = value(attribute)
-            used.add(drawn)
-            facts[attribute] = drawn
-        out.append(Entity(kind, name, facts))
+        name, entity = next(names), None
+        while entity is None or _claims(entity) & known:
+            entity = Entity(kind, name, {a: value(a) for a in KINDS[kind].questions})
+        out.append(entity)
     return out
 
 

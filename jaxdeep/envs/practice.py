@@ -82,11 +82,11 @@ class Reading:
         shown = [
             rng.choice(texts[name]).text for name in rng.sample(list(texts), rng.randint(0, 2))
         ]
-        need = {_stating(own, a).text for a in (quiz.attribute, quiz.bridge) if a}
+        need = dict.fromkeys(_stating(own, a).text for a in (quiz.attribute, quiz.bridge) if a)
         known = rng.random() < 0.8
         shown += list(need) if known else []
         rng.shuffle(shown)
-        answer = quiz.answer if known or need <= set(shown) else "Unknown"
+        answer = quiz.answer if known or need.keys() <= set(shown) else "Unknown"
         text = "\n".join([*shown, quiz.question])
         return [Message("user", text), Message("assistant", f"<answer>{answer}</answer>")]
 
@@ -112,7 +112,7 @@ def _engine(seed: int) -> tuple[BM25, dict[str, frozenset[str]]]:
         for entity in world
         for passage, text in zip(facts.passages([entity]), facts.texts(entity), strict=True)
     }
-    return BM25(facts.passages(world)), states
+    return BM25(facts.passages(world), k1=facts.K1), states
 
 
 class Demos:

@@ -40,16 +40,14 @@ def attend(
         weights_BNQT = jax.nn.softmax(scores_BNQT, axis=-1).astype(v_BTNH.dtype)
         return jnp.einsum("bnqt,btnh->bqnh", weights_BNQT, v_BTNH)
 
-    if T <= block:
+    if block >= T:
         return some(q_BTNH, segments_BT, jnp.arange(T))
     pad = -T % block
 
     def split(x: jax.Array, axis: int) -> jax.Array:
         widths = [(0, pad if i == axis else 0) for i in range(x.ndim)]
         x = jnp.pad(x, widths)
-        return jnp.moveaxis(
-            x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :]), axis, 0
-        )
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :]), axis, 0)
 
     parts = (split(q_BTNH, 1), split(segments_BT, 1), split(jnp.arange(T), 0))
     out = jax.lax.map(lambda part: jax.checkpoint(some)(*part), parts)

@@ -18,8 +18,8 @@ from jaxdeep.agent.rollout import rollout
 from jaxdeep.data.chat import Chat
 from jaxdeep.envs.search import SearchTaskset
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import lora
 from jaxdeep.rewards.text import final_answer
+from jaxdeep.run import eval as evaluate
 from jaxdeep.run import setup
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import optim
@@ -39,17 +39,7 @@ FLAGS = {
 
 def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str = "0") -> int:
     """Answer `question`, or every line that is typed."""
-    part = setup.sections(
-        config,
-        {
-            "model": setup.ModelConfig,
-            "lora": lora.LoraConfig,
-            "mesh": meshes.MeshConfig,
-            "env": setup.EnvConfig,
-            "rollout": setup.RolloutConfig,
-            "train": setup.TrainConfig,
-        },
-    )
+    part = evaluate.parts(config)
     try:
         sampling = Sampling(float(temperature))
     except ValueError:

@@ -11,6 +11,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,6 +34,21 @@ EXAMPLE = (
 )
 FLAGS = {"against": "the workdir of another evaluation of the same questions, for a paired test"}
 COLUMNS = ("name", "n", "em", "f1", "calls", "turns", "failed")
+
+
+def parts(config: ConfigDict) -> dict[str, Any]:
+    """The sections of the configuration, checked."""
+    return setup.sections(
+        config,
+        {
+            "model": setup.ModelConfig,
+            "lora": lora.LoraConfig,
+            "mesh": meshes.MeshConfig,
+            "env": setup.EnvConfig,
+            "rollout": setup.RolloutConfig,
+            "train": setup.TrainConfig,
+        },
+    )
 
 
 def main(config: ConfigDict, workdir: Path, against: str = "") -> int:
@@ -71,17 +87,7 @@ def main(config: ConfigDict, workdir: Path, against: str = "") -> int:
 
 def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
     """One greedy rollout of each question, written to the workdir."""
-    part = setup.sections(
-        config,
-        {
-            "model": setup.ModelConfig,
-            "lora": lora.LoraConfig,
-            "mesh": meshes.MeshConfig,
-            "env": setup.EnvConfig,
-            "rollout": setup.RolloutConfig,
-            "train": setup.TrainConfig,
-        },
-    )
+    part = parts(config)
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     mesh = meshes.make_mesh(part["mesh"])

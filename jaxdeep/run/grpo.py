@@ -66,9 +66,9 @@ class GrpoConfig:
             )
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
-    """Train for `config.train.steps` steps in `workdir`."""
-    part = setup.sections(
+def parts(config: ConfigDict) -> dict[str, Any]:
+    """The sections of the configuration, checked."""
+    return setup.sections(
         config,
         {
             "model": setup.ModelConfig,
@@ -83,6 +83,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
         },
         {"dev": setup.EnvConfig},
     )
+
+
+def main(config: ConfigDict, workdir: Path) -> int:
+    """Train for `config.train.steps` steps in `workdir`."""
+    part = parts(config)
     train, batch, settings, limits = (
         part["train"],
         part["batch"],

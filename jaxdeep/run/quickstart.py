@@ -34,6 +34,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
     """Run what is still missing of the quickstart and print its result."""
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
+    # a mistake in a late stage is told before the first one starts
+    sft.parts(config.sft), grpo.parts(config.grpo), evaluate.parts(test_config(config, ""))
     begun = time.perf_counter()
     same_run(config, workdir)
     evaluated = {}

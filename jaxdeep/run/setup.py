@@ -61,6 +61,7 @@ class EnvConfig:
     corpus: str
     questions: str
     k: int = 5
+    k1: float = 1.5  # of BM25: how much a word that is repeated in a passage counts
     chunk: int = 1000  # characters of a passage, at most
     system: str = search.SYSTEM
     first: int = 0  # skip as many questions
@@ -206,7 +207,7 @@ def taskset_of(env: EnvConfig) -> search.SearchTaskset:
         passages = [p for document in documents for p in corpus.chunk(document, env.chunk)]
     return search.SearchTaskset(
         tasks_of(env),
-        corpus.BM25(passages),
+        corpus.BM25(passages, k1=env.k1),
         k=env.k,
         system=env.system,
         weights=env.weights,

@@ -41,9 +41,9 @@ class DataConfig:
     accumulate: int = 1
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
-    """Train for `config.train.steps` steps in `workdir`."""
-    part = setup.sections(
+def parts(config: ConfigDict) -> dict[str, Any]:
+    """The sections of the configuration, checked."""
+    return setup.sections(
         config,
         {
             "model": setup.ModelConfig,
@@ -56,6 +56,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
         },
         {"env": setup.EnvConfig},
     )
+
+
+def main(config: ConfigDict, workdir: Path) -> int:
+    """Train for `config.train.steps` steps in `workdir`."""
+    part = parts(config)
     train, batch = part["train"], part["batch"]
     chat = setup.chat_of(part["model"])
     source = setup.source_of(part["data"].source, chat, part["env"])

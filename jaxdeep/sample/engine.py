@@ -200,9 +200,7 @@ class Engine:
             new.append(request)
         return new
 
-    def _lay(
-        self, requests: Sequence[_Request]
-    ) -> tuple[list[int], np.ndarray, np.ndarray | None]:
+    def _lay(self, requests: Sequence[_Request]) -> tuple[list[int], np.ndarray, np.ndarray | None]:
         """Where each request stands in the rows to compute, what every one of those rows holds, and
         which slots they are: a quarter of all where that is enough, else all of them in place."""
         few = self.engine.slots // 4

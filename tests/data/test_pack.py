@@ -86,11 +86,13 @@ def test_batches_have_one_shape_and_are_packed_tight(seed):
     assert sum(n <= T / 2 for n in filled) <= 1
 
 
-def test_the_batch_does_not_depend_on_anything_but_the_rows():
-    rows = random_rows(np.random.default_rng(0))
-    once, again = pack(rows, B=2, T=50), pack(list(rows), B=2, T=50)
-    for a, b in zip(once, again, strict=True):
-        assert all((x == y).all() for x, y in zip(a, b, strict=True))
+def test_room_is_used_to_the_last_position_and_the_longest_come_first():
+    def row(n):
+        return to_row([Piece([n] * n, "world")])
+
+    (batch,) = pack([row(n) for n in (4, 4, 6, 3, 6, 3, 4)], B=3, T=10)
+    assert [sorted(set(tokens.tolist())) for tokens in batch.tokens_BT] == [[4, 6], [4, 6], [3, 4]]
+    assert (batch.segments_BT > 0).all()
 
 
 def test_a_sequence_as_long_as_the_batch_fits_and_a_longer_one_is_refused():

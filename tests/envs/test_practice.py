@@ -119,12 +119,7 @@ def digest(source, seed):
 @pytest.mark.parametrize(
     "source",
     [
-        pytest.param(
-            "practice.Reading(chat, 0)",
-            marks=pytest.mark.xfail(
-                strict=True, reason="the passages to read are shuffled from the order of a set"
-            ),
-        ),
+        "practice.Reading(chat, 0)",
         "practice.Demos(chat, 0, k=1, system='Search.')",
     ],
 )
@@ -263,7 +258,7 @@ def test_a_demonstration_is_what_the_environment_would_play(chat, worlds):
         source = Demos(chat, 7010 + k, k=k, system=SYSTEM)
         for number in range(40):
             row = source[number]
-            engine = BM25(facts.passages(worlds[-1][1]))
+            engine = BM25(facts.passages(worlds[-1][1]), k1=facts.K1)
             said = [chat.parse(p.tokens) for p in row if p.author == "policy"]
             assert all(call.name == "search" and not call.error for m in said for call in m.calls)
             task = Task("demo", turns(chat, row)[1][1])
@@ -280,7 +275,7 @@ def test_a_demonstration_is_what_the_environment_would_play(chat, worlds):
 def test_results_are_shown_as_the_engine_gives_them(chat, worlds):
     source = Demos(chat, 7020, k=2, system=SYSTEM)
     rows = [source[number] for number in range(60)]
-    engine = BM25(facts.passages(worlds[-1][1]))
+    engine = BM25(facts.passages(worlds[-1][1]), k1=facts.K1)
     searches = 0
     for row in rows:
         queries = [

@@ -95,7 +95,7 @@ def test_a_run_gets_its_configuration_workdir_and_flags(verbs, capsys):
         (["fake", "against=x"], "'against=x' is not a flag"),
         (["fake", "--against"], "--against needs a value"),
         (["fake", "--against", "--workdir=x"], "--against needs a value"),
-        (["fake", "--config.train.step=1"], 'Did you mean "train.steps"?'),
+        (["fake", "--config.trian.steps=1"], 'Did you mean "train.steps"?'),
         (["fake", "--config=configs/two.py"], "configs/two.py does not exist"),
         (["runs"], "runs needs --config=FILE.py, as in\n  python -m jaxdeep runs"),
     ],

@@ -60,7 +60,9 @@ def test_log_probabilities_are_the_trainers_over_a_conversation():
         stats = dict(engine.stats)
     want = tiny.logps(tokens, tiny.adapter())
     assert len(known) == 48
-    np.testing.assert_allclose([want[at] for at, _ in known], [logp for _, logp in known], atol=1e-5)
+    np.testing.assert_allclose(
+        [want[at] for at, _ in known], [logp for _, logp in known], atol=1e-5
+    )
     assert np.abs(want - tiny.logps(tokens, None)).max() > 0.1  # the adapter was in it
     # each turn computed its own 5 new tokens and the last sampled one, never the history
     assert stats["prefilled"] == len(prompts(1)[0]) + 7 * 6
@@ -184,5 +186,5 @@ def test_sizes_that_do_not_fit_are_refused():
         Engine(tiny.params(), tiny.CFG, meshes.make_mesh(), EngineConfig(slots=6, length=64))
     with pytest.raises(ConfigError, match="length=1024"):
         Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(slots=8, length=1024))
-    with pytest.raises(ConfigError, match="8 devices|there are 8"):
+    with pytest.raises(ConfigError, match="there are 8"):
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2), jax.devices())

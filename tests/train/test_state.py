@@ -39,7 +39,9 @@ def gradients(spec, batches, mesh=None):
     trained = tiny.params() if spec.full else tiny.adapter()
     state = states.init(jax.random.key(0), spec, mesh, trained)
     params = jax.device_put(tiny.params(), qwen3.shardings(tiny.CFG, mesh))
-    grads, metrics = states.Step(spec, mesh).gradients(state, None if spec.full else params, batches)
+    grads, metrics = states.Step(spec, mesh).gradients(
+        state, None if spec.full else params, batches
+    )
     return jax.device_get((grads, metrics))
 
 
@@ -136,7 +138,9 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone():
         state, more = step.update(state, grads)
         seen.append(float(metrics["loss"]))
     assert seen[-1] < seen[0] - 0.2
-    assert float(more["lr"]) == pytest.approx(2e-2 / 6)  # the last of 6 falling steps after 2 rising
+    assert float(more["lr"]) == pytest.approx(
+        2e-2 / 6
+    )  # the last of 6 falling steps after 2 rising
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny.params()))
 
 
