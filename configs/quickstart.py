@@ -46,7 +46,7 @@ def get_config():
     sft.batch = ConfigDict(dict(rows=8, length=288))
     sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
     sft.optim = ConfigDict(
-        dict(name="muon", muon_lr=0.01, lr=3e-3, warmup=10, steps=sft.train.get_ref("steps"))
+        dict(name="muon", muon_lr=0.01, lr=5e-3, warmup=10, steps=sft.train.get_ref("steps"))
     )
 
     grpo = config.grpo = ConfigDict()
