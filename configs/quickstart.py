@@ -39,15 +39,13 @@ def get_config():
 
     sft = config.sft = ConfigDict()
     sft.model = ConfigDict(model)
-    sft.lora = ConfigDict(dict(rank=0, alpha=1.0))  # all weights: its result is the base of GRPO
+    sft.lora = ConfigDict(lora)
     sft.mesh = ConfigDict(dict(data=1))
     sft.env = env("train", "train")  # the prompt and the form of results that demonstrations use
     sft.data = ConfigDict(dict(source="demos:0"))
     sft.batch = ConfigDict(dict(rows=8, length=288))
-    sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
-    sft.optim = ConfigDict(
-        dict(name="muon", muon_lr=0.01, lr=5e-3, warmup=10, steps=sft.train.get_ref("steps"))
-    )
+    sft.train = ConfigDict(dict(steps=100, save_every=25, seed=config.get_ref("seed")))
+    sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))
 
     grpo = config.grpo = ConfigDict()
     grpo.model = ConfigDict(model)

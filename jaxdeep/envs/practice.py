@@ -26,16 +26,31 @@ def _world(seed: int) -> tuple[list[facts.Quiz], dict[str, list[facts.Text]]]:
     return quizzes, {entity.name: facts.texts(entity) for entity in world}
 
 
+def _called(said: Sequence[Message]) -> list[Message]:
+    """The same dialogue with the librarian as a tool."""
+    out, asked = list(said[:1]), False
+    for message in said[1:]:
+        keywords = message.content.removeprefix("Find: ")
+        if message.role == "user" and asked:
+            message = Message("tool", message.content, name="Desk")
+        asked = message.role == "assistant" and keywords != message.content
+        if asked:
+            message = Message("assistant", calls=(ToolCall("Desk", {"Find": keywords}),))
+        out.append(message)
+    return out
+
+
 def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
     return next(text for text in texts if attribute in text.states)
 
 
 class Reading:
     """Rows for the base: answering from passages, asking a librarian for them, naming keywords, and
-    repeating random tokens. No row calls a tool."""
+    repeating random tokens. With `calls` the librarian is half the time a tool: not the one that
+    `Demos` teach, but called in the same syntax."""
 
-    def __init__(self, chat: Chat, seed: int) -> None:
-        self.chat, self.seed = chat, seed
+    def __init__(self, chat: Chat, seed: int, *, calls: bool = False) -> None:
+        self.chat, self.seed, self.calls = chat, seed, calls
 
     def __getitem__(self, index: int) -> list[Piece]:
         rng = random.Random(f"reading {self.seed} {index}")
@@ -45,8 +60,10 @@ class Reading:
         if kind == "repeat":
             return self._repeat(rng)
         turns = {"desk": self._desk, "read": self._read, "keywords": self._keywords}[kind]
-        messages = [Message("system", kind.capitalize() + ".")]
-        return self.chat.pieces(messages + turns(rng, quiz, texts))
+        said = turns(rng, quiz, texts)
+        if kind == "desk" and self.calls and rng.random() < 0.5:
+            kind, said = "call the desk", _called(said)
+        return self.chat.pieces([Message("system", kind.capitalize() + "."), *said])
 
     def _desk(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
         """A dialogue with a librarian, who hands out one passage for some keywords."""

@@ -67,8 +67,8 @@ def attend_cache(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, positi
         "bkqh,bksh->bkqs", q_BKQH, k_BKSH, preferred_element_type=jnp.float32
     ) * (H**-0.5)
     seen_BTS = jnp.arange(S) <= positions_BT[:, :, None]
-    seen_BKQS = jnp.repeat(seen_BTS, N // K, axis=1)[:, None]
-    scores_BKQS = jnp.where(seen_BKQS, scores_BKQS, MASKED)
+    seen_B1QS = jnp.repeat(seen_BTS, N // K, axis=1)[:, None]
+    scores_BKQS = jnp.where(seen_B1QS, scores_BKQS, MASKED)
     weights_BKQS = jax.nn.softmax(scores_BKQS, axis=-1).astype(v_BKSH.dtype)
     out_BKQH = jnp.einsum("bkqs,bksh->bkqh", weights_BKQS, v_BKSH)
     return out_BKQH.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)

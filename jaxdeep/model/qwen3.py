@@ -321,23 +321,25 @@ def token_logps(
     B, T = tokens_BT.shape
     chunk = min(cfg.chunk, T)
     pad = -T % chunk
-    # the prediction of token t is made at t - 1; the last position predicts nothing
-    target_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1 + pad)))
-    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(hidden_BCD, target_BC):
+    def score(hidden_BCD: jax.Array, target_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits_BCV = logits(params, hidden_BCD, cfg=cfg)
         total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
         picked_BC = jnp.take_along_axis(logits_BCV, target_BC[..., None], axis=-1)[..., 0]
         still_BCV = jax.lax.stop_gradient(logits_BCV - total_BC[..., None])
         return picked_BC - total_BC, -jnp.sum(jnp.exp(still_BCV) * still_BCV, axis=-1)
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
 
-    _, out = jax.lax.scan(
-        lambda _, xs: (None, score(*xs)), None, (split(hidden_BTD), split(target_BT))
-    )
-    logp_BT, entropy_BT = (jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, : T - 1] for x in out)
-    return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in (logp_BT, entropy_BT))
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 1).reshape(B, -1)
+        return jnp.pad(x[:, : T - 1], ((0, 0), (1, 0)))
+
+    # the prediction of token t is made at t - 1; the last position predicts nothing
+    target_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
+    parts = (split(hidden_BTD), split(target_BT))
+    _, (logps, entropies) = jax.lax.scan(lambda _, part: (None, score(*part)), None, parts)
+    return join(logps), join(entropies)

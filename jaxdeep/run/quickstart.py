@@ -40,15 +40,17 @@ def main(config: ConfigDict, workdir: Path) -> int:
     same_run(config, workdir)
     evaluated = {}
     for stage in STAGES:
+        start = ""
         if stage == "sft":
             sft.main(config.sft, workdir / "sft")
-            config.grpo.model.path = str(workdir / "sft" / "model")
+            start = str(workdir / "sft")
         if stage == "grpo":
+            config.grpo.train.start = str(workdir / "sft")
             grpo.main(config.grpo, workdir / "grpo")
+            start = str(workdir / "grpo")
         place = workdir / f"eval-{stage}"
         if not (place / "eval.jsonl").exists():
             print(f"test: {STAGES[stage]}", file=sys.stderr)
-            start = str(workdir / "grpo") if stage == "grpo" else ""
             evaluate.run(test_config(config, start), place)
         evaluated[stage] = record.read(place / "eval.jsonl")
     finish(workdir, evaluated, time.perf_counter() - begun)

@@ -325,3 +325,15 @@ def test_demonstrations_ask_with_less_than_they_know_and_sometimes_again(chat, d
     searches = [sum(Mark.CALL in content for _, content in turns(chat, row)) for row in demos]
     assert set(searches) <= {1, 2, 3, 4} and min(searches) == 1 and max(searches) > 2
     assert 0.2 < sum(n > 1 for n in searches) / len(searches) < 0.8
+
+
+def test_the_tool_of_the_base_is_not_the_one_that_demonstrations_teach(chat):
+    rows = [Reading(chat, 7001, calls=True)[number] for number in range(300)]
+    text = [chat.tokenizer.decode([t for p in row for t in p.tokens]) for row in rows]
+    called = [t for t in text if t.startswith("<|im_start|>system\nCall the desk.")]
+    plain = [t for t in text if t.startswith("<|im_start|>system\nDesk.")]
+    assert 0.5 < len(called) / len(plain) < 2
+    for said in called:
+        assert said.count("<tool_call>") == said.count("<tool_response>") >= 1
+        assert '{"name": "Desk", "arguments": {"Find": "' in said and "search" not in said
+        assert "Find: " not in said and said.count("<answer>") == 1

@@ -1,0 +1,58 @@
+"""The shape suffixes of names tell the truth, in forward, loss, prefill and decode."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from shape_suffix import checked, lies
+
+from jaxdeep.data.pack import pack_bins
+from jaxdeep.model import qwen3
+from jaxdeep.sample import sampler
+from jaxdeep.train import losses
+from jaxdeep.types import Row
+
+
+def test_the_check_finds_a_lie():
+    x = np.zeros((2, 3, 4))
+    assert lies({"x_BTD": x, "y_BT": x[..., 0], "step": 3}) == ([], 2)
+    assert (
+        lies({"x_BT": x})[0] and lies({"x_BTD": x, "y_BD": x[..., 0]})[0] and lies({"x_B11": x})[0]
+    )
+
+
+@pytest.mark.slow
+def test_no_suffix_lies():
+    B, T = 3, 13  # shapes that no other test traces
+    learn = np.ones(T - 2, np.float32)
+    learn[0] = 0
+    row = Row(np.arange(T - 2, dtype=np.int32), learn, learn * -4, learn)
+    batch = pack_bins([[row]] * B, B, T)
+
+    def train(params, adapter, batch):
+        logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=tiny.CFG)
+        return losses.loss(logp_BT, entropy_BT, batch, clip=losses.Clip())[0]
+
+    how = sampler.Draw(
+        np.zeros(B, np.uint32),
+        np.ones(B, np.float32),
+        np.full((B, 4), -1, np.int32),
+        np.full(B, 5, np.int32),
+        np.zeros(B, np.int32),
+    )
+    with checked() as (wrong, seen):
+        jax.jit(train).lower(tiny.params(), tiny.adapter(), batch)
+        cache = qwen3.empty_cache(tiny.CFG, 5, 29)
+        slots = np.arange(B)
+        count = np.full(B, T, np.int32)
+        jax.jit(functools.partial(sampler.prefill, cfg=tiny.CFG)).lower(
+            tiny.params(), None, cache, slots, count * 0, batch.tokens_BT, count, how
+        )
+        jax.jit(functools.partial(sampler.decode, cfg=tiny.CFG, steps=7)).lower(
+            tiny.params(), None, cache, slots, count, how
+        )
+    assert wrong == []
+    assert {"forward", "layer_step", "attend", "attend_cache", "score", "loss", "draw"} <= seen
+    assert {"token_logps", "prefill", "decode", "one", "rotate", "angles"} <= seen
