@@ -43,7 +43,7 @@ def get_config():
     sft.mesh = ConfigDict(dict(data=1))
     sft.env = env("train", "train")  # the prompt and the form of results that demonstrations use
     sft.data = ConfigDict(dict(source="demos:0"))
-    sft.batch = ConfigDict(dict(rows=8, length=288))
+    sft.batch = ConfigDict(dict(rows=9, length=240))
     sft.train = ConfigDict(dict(steps=100, save_every=25, seed=config.get_ref("seed")))
     sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))
 
@@ -52,25 +52,25 @@ def get_config():
     grpo.lora = ConfigDict(lora)
     grpo.mesh = ConfigDict(dict(data=1))
     grpo.env = env("train", "train")  # only passages about entities of the training split
-    grpo.dev = env("dev", "dev", 128)
+    grpo.dev = env("dev", "dev", 64)
     grpo.rollout = ConfigDict(
         dict(
             slots=64,
             steps=8,
             limits=dict(
-                max_turns=5,
-                max_calls=4,
+                max_turns=4,
+                max_calls=3,
                 turn_tokens=48,
-                max_tokens=288,
+                max_tokens=240,
                 result_tokens=80,
                 seconds=60.0,
             ),
         )
     )
-    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=20))
-    grpo.batch = ConfigDict(dict(rows=8, length=288))
-    grpo.train = ConfigDict(dict(steps=40, save_every=10, start="", seed=config.get_ref("seed")))
-    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
+    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=26))
+    grpo.batch = ConfigDict(dict(rows=9, length=240))
+    grpo.train = ConfigDict(dict(steps=52, save_every=13, start="", seed=config.get_ref("seed")))
+    grpo.optim = ConfigDict(dict(lr=4e-3, warmup=3, steps=grpo.train.get_ref("steps")))
 
     config.test = env("test", "all", 320)
     return config
