@@ -12,6 +12,7 @@ CFG = qwen3.Config(
     **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
     limit=512,
     dtype="float32",
+    remat=False,
     chunk=16,
     lora_scale=2.0,
 )

@@ -50,7 +50,7 @@ def test_sft_killed_twice_ends_as_if_never_stopped(tmp_path):
 
 
 def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
-    config, workdir = small.config(tmp_path, "grpo", steps=5), tmp_path / "run"
+    config, workdir = small.config(tmp_path, "grpo", steps=12), tmp_path / "run"
     process = small.start("grpo", f"--config={config}", f"--workdir={workdir}")
     wait_for(workdir, 3, process)
     process.send_signal(signal.SIGINT)
@@ -59,18 +59,19 @@ def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
     assert "Traceback" not in said
     done = small.run("grpo", f"--config={config}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    assert steps(workdir) == [1, 2, 3, 4, 5]
-    for step in range(1, 6):
+    assert steps(workdir) == list(range(1, 13))
+    for step in range(1, 13):
         seen = record.read(workdir / "rollouts" / f"{step:06d}.jsonl")
         assert len(seen) == 16 and all(t.sampled for t in seen)
     again = small.run("grpo", f"--config={config}", f"--workdir={workdir}")  # nothing is left to do
-    assert again.returncode == 0 and steps(workdir) == [1, 2, 3, 4, 5]
+    assert again.returncode == 0 and steps(workdir) == list(range(1, 13))
 
 
 def test_eval_and_chat_on_a_trained_run(tmp_path, capsys):
     sft = small.config(tmp_path, "sft", steps=2)
     config = small.config(tmp_path, "eval")
-    assert cli.main(["sft", f"--config={sft}", f"--workdir={tmp_path / 'sft'}"]) == 0
+    flags = [f"--workdir={tmp_path / 'sft'}", "--config.optim.lr=0.1"]
+    assert cli.main(["sft", f"--config={sft}", *flags]) == 0
     base, tuned = tmp_path / "base", tmp_path / "tuned"
     start = f"--config.train.start={tmp_path / 'sft'}"
     assert cli.main(["eval", f"--config={config}", f"--workdir={base}"]) == 0
