@@ -255,10 +255,24 @@ def _real() -> frozenset[tuple[str, str, str]]:
 
 
 def made_up(seed: int, size: int = 120) -> list[Entity]:
-    """A world of `size` entities that do not exist, its names drawn from the real ones."""
+    """A world of `size` entities that do not exist, named by the real names and by mixtures of their
+    words. As of the real ones, not everything is known of each."""
     rng, pools = random.Random(f"world {seed}"), _pools()
     known = _real()
-    names = iter(rng.sample(pools["names"], len(pools["names"])))
+    words = sorted({word for name in pools["names"] for word in name.split() if word.istitle()})
+
+    def fresh() -> Iterator[str]:
+        """Names, none twice: one in five is a mixture of two or three words."""
+        given = set(pools["names"])
+        for name in rng.sample(pools["names"], len(pools["names"])):
+            if rng.random() < 0.25:
+                mixed = " ".join(rng.sample(words, rng.choice((2, 2, 3))))
+                if mixed not in given:
+                    given.add(mixed)
+                    yield mixed
+            yield name
+
+    names, singles = fresh(), fresh()
     # half the worlds keep the real continents and planets, half call them something else
     few = {
         a: pools[a] if rng.random() < 0.5 else [next(names) for _ in pools[a]]
@@ -266,23 +280,29 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     }
     symbols = rng.sample(pools["symbol"], len(pools["symbol"]))
 
-    singles = iter(rng.sample(pools["names"], len(pools["names"])))
-
-    def value(attribute: str) -> str:
+    def value(attribute: str, name: str) -> str:
         if attribute == "symbol":
             return symbols.pop()
         if attribute in ("capital", "nickname"):  # an entity is asked for by these: none is shared
             return next(singles)
         if attribute in few:
             return rng.choice(few[attribute])
-        return rng.choice(pools[attribute if attribute in ("year", "number") else "names"])
+        if attribute in ("year", "number"):
+            return rng.choice(pools[attribute])
+        if attribute == "currency" and rng.random() < 0.15:  # as the New Zealand Dollar
+            return f"{name} {rng.choice(words)}"
+        return rng.choice(pools["names"])
 
-    out = []
-    for _ in range(size):
-        kind = rng.choice(list(KINDS))
-        name, entity = next(names), None
+    out: list[Entity] = []
+    while len(out) < size:
+        kind, name = rng.choice(list(KINDS)), next(names)
+        entity = None
         while entity is None or _claims(entity) & known:
-            entity = Entity(kind, name, {a: value(a) for a in KINDS[kind].questions})
+            about = {a: value(a, name) for a in KINDS[kind].questions}
+            unknown = {a for a in about if rng.random() < 0.15}
+            if unknown != set(about):
+                about = {a: v for a, v in about.items() if a not in unknown}
+            entity = Entity(kind, name, about)
         out.append(entity)
     return out
 

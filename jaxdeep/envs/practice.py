@@ -46,11 +46,11 @@ def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
 
 class Reading:
     """Rows for the base: answering from passages, asking a librarian for them, naming keywords, and
-    repeating random tokens. With `calls` the librarian is half the time a tool: not the one that
-    `Demos` teach, but called in the same syntax."""
+    repeating random tokens. Half the time the librarian is a tool: not the one that `Demos` teach,
+    but called in the same syntax."""
 
-    def __init__(self, chat: Chat, seed: int, *, calls: bool = False) -> None:
-        self.chat, self.seed, self.calls = chat, seed, calls
+    def __init__(self, chat: Chat, seed: int) -> None:
+        self.chat, self.seed = chat, seed
 
     def __getitem__(self, index: int) -> list[Piece]:
         rng = random.Random(f"reading {self.seed} {index}")
@@ -61,7 +61,7 @@ class Reading:
             return self._repeat(rng)
         turns = {"desk": self._desk, "read": self._read, "keywords": self._keywords}[kind]
         said = turns(rng, quiz, texts)
-        if kind == "desk" and self.calls and rng.random() < 0.5:
+        if kind == "desk" and rng.random() < 0.5:
             kind, said = "call the desk", _called(said)
         return self.chat.pieces([Message("system", kind.capitalize() + "."), *said])
 

@@ -260,20 +260,26 @@ def test_no_made_up_answer_to_a_real_question_is_right():
                 assert answers.get(quiz.question) != quiz.answer, (seed, quiz.question)
 
 
-def test_made_up_entities_are_whole_and_told_apart():
-    pool = {e.name for e in facts.parse("all")} | {
-        value for _, attribute, value in real() if attribute not in ("year", "number", "symbol")
-    }
+def test_made_up_entities_are_told_apart_and_named_by_real_words():
+    words = {word for name, _, value in real() for word in f"{name} {value}".split()}
+    whole = facts._pools()["names"]
+    mixed = partly = entities = 0
     for seed in WORLDS:
         world = facts.made_up(seed, 90)
         assert len({entity.name for entity in world}) == len(world) == 90
-        assert {entity.name for entity in world} <= pool
+        assert {word for entity in world for word in entity.name.split()} <= words
+        mixed += sum(entity.name not in whole for entity in world)
         for entity in world:
-            assert set(entity.facts) == set(facts.KINDS[entity.kind].questions)
+            asked = set(facts.KINDS[entity.kind].questions)
+            assert set() < set(entity.facts) <= asked
             assert sorted(a for t in facts.texts(entity) for a in t.states) == sorted(entity.facts)
+            partly += set(entity.facts) != asked
+        entities += len(world)
         for attribute in ("capital", "nickname", "symbol"):
             values = [e.facts[attribute] for e in world if attribute in e.facts]
             assert len(set(values)) == len(values) > 0
+    assert 0.1 < mixed / entities < 0.3  # longer names than most, to copy
+    assert 0.2 < partly / entities < 0.6  # as of the real entities, not everything is known
 
 
 def test_a_world_follows_from_its_seed():

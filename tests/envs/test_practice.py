@@ -3,6 +3,7 @@ as the real environment would play them."""
 
 import asyncio
 import functools
+import itertools
 import os
 import pathlib
 import re
@@ -153,17 +154,24 @@ def test_what_is_learned_is_exactly_what_the_assistant_says(chat, reading, demos
 
 @functools.cache
 def readers():
-    """A pattern for each form of a passage, in a made-up world where everything is known."""
+    """A pattern for each form of a passage, whichever of its sentences are left out."""
+    forms = {
+        " ".join(kept)
+        for spec in facts.KINDS.values()
+        for sentences in spec.passages
+        for size in range(1, len(sentences) + 1)
+        for kept in itertools.combinations(sentences, size)
+        if "{name}" in kept[0]
+    }
     patterns = []
-    for spec in facts.KINDS.values():
-        for sentences in spec.passages:
-            seen, pattern = set(), ""
-            for said, field, *_ in string.Formatter().parse(" ".join(sentences)):
-                pattern += re.escape(said)
-                if field:
-                    pattern += f"(?P={field})" if field in seen else f"(?P<{field}>[^.\\n]+)"
-                    seen.add(field)
-            patterns.append(re.compile(pattern))
+    for form in sorted(forms):
+        seen, pattern = set(), ""
+        for said, field, *_ in string.Formatter().parse(form):
+            pattern += re.escape(said)
+            if field:
+                pattern += f"(?P={field})" if field in seen else f"(?P<{field}>[^.\\n]+)"
+                seen.add(field)
+        patterns.append(re.compile(pattern))
     return patterns
 
 
@@ -190,14 +198,15 @@ def test_no_real_fact_is_in_any_row(chat, request, kind):
         question = row[1][1].split("\n")[-1]
         final = text.extract_answer(row[-1][1])
         assert final is None or answers.get(question) != final
-    assert len(told) > 500 and not told & real
+    assert len(told) > 400 and not told & real
 
 
 # reading
 
 
-def test_reading_calls_no_tool(chat, reading):
-    marks = {chat.tokenizer.id(mark) for mark in (*CALLS, Mark.THINK, Mark.UNTHINK)}
+def test_reading_is_of_five_kinds_and_never_thinks(chat, reading):
+    marks = {chat.tokenizer.id(mark) for mark in CALLS}
+    thinks = {chat.tokenizer.id(mark) for mark in (Mark.THINK, Mark.UNTHINK)}
     kinds = []
     for row in reading:
         if repeats(chat, row):
@@ -206,11 +215,11 @@ def test_reading_calls_no_tool(chat, reading):
                 row[0].tokens[1:-1]
             )
             continue
-        assert not marks & set(ids(row))
-        assert not any(mark in decode(chat, row) for mark in CALLS)
         kinds.append(turns(chat, row)[0][1])
+        assert not thinks & set(ids(row))
+        assert bool(marks & set(ids(row))) == (kinds[-1] == "Call the desk.")
     shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
-    wanted = {"Desk.": 0.6, "Read.": 0.2, "Keywords.": 0.1, "repeat": 0.1}
+    wanted = {"Desk.": 0.3, "Call the desk.": 0.3, "Read.": 0.2, "Keywords.": 0.1, "repeat": 0.1}
     assert shares == {kind: pytest.approx(share, abs=0.08) for kind, share in wanted.items()}
 
 
@@ -328,7 +337,7 @@ def test_demonstrations_ask_with_less_than_they_know_and_sometimes_again(chat, d
 
 
 def test_the_tool_of_the_base_is_not_the_one_that_demonstrations_teach(chat):
-    rows = [Reading(chat, 7001, calls=True)[number] for number in range(300)]
+    rows = [Reading(chat, 7001)[number] for number in range(300)]
     text = [chat.tokenizer.decode([t for p in row for t in p.tokens]) for row in rows]
     called = [t for t in text if t.startswith("<|im_start|>system\nCall the desk.")]
     plain = [t for t in text if t.startswith("<|im_start|>system\nDesk.")]
