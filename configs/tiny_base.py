@@ -19,7 +19,7 @@ def get_config():
             dtype="float32",
             thinking="none",
             tools_in_prompt=False,
-            remat=False,
+            remat="none",
         )
     )
     config.lora = ConfigDict(dict(rank=0, alpha=1.0))

@@ -30,6 +30,7 @@ RULES = {
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
+    "experts": "model",
     "vocab": "model",
     "layers": None,
     "rank": None,

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from jaxdeep import mesh as meshes
-from jaxdeep.model import lora, qwen3
+from jaxdeep.model import arch, lora, qwen3
 
-CFG = qwen3.Config(
+CFG = arch.Config(
     **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
     limit=512,
     dtype="float32",
-    remat=False,
+    remat="none",
     chunk=16,
     lora_scale=2.0,
 )
@@ -25,7 +25,7 @@ def one_device() -> jax.sharding.Mesh:
 
 @functools.cache
 def params() -> dict:
-    return jax.jit(lambda: qwen3.init(jax.random.key(0), CFG))()
+    return jax.jit(lambda: arch.init(jax.random.key(0), CFG))()
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import qwen3
+from jaxdeep.model import arch
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -81,7 +81,7 @@ def _open(path: pathlib.Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def load(name: str, cfg: arch.Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The weights of checkpoint `name` (a folder or hub id) on the mesh, in `cfg.dtype`."""
     path = folder(name)
     held = files(path)
@@ -99,7 +99,7 @@ def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any
             )
         return part
 
-    def read(name: str, leaf: qwen3.Leaf) -> Callable[[tuple[slice, ...]], np.ndarray]:
+    def read(name: str, leaf: arch.Leaf) -> Callable[[tuple[slice, ...]], np.ndarray]:
         if name in TOP:
             flip = name == "head"
             part = tensor(TOP[name], leaf.shape[::-1] if flip else leaf.shape)
@@ -112,9 +112,9 @@ def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any
         return lambda at: np.stack([p[at[:0:-1]].T if flip else p[at[1:]] for p in parts[at[0]]])
 
     dtype = jnp.dtype(cfg.dtype)
-    tree, where = qwen3.leaves(cfg), qwen3.shardings(cfg, mesh)
+    tree, where = arch.leaves(cfg), arch.shardings(cfg, mesh)
 
-    def place(path_keys: tuple, leaf: qwen3.Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
+    def place(path_keys: tuple, leaf: arch.Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         get = read(path_keys[-1].key, leaf)
 
         def callback(index: tuple[slice, ...]) -> np.ndarray:
@@ -124,10 +124,10 @@ def load(name: str, cfg: qwen3.Config, mesh: jax.sharding.Mesh) -> dict[str, Any
 
         return jax.make_array_from_callback(leaf.shape, sharding, callback)
 
-    return jax.tree_util.tree_map_with_path(place, tree, where, is_leaf=qwen3.is_leaf)
+    return jax.tree_util.tree_map_with_path(place, tree, where, is_leaf=arch.is_leaf)
 
 
-def save(path: pathlib.Path, params: Mapping[str, Any], cfg: qwen3.Config) -> None:
+def save(path: pathlib.Path, params: Mapping[str, Any], cfg: arch.Config) -> None:
     """Write `params` as one model.safetensors with its config.json; `load` reads it back equal."""
     tensors = {}
     for name, leaf in params.items():

@@ -1,20 +1,26 @@
 """Low-rank adapters: float32 factors beside a frozen base, and the one function that applies them.
 
 An adapter is a dictionary from the name of a linear to its two factors, stacked over layers:
-`{"wq": {"a": [L, in, R], "b": [L, R, out]}}`. Its effect is `x @ a @ b * alpha / rank`; `b` starts
-at zero, so a new adapter is the base. None in its place is the base. (LoRA, arXiv 2106.09685.)
+`{"wq": {"a": [L, in, R], "b": [L, R, out]}}`, with a dimension E before `in` and R for the linears of
+experts. Its effect is `x @ a @ b * alpha / rank`; `b` starts at zero, so a new adapter is the base.
+None in its place is the base, a tuple of adapters is their sum. (LoRA, arXiv 2106.09685.)
+
+A `Bank` holds several adapters at once; each row of a batch uses any weighted mixture of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import qwen3
-from jaxdeep.model.qwen3 import LINEARS, Leaf
+from jaxdeep.model import arch
+from jaxdeep.model.arch import LINEARS, Leaf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,20 +44,36 @@ class LoraConfig:
         return self.alpha / max(self.rank, 1)
 
 
-def leaves(cfg: qwen3.Config, lora: LoraConfig) -> dict[str, dict[str, Leaf]]:
-    """The factors' shapes and axes, derived from the weights they stand beside."""
+@struct.dataclass
+class Bank:
+    """Adapters of one shape, and how much of each every row uses.
+
+    `factors` is as one adapter with a dimension A after L: {"wq": {"a": [L, A, in, R], ...}}.
+    `mix_BA` [B, A] float32 weighs them, alpha / rank included: a row of zeros is the base, one entry
+    chooses an adapter, several compose. Both are data: a change compiles nothing.
+    """
+
+    factors: dict[str, Any]
+    mix_BA: jax.Array
+
+
+def leaves(cfg: arch.Config, lora: LoraConfig, *, adapters: int = 0) -> dict[str, dict[str, Leaf]]:
+    """The factors' shapes and axes, derived from the weights they stand beside; with `adapters`, those
+    of a Bank of so many."""
+    layers = arch.leaves(dataclasses.replace(cfg, quant=""))["layers"]
+    A, none = ((adapters,), (None,)) if adapters else ((), ())
     out = {}
     for name in lora.targets:
-        weight = qwen3.leaves(cfg)["layers"][name]
-        layers, inputs, outputs = weight.shape
+        L, *E, inputs, outputs = layers[name].shape
+        layer, *expert, i, o = layers[name].axes
         out[name] = {
-            "a": Leaf((layers, inputs, lora.rank), ("layers", weight.axes[1], "rank"), inputs),
-            "b": Leaf((layers, lora.rank, outputs), ("layers", "rank", weight.axes[2]), 0),
+            "a": Leaf((L, *A, *E, inputs, lora.rank), (layer, *none, *expert, i, "rank"), inputs),
+            "b": Leaf((L, *A, *E, lora.rank, outputs), (layer, *none, *expert, "rank", o), 0),
         }
     return out
 
 
-def init(key: jax.Array, cfg: qwen3.Config, lora: LoraConfig) -> dict:
+def init(key: jax.Array, cfg: arch.Config, lora: LoraConfig) -> dict:
     """A fresh adapter: `a` uniform as in PEFT's default (Kaiming with a = sqrt 5), `b` zero."""
     names = leaves(cfg, lora)
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
@@ -65,10 +87,61 @@ def init(key: jax.Array, cfg: qwen3.Config, lora: LoraConfig) -> dict:
     }
 
 
+def stack(adapters: Sequence[dict]) -> dict:
+    """The `factors` of a Bank from adapters of the same targets and rank."""
+    shapes = [jax.tree.map(jnp.shape, adapter) for adapter in adapters]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ConfigError(
+            "a bank needs adapters of the same linears and rank: pad the smaller ones"
+        )
+    return jax.tree.map(lambda *factors: jnp.stack(factors, 1), *adapters)
+
+
 def merge(params: dict, adapter: dict, scale: float) -> dict:
-    """The base with the adapter's effect added to its weights."""
+    """The base with the adapter's effect added to its weights; with `-scale`, taken out again."""
     layers = dict(params["layers"])
     for name, pair in adapter.items():
-        delta = jnp.einsum("lir,lro->lio", pair["a"], pair["b"]) * scale
+        if isinstance(layers[name], dict):
+            raise ConfigError(f"{name} is int8: merge into the base as published, then quantize")
+        delta = jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * scale
         layers[name] = (layers[name].astype(jnp.float32) + delta).astype(layers[name].dtype)
     return {**params, "layers": layers}
+
+
+def parts(lora: Any) -> tuple[tuple[dict, ...], tuple[jax.Array | None, ...]]:
+    """The factors of each adapter in `lora`, to scan over layers, and the mixture of each Bank."""
+    found = () if lora is None else lora if isinstance(lora, tuple) else (lora,)
+    return (
+        tuple(part.factors if isinstance(part, Bank) else part for part in found),
+        tuple(part.mix_BA if isinstance(part, Bank) else None for part in found),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer's weights with what is added to its linears: `factors` of each adapter and `mixes`,
+    None or [B, A] for each; `scale` is alpha / rank of those without a mixture."""
+
+    weights: dict[str, Any]
+    factors: tuple[dict, ...]
+    mixes: tuple[jax.Array | None, ...]
+    scale: float
+
+    def __call__(self, x_BTi: jax.Array, name: str) -> jax.Array:
+        """`x_BTi` through the linear `name` and the adapters beside it; [B, T, out]."""
+        weight, dtype = self.weights[name], x_BTi.dtype
+        if isinstance(weight, dict):
+            y_BTo = (x_BTi @ weight["q"].astype(dtype)) * weight["scale"].astype(dtype)
+        else:
+            y_BTo = x_BTi @ weight
+        for factors, mix_BA in zip(self.factors, self.mixes, strict=True):
+            if name not in factors:
+                continue
+            a, b = (factors[name][key].astype(dtype) for key in ("a", "b"))
+            if mix_BA is None:
+                y_BTo = y_BTo + x_BTi @ a @ b * jnp.asarray(self.scale, dtype)
+            else:
+                low_BTAR = jnp.einsum("bti,air->btar", x_BTi, a)
+                low_BTAR = low_BTAR * mix_BA[:, None, :, None].astype(dtype)
+                y_BTo = y_BTo + jnp.einsum("btar,aro->bto", low_BTAR, b)
+        return y_BTo

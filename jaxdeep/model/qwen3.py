@@ -1,191 +1,21 @@
-"""Qwen3 (dense) as pure functions over a dictionary of arrays.
+"""Qwen3, dense or a mixture of experts, as pure functions over a dictionary of arrays (`arch.leaves`).
 
-`leaves` declares each weight once; initialisation, shardings, loading and LoRA shapes derive from it.
 Layers are stacked on their first dimension and scanned. Precision: weights and activations in
 `cfg.dtype`; norms, rotary angles, softmax and log-probabilities in float32.
-
-Shape letters: B rows, T positions, S cache slots, D width, N query heads, K kv heads, H head width,
-F mlp width, L layers, V vocabulary.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import math
-import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxdeep import mesh
-from jaxdeep.errors import CheckpointError
-from jaxdeep.model import attention
-
-LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The architecture, from a Hugging Face `config.json`, and how to compute it."""
-
-    V: int
-    D: int
-    F: int
-    L: int
-    N: int
-    K: int
-    H: int
-    theta: float
-    eps: float
-    tie: bool
-    limit: int  # positions the model was trained for
-    dtype: str = "bfloat16"
-    remat: bool = True  # recompute each layer in the backward pass
-    chunk: int = 256  # positions whose logits exist at one time
-    lora_scale: float = 1.0  # alpha / rank of whichever adapter is given
-
-    @classmethod
-    def from_hf(cls, source: str | pathlib.Path | Mapping[str, Any], **changes: Any) -> Config:
-        """The configuration in `source`: a config.json, its folder, or its content.
-
-        `changes` replaces fields. An architecture this module does not compute is refused.
-        """
-        hf, name = source, "the given config"
-        if not isinstance(source, Mapping):
-            path = pathlib.Path(source)
-            path = path / "config.json" if path.is_dir() else path
-            name = str(path)
-            try:
-                hf = json.loads(path.read_text())
-            except (OSError, json.JSONDecodeError) as error:
-                raise CheckpointError(f"{path}: no readable config.json ({error})") from error
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        refused = {
-            "model_type": hf.get("model_type") != "qwen3",
-            "hidden_act": hf.get("hidden_act", "silu") != "silu",
-            "attention_bias": bool(hf.get("attention_bias")),
-            "use_sliding_window": bool(hf.get("use_sliding_window")),
-            "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        }
-        if any(refused.values()):
-            keys = ", ".join(f"{k}={hf.get(k, rope)!r}" for k, bad in refused.items() if bad)
-            raise CheckpointError(f"{name} is not a dense Qwen3 this model computes: {keys}")
-        try:
-            values = dict(
-                V=hf["vocab_size"],
-                D=hf["hidden_size"],
-                F=hf["intermediate_size"],
-                L=hf["num_hidden_layers"],
-                N=hf["num_attention_heads"],
-                K=hf["num_key_value_heads"],
-                H=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-                theta=float(rope.get("rope_theta") or hf["rope_theta"]),
-                eps=hf["rms_norm_eps"],
-                tie=bool(hf.get("tie_word_embeddings", False)),
-                limit=hf["max_position_embeddings"],
-            )
-        except KeyError as error:
-            raise CheckpointError(f"{name} lacks {error}: is it a Qwen3 config.json?") from error
-        if values["N"] % values["K"]:
-            raise CheckpointError(f"{name}: {values['N']} heads do not divide by {values['K']}")
-        return cls(**values | changes)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The same architecture as the content of a Hugging Face `config.json`."""
-        return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "vocab_size": self.V,
-            "hidden_size": self.D,
-            "intermediate_size": self.F,
-            "num_hidden_layers": self.L,
-            "num_attention_heads": self.N,
-            "num_key_value_heads": self.K,
-            "head_dim": self.H,
-            "rope_theta": self.theta,
-            "rms_norm_eps": self.eps,
-            "tie_word_embeddings": self.tie,
-            "max_position_embeddings": self.limit,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "torch_dtype": self.dtype,
-        }
-
-
-class Leaf(NamedTuple):
-    """A weight's shape, the names of its dimensions, and its fan-in (None: starts at one)."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    fan_in: int | None
-
-
-def leaves(cfg: Config) -> dict[str, Any]:
-    """Every weight of the model, a Leaf in place of each array. Linears are [L, in, out]."""
-    L, D, F, Q, KV, H = cfg.L, cfg.D, cfg.F, cfg.N * cfg.H, cfg.K * cfg.H, cfg.H
-    layers = {
-        "attn_norm": Leaf((L, D), ("layers", None), None),
-        "wq": Leaf((L, D, Q), ("layers", "embed", "heads"), D),
-        "wk": Leaf((L, D, KV), ("layers", "embed", "kv_heads"), D),
-        "wv": Leaf((L, D, KV), ("layers", "embed", "kv_heads"), D),
-        "q_norm": Leaf((L, H), ("layers", None), None),
-        "k_norm": Leaf((L, H), ("layers", None), None),
-        "wo": Leaf((L, Q, D), ("layers", "heads", "embed"), Q),
-        "mlp_norm": Leaf((L, D), ("layers", None), None),
-        "w_gate": Leaf((L, D, F), ("layers", "embed", "mlp"), D),
-        "w_up": Leaf((L, D, F), ("layers", "embed", "mlp"), D),
-        "w_down": Leaf((L, F, D), ("layers", "mlp", "embed"), F),
-    }
-    tree = {
-        "embed": Leaf((cfg.V, D), ("vocab", "embed"), D),
-        "layers": layers,
-        "norm": Leaf((D,), (None,), None),
-    }
-    return tree if cfg.tie else tree | {"head": Leaf((D, cfg.V), ("embed", "vocab"), D)}
-
-
-def is_leaf(x: Any) -> bool:
-    """For jax.tree functions over `leaves`."""
-    return isinstance(x, Leaf)
-
-
-def units(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
-    """The sizes that sharding must divide: whole heads, not single numbers of a head."""
-    per = {"heads": cfg.H, "kv_heads": cfg.H}
-    return tuple(n // per.get(a, 1) for n, a in zip(leaf.shape, leaf.axes, strict=True))
-
-
-def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> Any:
-    """The sharding of each leaf of `tree` (default: the model's own)."""
-    return jax.tree.map(
-        lambda leaf: mesh.sharding(device_mesh, leaf.axes, units(cfg, leaf)),
-        leaves(cfg) if tree is None else tree,
-        is_leaf=is_leaf,
-    )
-
-
-def init(key: jax.Array, cfg: Config) -> dict[str, Any]:
-    """Random weights: normal with variance 1 / fan-in, norms at one."""
-    flat, tree = jax.tree.flatten(leaves(cfg), is_leaf=is_leaf)
-    keys = jax.random.split(key, len(flat))
-    dtype = jnp.dtype(cfg.dtype)
-    arrays = [
-        jnp.ones(leaf.shape, dtype)
-        if leaf.fan_in is None
-        else (jax.random.normal(k, leaf.shape) * leaf.fan_in**-0.5).astype(dtype)
-        for k, leaf in zip(keys, flat, strict=True)
-    ]
-    return jax.tree.unflatten(tree, arrays)
-
-
-def count(cfg: Config) -> int:
-    """How many parameters the model has."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(leaves(cfg), is_leaf=is_leaf))
+from jaxdeep.model import attention, moe, rope
+from jaxdeep.model import lora as adapters
+from jaxdeep.model.arch import Config
 
 
 @struct.dataclass
@@ -210,32 +40,9 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def angles(positions_BT: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the rotary angles, each [B, T, 1, H / 2], float32."""
-    frequency = cfg.theta ** (-jnp.arange(0, cfg.H, 2, dtype=jnp.float32) / cfg.H)
-    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding, the halves of a head paired as in the published checkpoints."""
-    a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
-
-
-def linear(x: jax.Array, layer: dict, adapter: dict | None, name: str, cfg: Config) -> jax.Array:
-    """`x` through one linear and, where the adapter has factors for it, through those beside it."""
-    y = x @ layer[name]
-    if adapter is not None and name in adapter:
-        pair = adapter[name]
-        low = x @ pair["a"].astype(x.dtype)
-        y = y + low @ pair["b"].astype(x.dtype) * jnp.asarray(cfg.lora_scale, x.dtype)
-    return y
-
-
 def forward(
     params: dict,
-    lora: dict | None,
+    lora: dict | adapters.Bank | tuple | None,
     tokens_BT: jax.Array,
     *,
     cfg: Config,
@@ -249,6 +56,8 @@ def forward(
     Without a cache, tokens attend to earlier ones of their own segment (default: one segment a row).
     With a cache, the first `count_B` tokens of each row (default: all) are appended at its length and
     attend to everything the row holds; the rest of the row is padding and leaves no trace.
+
+    `lora` is None (the base), an adapter, a Bank, or a tuple of them whose effects add up.
     """
     B, T = tokens_BT.shape
     if cache is not None:
@@ -262,37 +71,43 @@ def forward(
         positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     if segments_BT is None:
         segments_BT = jnp.ones((B, T), jnp.int32)
-    cos, sin = angles(positions_BT, cfg)
+    cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
     rows_B1 = jnp.arange(B)[:, None]
+    factors, mixes = adapters.parts(lora)
 
     def layer_step(carry, xs):
         x_BTD, k_cache, v_cache = carry
-        layer, adapter, index = xs
-        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, "context", None)
-        project = functools.partial(linear, layer=layer, adapter=adapter, cfg=cfg)
+        layer, factors, index = xs
+        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, "context" if cache is None else None, None)
+        linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale)
         h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
-        q_BTNH = project(h_BTD, name="wq").reshape(B, T, cfg.N, cfg.H)
-        k_BTKH = project(h_BTD, name="wk").reshape(B, T, cfg.K, cfg.H)
-        v_BTKH = project(h_BTD, name="wv").reshape(B, T, cfg.K, cfg.H)
-        q_BTNH = rotate(rms_norm(q_BTNH, layer["q_norm"], cfg.eps), cos, sin)
-        k_BTKH = rotate(rms_norm(k_BTKH, layer["k_norm"], cfg.eps), cos, sin)
+        q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)
+        k_BTKH = linear(h_BTD, "wk").reshape(B, T, cfg.K, cfg.H)
+        v_BTKH = linear(h_BTD, "wv").reshape(B, T, cfg.K, cfg.H)
+        q_BTNH = rope.rotate(rms_norm(q_BTNH, layer["q_norm"], cfg.eps), cos, sin)
+        k_BTKH = rope.rotate(rms_norm(k_BTKH, layer["k_norm"], cfg.eps), cos, sin)
         if cache is None:
             out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
         else:
             k_cache = k_cache.at[index, rows_B1, :, slots_BT].set(k_BTKH, mode="drop")
             v_cache = v_cache.at[index, rows_B1, :, slots_BT].set(v_BTKH, mode="drop")
             out_BTNH = attention.attend_cache(q_BTNH, k_cache[index], v_cache[index], positions_BT)
-        x_BTD = x_BTD + project(out_BTNH.reshape(B, T, cfg.N * cfg.H), name="wo")
+        x_BTD = x_BTD + linear(out_BTNH.reshape(B, T, cfg.N * cfg.H), "wo")
         h_BTD = rms_norm(x_BTD, layer["mlp_norm"], cfg.eps)
-        h_BTF = jax.nn.silu(project(h_BTD, name="w_gate")) * project(h_BTD, name="w_up")
-        x_BTD = x_BTD + project(h_BTF, name="w_down")
+        if cfg.E:
+            return (x_BTD + moe.mlp(h_BTD, linear, cfg), k_cache, v_cache), None
+        h_BTF = jax.nn.silu(linear(h_BTD, "w_gate")) * linear(h_BTD, "w_up")
+        x_BTD = x_BTD + linear(h_BTF, "w_down")
         return (x_BTD, k_cache, v_cache), None
 
-    if cfg.remat and cache is None:
-        layer_step = jax.checkpoint(layer_step, prevent_cse=False)
+    if cfg.remat != "none" and cache is None:
+        policy = None
+        if cfg.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=policy)
     x_BTD = jnp.take(params["embed"], tokens_BT, axis=0)
     carry = (x_BTD, cache and cache.k_LBKSH, cache and cache.v_LBKSH)
-    xs = (params["layers"], lora, jnp.arange(cfg.L))
+    xs = (params["layers"], factors, jnp.arange(cfg.L))
     (x_BTD, k_LBKSH, v_LBKSH), _ = jax.lax.scan(layer_step, carry, xs)
     hidden_BTD = rms_norm(x_BTD, params["norm"], cfg.eps)
     if cache is not None:

@@ -20,7 +20,7 @@ from jaxdeep.data.chat import Chat, Thinking
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs import corpus, facts, practice, search
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import load, lora, qwen3
+from jaxdeep.model import arch, load, lora
 from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
@@ -40,7 +40,7 @@ class ModelConfig:
     tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
     thinking: Thinking = "write"
     tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
-    remat: bool = True
+    remat: str = "full"
     chunk: int = 256
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ def spec_of(
     """What the steps of a run are compiled from."""
     path = pathlib.Path(model.place)
     source = path if path.exists() else load.folder(model.place)
-    cfg = qwen3.Config.from_hf(
+    cfg = arch.Config.from_hf(
         source,
         dtype=model.dtype,
         remat=model.remat,
@@ -156,8 +156,8 @@ def weights_of(
 ) -> dict[str, Any]:
     """The base on the mesh."""
     if model.weights == "random":
-        where = qwen3.shardings(spec.model, mesh)
-        build = jax.jit(lambda key: qwen3.init(key, spec.model), out_shardings=where)
+        where = arch.shardings(spec.model, mesh)
+        build = jax.jit(lambda key: arch.init(key, spec.model), out_shardings=where)
         return build(jax.random.key(seed))
     return load.load(model.place, spec.model, mesh)
 
@@ -237,7 +237,7 @@ def engine_of(
     return Engine(params, spec.model, mesh, size)
 
 
-def check_vocabulary(chat: Chat, cfg: qwen3.Config) -> None:
+def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:
     """A tokenizer with ids the model does not have is refused."""
     if chat.tokenizer.size > cfg.V:
         raise ConfigError(

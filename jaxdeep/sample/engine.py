@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import qwen3
+from jaxdeep.model import arch, qwen3
 from jaxdeep.sample import sampler
 from jaxdeep.types import Completion, Sampling
 
@@ -66,7 +66,7 @@ class Engine:
     """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done."""
 
     def __init__(
-        self, params: dict, cfg: qwen3.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
+        self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
         rows = mesh.shape["replica"] * mesh.shape["data"]
         if engine.slots % rows:

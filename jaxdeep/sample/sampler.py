@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdeep.model import qwen3
+from jaxdeep.model import arch, qwen3
 
 
 @struct.dataclass
@@ -76,7 +76,7 @@ def prefill(
     count_b: jax.Array,
     how: Draw,
     *,
-    cfg: qwen3.Config,
+    cfg: arch.Config,
 ) -> tuple[qwen3.Cache, jax.Array, jax.Array]:
     """Append the first `count_b` of `tokens_bT` to rows `slot_b`, of which the first `held_b` slots
     are kept, and draw a token after each row's last one. Returns the cache, tokens and
@@ -96,7 +96,7 @@ def decode(
     token_b: jax.Array,
     how: Draw,
     *,
-    cfg: qwen3.Config,
+    cfg: arch.Config,
     steps: int,
 ) -> tuple[qwen3.Cache, jax.Array, jax.Array, jax.Array]:
     """Feed each row its last token and draw the next, at most `steps` times.
@@ -140,7 +140,7 @@ def decode(
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(cfg: qwen3.Config, steps: int) -> tuple[Any, Any]:
+def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
     """Jitted prefill and decode; the cache is donated."""
     return (
         jax.jit(functools.partial(prefill, cfg=cfg), donate_argnames="cache"),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import qwen3
+from jaxdeep.model import arch, qwen3
 from jaxdeep.types import Batch
 
 
@@ -35,7 +35,7 @@ class Clip:
 
 
 def score(
-    params: dict, adapter: dict | None, batch: Batch, *, cfg: qwen3.Config
+    params: dict, adapter: dict | None, batch: Batch, *, cfg: arch.Config
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of a packed batch, [B, T]."""
     hidden_BTD, _ = qwen3.forward(

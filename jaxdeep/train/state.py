@@ -19,7 +19,7 @@ from flax import struct
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import lora, qwen3
+from jaxdeep.model import arch, lora
 from jaxdeep.train import losses, optim
 from jaxdeep.types import Batch
 
@@ -37,7 +37,7 @@ class State:
 class Spec:
     """What a step is compiled from: hashable, the static argument of everything."""
 
-    model: qwen3.Config
+    model: arch.Config
     lora: lora.LoraConfig
     optim: optim.OptimConfig
     clip: losses.Clip | None = None  # None: SFT
@@ -50,10 +50,10 @@ class Spec:
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> State:
     """Where each leaf of the state lives: moments beside the parameter they belong to."""
-    tree = qwen3.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
-    trained = qwen3.shardings(spec.model, mesh, tree)
+    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    trained = arch.shardings(spec.model, mesh, tree)
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree, is_leaf=qwen3.is_leaf
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree, is_leaf=arch.is_leaf
     )
     whole = meshes.replicated(mesh)
     beside = {
@@ -78,7 +78,7 @@ def init(key: jax.Array, spec: Spec, mesh: jax.sharding.Mesh, trained: Any = Non
 
     def build(key: jax.Array, trained: Any) -> State:
         if trained is None and spec.full:
-            trained = qwen3.init(key, spec.model)
+            trained = arch.init(key, spec.model)
         elif trained is None:
             trained = lora.init(key, spec.model, spec.lora)
         trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)

@@ -7,7 +7,7 @@ import pytest
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import load, lora, qwen3
+from jaxdeep.model import arch, load, lora, qwen3
 
 SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, tied
     "theta 1e4, tied, 1 kv head": (97, 64, 96, 2, 4, 1, 16, 1e4, True),
@@ -22,7 +22,7 @@ SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, ti
 def config(shape, **changes):
     V, D, F, L, N, K, H, theta, tie = shape
     fields = dict(V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=theta, tie=tie)
-    return qwen3.Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
+    return arch.Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
 
 
 TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
@@ -30,7 +30,7 @@ TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
 
 @pytest.fixture(scope="module")
 def tiny():
-    return jax.jit(lambda: qwen3.init(jax.random.key(0), TINY))()
+    return jax.jit(lambda: arch.init(jax.random.key(0), TINY))()
 
 
 def one_device():
@@ -55,10 +55,10 @@ def test_equals_transformers(name, tmp_path):
                 value.mul_(4)
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the sharded layout must be what is read"
-    assert qwen3.Config.from_hf(tmp_path, dtype="float32") == cfg
+    assert arch.Config.from_hf(tmp_path, dtype="float32") == cfg
 
     params = load.load(str(tmp_path), cfg, one_device())
-    assert qwen3.count(cfg) == sum(p.numel() for p in peer.parameters())
+    assert arch.count(cfg) == sum(p.numel() for p in peer.parameters())
     tokens = np.random.default_rng(0).integers(0, cfg.V, (3, 41))
 
     @jax.jit
@@ -159,9 +159,9 @@ def test_remat_and_chunks_change_nothing(tiny):
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny)
 
-    plain = run(remat=False, chunk=64)
+    plain = run(remat="none", chunk=64)
     assert (np.asarray(plain[0][1])[:, 1:] > 0).all()
-    for changes in (dict(remat=True, chunk=64), dict(remat=False, chunk=5), dict(chunk=1)):
+    for changes in (dict(remat="full", chunk=64), dict(remat="none", chunk=5), dict(chunk=1)):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes)
         )
@@ -172,7 +172,7 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     tokens = np.random.default_rng(3).integers(0, TINY.V, (2, 11))
     spec = lora.LoraConfig(rank=4, alpha=8.0)
     adapter = lora.init(jax.random.key(1), cfg, spec)
-    assert spec.scale == cfg.lora_scale and set(adapter) == set(qwen3.LINEARS)
+    assert spec.scale == cfg.lora_scale and set(adapter) == set(arch.LINEARS)
     run = jax.jit(lambda params, adapter: qwen3.forward(params, adapter, tokens, cfg=cfg)[0])
     base = run(tiny, None)
     np.testing.assert_array_equal(run(tiny, adapter), base)
@@ -182,7 +182,7 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     applied = run(tiny, adapter)
     assert np.abs(applied - base).max() > 0.1
     np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
-    for name in qwen3.LINEARS:  # each linear is reached by its own factors
+    for name in arch.LINEARS:  # each linear is reached by its own factors
         assert np.abs(run(tiny, {name: adapter[name]}) - base).max() > 1e-3
 
 
@@ -198,7 +198,7 @@ def test_other_architectures_are_refused_by_name(change, said):
     hf = TINY.to_hf() | change
     hf.pop(hf.pop("drop", ""), None)
     with pytest.raises(CheckpointError, match=said):
-        qwen3.Config.from_hf(hf)
+        arch.Config.from_hf(hf)
 
 
 def test_real_configs_give_the_published_counts(shared):
@@ -209,8 +209,8 @@ def test_real_configs_give_the_published_counts(shared):
         "32B": 32_762_123_264,
     }
     for size, parameters in published.items():
-        cfg = qwen3.Config.from_hf(shared(f"qwen3/configs/Qwen--Qwen3-{size}_config.json"))
-        assert qwen3.count(cfg) == parameters
+        cfg = arch.Config.from_hf(shared(f"qwen3/configs/Qwen--Qwen3-{size}_config.json"))
+        assert arch.count(cfg) == parameters
 
 
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path, tiny):

@@ -11,7 +11,7 @@ import tiny
 from jaxdeep import mesh as meshes
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import lora, qwen3
+from jaxdeep.model import arch, lora
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Row
@@ -39,7 +39,7 @@ def gradients(spec, batches, mesh=None):
     mesh = mesh or tiny.one_device()
     trained = tiny.params() if spec.full else tiny.adapter()
     state = states.init(jax.random.key(0), spec, mesh, trained)
-    params = jax.device_put(tiny.params(), qwen3.shardings(tiny.CFG, mesh))
+    params = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
     grads, metrics = states.Step(spec, mesh).gradients(
         state, None if spec.full else params, batches
     )
@@ -119,7 +119,7 @@ def test_the_base_is_sharded_and_so_are_the_adapter_and_its_moments():
     moments = [x for x in jax.tree.leaves(state.opt) if x.ndim == 3]
     assert len(moments) == 2 * 14 and any("model" in str(x.sharding.spec) for x in moments)
     step = states.Step(SFT, mesh)
-    params = jax.device_put(tiny.params(), qwen3.shardings(tiny.CFG, mesh))
+    params = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
     grads, _ = step.gradients(state, params, pack(rows(), B=8, T=64))
     before = jax.tree.map(lambda x: x.sharding, state)
     after, _ = step.update(state, grads)
