@@ -190,7 +190,8 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     "change, said",
     [
         ({"model_type": "llama"}, "model_type"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "rope_scaling"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"hidden_size": None, "drop": "hidden_size"}, "hidden_size"),
     ],
 )

@@ -1,0 +1,118 @@
+"""Experts against a loop over tokens in float64, and spread over a mesh against one device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import CheckpointError
+from jaxdeep.model import arch, lora, moe, qwen3
+
+CFG = dataclasses.replace(tiny.CFG, E=8, top_k=3, F=24, tie=False)
+SPEC = lora.LoraConfig(rank=2, alpha=4.0)
+TOKENS = np.random.default_rng(0).integers(0, CFG.V, (8, 12))
+MESHES = {
+    "data=8": dict(data=8),
+    "data=2 model=4": dict(data=2, model=4),
+    "replica=2 data=2 model=2": dict(replica=2, data=2, model=2),
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda: arch.init(jax.random.key(3), CFG))()
+
+
+@pytest.fixture(scope="module")
+def adapter():
+    fresh = lora.init(jax.random.key(1), CFG, SPEC)
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+
+
+def first_layer(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def token_by_token(x_BTD, weights, adapter, norm):
+    """The mixture in float64, one token and one expert at a time."""
+    as64 = jax.tree.map(lambda x: np.asarray(x, np.float64), (weights, adapter))
+    weights, adapter = as64
+    through = {n: weights[n] + 2 * adapter[n]["a"] @ adapter[n]["b"] for n in arch.EXPERTS}
+    out = np.zeros(x_BTD.shape)
+    for at in np.ndindex(*x_BTD.shape[:2]):
+        x = np.asarray(x_BTD[at], np.float64)
+        score = np.exp(x @ weights["router"])
+        score /= score.sum()
+        best = np.argsort(-score)[: CFG.top_k]
+        weight = score[best] / (score[best].sum() if norm else 1)
+        for e, w in zip(best, weight, strict=True):
+            gate, up = x @ through["w_gate"][e], x @ through["w_up"][e]
+            out[at] += w * (gate / (1 + np.exp(-gate)) * up) @ through["w_down"][e]
+    return out
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_equals_a_loop_over_tokens(params, adapter, norm):
+    cfg = dataclasses.replace(CFG, norm_top_k=norm)
+    x_BTD = jax.random.normal(jax.random.key(5), (2, 7, CFG.D))
+    weights, factors = first_layer(params["layers"]), first_layer(adapter)
+    layer = lora.Layer(weights, (factors,), (None,), 2.0)
+    want = token_by_token(x_BTD, weights, factors, norm)
+    np.testing.assert_allclose(moe.mlp(x_BTD, layer, cfg), want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def alone(params, adapter):
+    return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss, (0, 1)))(params, adapter))
+
+
+def loss(params, adapter, tokens=TOKENS):
+    hidden, _ = qwen3.forward(params, adapter, tokens, cfg=CFG)
+    return -qwen3.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_experts_on_a_mesh_equal_one_device(name, params, adapter, alone):
+    mesh = meshes.make_mesh(meshes.MeshConfig(**MESHES[name]))
+    with meshes.use(mesh):
+        params = jax.device_put(params, arch.shardings(CFG, mesh))
+        tree = lora.leaves(CFG, SPEC)
+        adapter = jax.device_put(adapter, arch.shardings(CFG, mesh, tree))
+        tokens = jax.device_put(TOKENS, jax.NamedSharding(mesh, jax.P(meshes.ROWS, "context")))
+        value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, adapter, tokens)
+    np.testing.assert_allclose(value, alone[0], rtol=1e-5)
+
+    def close(ours, want):  # of every weight too, the router and the experts among them
+        np.testing.assert_allclose(ours, want, atol=1e-4 * np.abs(want).max())
+
+    jax.tree.map(close, grads, alone[1])
+
+
+def test_experts_are_spread_and_each_holds_only_its_own(params):
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=2, model=4))
+    held = jax.device_put(params, arch.shardings(CFG, mesh))["layers"]["w_up"]
+    assert held.addressable_shards[0].data.shape == (CFG.L, CFG.E // 4, CFG.D // 2, CFG.F)
+
+
+def test_a_cache_holds_what_a_forward_computes(params, adapter):
+    whole, _ = qwen3.forward(params, adapter, TOKENS[:2], cfg=CFG)
+    cache = qwen3.empty_cache(CFG, 2, 12)
+    first, cache = qwen3.forward(params, adapter, TOKENS[:2, :7], cfg=CFG, cache=cache)
+    rest, _ = qwen3.forward(params, adapter, TOKENS[:2, 7:], cfg=CFG, cache=cache)
+    np.testing.assert_allclose(jnp.concatenate([first, rest], 1), whole, atol=2e-5)
+
+
+def test_a_config_of_experts_goes_out_and_in_again():
+    assert arch.Config.from_hf(CFG.to_hf(), **tiny.HOW) == CFG
+    for change, said in (
+        ({"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 of 8"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            arch.Config.from_hf(CFG.to_hf() | change)
