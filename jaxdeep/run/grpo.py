@@ -146,14 +146,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
                     found |= more
                     if rows:
                         with timer("train"):
+                            tolerance = settings.tolerance if first else None
                             batches = pack(rows, B=batch.rows, T=batch.length)
-                            grads, losses_ = step.gradients(state, params, batches)
-                            losses_ = {k: float(v) for k, v in jax.device_get(losses_).items()}
-                            check(losses_, settings.tolerance if first else None, n)
-                            first = False
-                            state, moved = step.update(state, grads)
-                            losses_ |= {k: float(v) for k, v in jax.device_get(moved).items()}
+                            state, losses_ = learn(step, state, params, batches, tolerance)
                         found |= {f"train/{name}": value for name, value in losses_.items()}
+                        first = False
                         weights, adapter = states.policy(spec, params, state.trained)
                         engine.set_adapter(adapter, weights)
                     if dev and settings.eval_every and n % settings.eval_every == 0:
@@ -230,16 +227,25 @@ async def greedy(
     )
 
 
-def check(found: dict[str, float], tolerance: float | None, step: int) -> None:
-    """Stop where trainer and sampler disagree at the first step, and where a loss is no number."""
+def learn(
+    step: states.Step, state: states.State, params: Any, batches: list, tolerance: float | None
+) -> tuple[states.State, dict[str, float]]:
+    """One update. `state` is used up only once trainer and sampler are known to agree to `tolerance`
+    (None: they were compared before) and the loss to be a number."""
+    grads, found = step.gradients(state, params, batches)
+    found = {k: float(v) for k, v in jax.device_get(found).items()}
     if not np.isfinite(found["loss"]):
-        raise ConfigError(f"the loss of step {step} is {found['loss']}: lower optim.lr")
+        raise ConfigError(
+            f"the loss of step {int(state.step) + 1} is {found['loss']}: lower optim.lr"
+        )
     apart = found["max_logp_diff"]
     if tolerance is not None and not apart <= tolerance:
         raise MismatchError(
-            f"at step {step} the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
+            f"the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
             f"more than grpo.tolerance={tolerance:g}: the gradient would be of another policy"
         )
+    state, moved = step.update(state, grads)
+    return state, found | {k: float(v) for k, v in jax.device_get(moved).items()}
 
 
 def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ Sections of a configuration, shared by the verbs: `model`, `lora`, `mesh`, `opti
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
+from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.data import sources
 from jaxdeep.data.chat import Chat, Thinking
@@ -56,10 +58,12 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """Questions over a corpus. Either is a path, or "facts:train" (or dev, test, all) for the small
-    world that comes with the package."""
+    world that comes with the package. Or a `taskset` of your own, "FILE.py:NAME" or "module:NAME": a
+    function of this section that returns it."""
 
-    corpus: str
-    questions: str
+    corpus: str = ""
+    questions: str = ""
+    taskset: str = ""
     k: int = 5
     k1: float = 1.5  # of BM25: how much a word that is repeated in a passage counts
     chunk: int = 1000  # characters of a passage, at most
@@ -67,6 +71,10 @@ class EnvConfig:
     first: int = 0  # skip as many questions
     count: int = 0  # then use as many; 0: all that are left
     weights: search.Weights = search.WEIGHTS
+
+    def __post_init__(self) -> None:
+        if not self.taskset and not (self.corpus and self.questions):
+            raise ConfigError("env needs corpus and questions, or a taskset of your own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +206,27 @@ def tasks_of(env: EnvConfig) -> list[Task]:
     return chosen
 
 
-def taskset_of(env: EnvConfig) -> search.SearchTaskset:
-    """The questions and the search engine over the corpus."""
+def imported(name: str, where: str) -> Any:
+    """What "FILE.py:NAME" or "module:NAME" names; `where` is the key it stands under."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(pathlib.Path(place).stem, place)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, attribute)
+    except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}={name!r} cannot be imported as FILE.py:NAME: {error}"
+        ) from error
+
+
+def taskset_of(env: EnvConfig) -> Taskset:
+    """The questions and the search engine over the corpus, or the taskset of one's own."""
+    if env.taskset:
+        return imported(env.taskset, "env.taskset")(env)
     if env.corpus.startswith("facts:"):
         passages = facts.passages(facts.parse(env.corpus.removeprefix("facts:")))
     else:

@@ -1,5 +1,6 @@
 """Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import textwrap
 
 from jaxdeep.envs import facts
+from jaxdeep.run import setup
 
 VOCABULARY = 400
 MODEL = {
@@ -64,6 +66,13 @@ def config(folder: pathlib.Path, verb: str, steps: int = 4) -> str:
     rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip()
     path.write_text(CONFIG.format(model=str(model), steps=steps, rest=rest))
     return str(path)
+
+
+def lucky(env):
+    """The same tasks, where the reward is luck."""
+    taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
+    taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+    return taskset
 
 
 def command(*args: str) -> list[str]:
