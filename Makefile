@@ -27,8 +27,9 @@ test-slow: $(VENV)/.installed-dev
 # Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
 base: $(VENV)/.installed
 	$(PY) -m jaxdeep.envs.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
-	$(PY) -m jaxdeep sft --config=configs/tiny_base.py --workdir=runs/tiny_base
-	cp runs/tiny_base/model/model.safetensors jaxdeep/assets/tiny/
+	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:reading --workdir=runs/tiny_base-reading
+	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:choosing --workdir=runs/tiny_base-choosing
+	cp runs/tiny_base-choosing/model/model.safetensors jaxdeep/assets/tiny/
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -47,15 +47,25 @@ def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
 class Reading:
     """Rows for the base: answering from passages, asking a librarian for them, naming keywords, and
     repeating random tokens. Half the time the librarian is a tool: not the one that `Demos` teach,
-    but called in the same syntax."""
+    but called in the same syntax.
 
-    def __init__(self, chat: Chat, seed: int) -> None:
-        self.chat, self.seed = chat, seed
+    With `choosing`, questions whose passage states other things too, that could be mistaken for the
+    answer, come `choosing` times as often as others.
+    """
+
+    def __init__(self, chat: Chat, seed: int, *, choosing: int = 1) -> None:
+        self.chat, self.seed, self.choosing = chat, seed, choosing
 
     def __getitem__(self, index: int) -> list[Piece]:
         rng = random.Random(f"reading {self.seed} {index}")
         quizzes, texts = _world(self.seed * 1_000_003 + index // BLOCK)
         quiz = rng.choice(quizzes)
+        while (
+            self.choosing > 1
+            and len(_stating(texts[quiz.entity.name], quiz.attribute).states) == 1
+            and rng.random() > 1 / self.choosing
+        ):
+            quiz = rng.choice(quizzes)
         kind = rng.choices(("desk", "read", "keywords", "repeat"), (60, 20, 10, 10))[0]
         if kind == "repeat":
             return self._repeat(rng)

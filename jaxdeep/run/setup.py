@@ -242,14 +242,14 @@ def taskset_of(env: EnvConfig) -> Taskset:
 
 
 def source_of(name: str, chat: Chat, env: EnvConfig | None) -> sources.Source:
-    """Rows to train on: a JSONL or JSON file, or rows from made-up worlds, "reading:SEED"
-    or "demos:SEED" (of the search tool)."""
+    """Rows to train on: a JSONL or JSON file, or rows from made-up worlds, "reading:SEED",
+    "choosing:SEED" (harder reading) or "demos:SEED" (of the search tool)."""
     kind, _, rest = name.partition(":")
-    if kind in ("reading", "demos"):
+    if kind in ("reading", "choosing", "demos"):
         if not rest.isdigit():
             raise ConfigError(f"data.source={name!r} needs a number after the colon: {kind}:0")
-        if kind == "reading":
-            return practice.Reading(chat, int(rest))
+        if kind != "demos":
+            return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
         if env is None:
             raise ConfigError(f"data.source={name!r} needs the section env: demos use its tool")
         return practice.Demos(chat, int(rest), k=env.k, system=env.system)
