@@ -91,7 +91,10 @@ def save(
                 continue
             if held != (name, i):
                 held = (name, i)
-                layer = {k: checkpoints.on_host(adapter[name][k][i]) for k in ("a", "b")}
+                layer = {
+                    k: checkpoints.on_host(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
+                    for k, x in adapter[name].items()
+                }
             x = layer[key] if e is None else layer[key][e]
             yield np.asarray(x, np.float32).T
 

@@ -28,8 +28,8 @@ def one_device():
     return meshes.make_mesh(devices=jax.devices()[:1])
 
 
-def eight_devices():
-    return meshes.make_mesh(meshes.MeshConfig(replica=2, data=2, model=2))
+def four_devices():
+    return meshes.make_mesh(meshes.MeshConfig(data=2, model=2), jax.devices()[:4])
 
 
 def _random(tree, seed, scale):

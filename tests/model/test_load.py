@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from model.models import CONFIGS, DENSE, MIXTURE
 
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, load, tensors
+from jaxdeep.model.identity import identity
 
 
 def equal(tree, other):
@@ -45,9 +47,9 @@ def test_what_is_saved_is_loaded_equal_on_one_device_and_on_many(name, saved):
         shards = [file for file in (saved / name).glob("*.safetensors")]
         assert all(file.stat().st_size < 40_000 for file in shards)
     equal(load.load(str(saved / name), cfg, models.one_device()), models.params(name))
-    sharded = load.load(str(saved / name), cfg, models.eight_devices())
+    sharded = load.load(str(saved / name), cfg, models.four_devices())
     equal(sharded, models.params(name))
-    where = arch.shardings(cfg, models.eight_devices())
+    where = arch.shardings(cfg, models.four_devices())
     assert jax.tree.map(lambda x: x.sharding, sharded) == where
     again = saved / f"{name}-again"
     load.save(again, sharded, cfg)
@@ -56,7 +58,7 @@ def test_what_is_saved_is_loaded_equal_on_one_device_and_on_many(name, saved):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_int8_and_bfloat16_are_made_on_the_way(name, saved):
-    for mesh in (models.one_device(), models.eight_devices()):
+    for mesh in (models.one_device(), models.four_devices()):
         small = dataclasses.replace(CONFIGS[name], quant="int8", dtype="bfloat16")
         got = load.load(str(saved / name), small, mesh)
         want = jax.tree.map(lambda x: x.astype(jnp.bfloat16), models.params(name))
@@ -93,7 +95,7 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
 
 
 def test_experts_are_put_in_place_without_talking(saved):
-    mesh = models.eight_devices()
+    mesh = models.four_devices()
     where = arch.shardings(MIXTURE, mesh)["layers"]["w_up"]
     leaf = jax.ShapeDtypeStruct((2, 4, 32, 24), jnp.float32, sharding=where)
     spec = jax.sharding.PartitionSpec("model", None, "data")
@@ -238,16 +240,23 @@ LOAD = """
 """
 
 
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder for gigabytes: it does not stay for the next runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
-def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, tmp_path):
+def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
     cfg = arch.Config(
         **dict(V=300_000, D=2048, F=8192, L=22, N=16, K=8, H=128, theta=1e6, eps=1e-6, tie=False),
         limit=4096,
     )
     size, largest = 2 * arch.count(cfg), 2 * cfg.V * cfg.D
     assert size >= 4e9
-    free = shutil.disk_usage(tmp_path).free
+    free = shutil.disk_usage(scratch).free
     if free < 2 * size:
         pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {2 * size / 1e9:.0f} are needed")
     with open("/proc/meminfo") as file:
@@ -256,7 +265,7 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, tmp_path):
         pytest.skip(f"{memory / 1e9:.0f} GB of memory are free, {2 * size / 1e9:.0f} are needed")
     plan = load.parts(cfg)
     rng, names, at = np.random.default_rng(0), list(plan), 0
-    (tmp_path / "config.json").write_text(json.dumps(cfg.to_hf()))
+    (scratch / "config.json").write_text(json.dumps(cfg.to_hf()))
     index = {}
     while at < len(names):  # files of about 2 GB
         file, held = f"model-{len(set(index.values()))}.safetensors", []
@@ -267,16 +276,16 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, tmp_path):
         dtype = jnp.dtype("bfloat16")
         shapes = {n: (plan[n].shape, dtype) for n in held}
         tensors.write(
-            tmp_path / file,
+            scratch / file,
             shapes,
             (
                 np.frombuffer(rng.bytes(2 * int(np.prod(s))), "u2").view(dtype).reshape(s)
                 for s, _ in shapes.values()
             ),
         )
-    (tmp_path / load.INDEX).write_text(json.dumps({"weight_map": index}))
+    (scratch / load.INDEX).write_text(json.dumps({"weight_map": index}))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(LOAD), str(tmp_path)],
+        [sys.executable, "-c", textwrap.dedent(LOAD), str(scratch)],
         capture_output=True,
         text=True,
         env={
@@ -288,3 +297,44 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, tmp_path):
     beyond = int(done.stdout)
     print(f"{size / 1e9:.2f} GB on {devices} devices: {beyond / 1e9:.2f} GB beyond the arrays")
     assert beyond <= largest + 1e9
+
+
+PAIR = """
+    import os, sys
+    port, process, source, target = sys.argv[1:]
+    import jax
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+    import pathlib
+    from jaxdeep import mesh
+    from jaxdeep.model import arch, identity, load
+    cfg = arch.Config.from_hf(source, dtype="float32")
+    params = load.load(source, cfg, mesh.make_mesh(mesh.MeshConfig(data=2, model=2)))
+    assert not params["embed"].is_fully_addressable
+    load.save(pathlib.Path(target), params, cfg)
+    print(identity.identity(params, cfg))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_load_and_save_together(name, saved, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = dict(PYTHONPATH=":".join(sys.path), JAX_PLATFORMS="cpu")
+    env |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    args = [str(saved / name), str(tmp_path / "x")]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PAIR), str(port), str(n), *args],
+            **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env),
+        )
+        for n in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], said
+    want = identity(models.params(name), CONFIGS[name])
+    assert [out.strip().splitlines()[-1] for out, _ in said] == [want] * 2
+    again = load.load(str(tmp_path / "x"), CONFIGS[name], models.one_device())
+    equal(again, models.params(name))
