@@ -21,7 +21,7 @@ from typing import NamedTuple
 from jaxdeep import __version__, config
 from jaxdeep.errors import ConfigError, JaxdeepError
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat")
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

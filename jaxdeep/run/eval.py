@@ -1,8 +1,9 @@
 """Evaluate a policy on questions: exact match, F1, searches, and a paired test against another run.
 
 Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter is
-evaluated; empty evaluates the base. The rollouts go to `eval.jsonl` in the workdir, the numbers to
-`eval.json`, both also to `eval.html`; `--against` is another evaluation's workdir on the same questions.
+evaluated, or the folder of a PEFT adapter; empty evaluates the base. The rollouts go to `eval.jsonl` in
+the workdir, the numbers to `eval.json`, both also to `eval.html`; `--against` is another evaluation's
+workdir on the same questions.
 """
 
 from __future__ import annotations

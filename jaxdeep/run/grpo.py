@@ -113,7 +113,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh)
         step = states.Step(spec, mesh)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep)
+        base = setup.base_of(part["model"], spec, params)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
         done = 0
         if saved.latest() is not None:
             done, state, _ = saved.restore(state)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
@@ -22,7 +23,7 @@ from jaxdeep.data.chat import Chat, Thinking
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs import corpus, facts, practice, search
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import arch, load, lora
+from jaxdeep.model import arch, identity, load, lora, peft
 from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
@@ -97,7 +98,7 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, what to keep, and the run whose result to start from."""
+    """How long to train, what to keep, and what to start from: a run's folder, or a PEFT adapter's."""
 
     steps: int
     save_every: int = 10
@@ -176,8 +177,8 @@ def start_of(
     spec: states.Spec,
     mesh: jax.sharding.Mesh,
 ) -> tuple[dict[str, Any] | None, states.State]:
-    """The frozen weights (None where they are what is trained) and a fresh state: around the result of
-    the run `train.start`, else around a new adapter or the base."""
+    """The frozen weights (None where they are what is trained) and a fresh state: around the adapter or
+    the result of the run in `train.start`, else around a new adapter or the base."""
     params = weights_of(model, spec, mesh, train.seed)
     key = jax.random.key(train.seed)
     trained = params if spec.full else None
@@ -186,10 +187,58 @@ def start_of(
         path = pathlib.Path(train.start)
         if not path.is_dir():
             raise CheckpointError(f"train.start={train.start}: there is no such run")
-        run = checkpoint.Checkpoints(path, spec)
-        state = state.replace(trained=run.trained(state.trained))
-        run.close()
+        base = base_of(model, spec, params)
+        if (path / peft.CONFIG).exists():
+            state = state.replace(trained=adapter_of(path, spec, base, state.trained))
+        else:
+            run = checkpoint.Checkpoints(path, spec, base=base)
+            state = state.replace(trained=run.trained(state.trained))
+            run.close()
     return (None if spec.full else params), state
+
+
+def base_of(
+    model: ModelConfig, spec: states.Spec, params: dict[str, Any] | None
+) -> identity.Base | None:
+    """The name and hash of the frozen weights; None where they are what is trained."""
+    return None if spec.full else identity.Base(model.path, identity.identity(params, spec.model))
+
+
+def adapter_of(
+    path: pathlib.Path, spec: states.Spec, base: identity.Base | None, fresh: dict[str, Any]
+) -> dict[str, Any]:
+    """The PEFT adapter in `path`, laid out as the `fresh` one. It must have the rank and the linears of
+    the configuration; another alpha is folded into its factors."""
+    found = peft.load(path, spec.model, base)
+    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, found.lora))
+    if ours != theirs:
+        raise ConfigError(
+            f"the adapter in {path} has lora.rank={theirs[0]} and lora.targets={theirs[1]}, "
+            f"the configuration {ours[0]} and {ours[1]}: make them equal"
+        )
+
+    ratio = np.float32(found.lora.scale / spec.lora.scale)
+    for name, pair in found.factors.items():
+        pair["b"] *= ratio
+        pair["a"] = revived(pair, load.on_host(fresh[name]["a"]))
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), found.factors, fresh)
+
+
+def revived(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
+    """The factor `a` with directions that are zero in both factors taken from a fresh one: they would
+    have no gradient, ever. The product stays as it is."""
+    dead = ~pair["a"].any(-2, keepdims=True) & ~pair["b"].any(-1)[..., None, :]
+    return np.where(dead, fresh_a, pair["a"])
+
+
+def source_folder(model: ModelConfig) -> pathlib.Path | None:
+    """The folder with the files of the model's tokenizer; None where a tokenizer from the hub was set."""
+    path = pathlib.Path(model.tokenizer or model.place)
+    if path.is_file():
+        return path.parent
+    if path.is_dir() or model.tokenizer:
+        return path if path.is_dir() else None
+    return load.folder(model.place)
 
 
 def tasks_of(env: EnvConfig) -> list[Task]:

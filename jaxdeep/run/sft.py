@@ -71,7 +71,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh)
         step = states.Step(spec, mesh)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep)
+        base = setup.base_of(part["model"], spec, params)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
         done, position = 0, sources.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
@@ -110,5 +111,5 @@ def main(config: ConfigDict, workdir: Path) -> int:
 
 def export(path: Path, trained: Any, spec: states.Spec, chat: Any) -> None:
     """The trained weights in the Hugging Face layout, with their tokenizer."""
-    load.save(path, jax.device_get(trained), dataclasses.replace(spec.model, dtype="float32"))
-    (path / "tokenizer.json").write_text(chat.tokenizer.text)
+    cfg = dataclasses.replace(spec.model, dtype="float32")
+    load.save(path, trained, cfg, beside={"tokenizer.json": chat.tokenizer.text}, replace=True)

@@ -13,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxdeep.errors import CheckpointError
+from jaxdeep.model import identity
 from jaxdeep.train import state as states
 
 
@@ -27,10 +28,18 @@ def shape_of(spec: states.Spec) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, the last `keep` of them."""
+    """The checkpoints in `workdir/checkpoints`, the last `keep` of them. Where something is trained over
+    a frozen `base`, they remember it, and a run over another one is refused."""
 
-    def __init__(self, workdir: pathlib.Path, spec: states.Spec, *, keep: int = 2) -> None:
-        self.path, self.spec = workdir.absolute() / "checkpoints", spec
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        spec: states.Spec,
+        *,
+        keep: int = 2,
+        base: identity.Base | None = None,
+    ) -> None:
+        self.path, self.spec, self.base = workdir.absolute() / "checkpoints", spec, base
         self.manager = ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
@@ -50,6 +59,7 @@ class Checkpoints:
                         "shape": shape_of(self.spec),
                         "lora": dataclasses.asdict(self.spec.lora),
                         "position": position,
+                        "base": self.base and self.base._asdict(),
                     }
                 ),
             ),
@@ -108,6 +118,7 @@ class Checkpoints:
                 f"{self.path}/{step} is a checkpoint of another shape: {'; '.join(differ)}. "
                 "Use the configuration it was made with, or another --workdir"
             )
+        identity.check(f"{self.path}/{step}", base_in(about["about"]), self.base)
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -125,6 +136,11 @@ def about(workdir: pathlib.Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} holds no checkpoint yet")
         args = ocp.args.Composite(about=ocp.args.JsonRestore())
         return manager.restore(step, args=args)["about"]
+
+
+def base_in(about: dict[str, Any]) -> identity.Base | None:
+    """The base that the description of a checkpoint names."""
+    return identity.Base(**about["base"]) if about.get("base") else None
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,0 +1,82 @@
+"""Small models of both kinds, their weights, adapters and logits, computed once for several tests."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdeep import mesh as meshes
+from jaxdeep.model import arch, lora, qwen3
+
+DENSE = arch.Config(
+    **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
+    limit=512,
+    dtype="float32",
+    remat="none",
+    lora_scale=2.0,
+)
+MIXTURE = dataclasses.replace(DENSE, F=24, tie=False, E=4, top_k=2)
+CONFIGS = {"dense": DENSE, "mixture": MIXTURE}
+LORA = lora.LoraConfig(rank=3, alpha=6.0)
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 19))
+
+
+def one_device():
+    return meshes.make_mesh(devices=jax.devices()[:1])
+
+
+def four_devices():
+    return meshes.make_mesh(meshes.MeshConfig(data=2, model=2), jax.devices()[:4])
+
+
+def _random(tree, seed, scale):
+    """Arrays for declared weights, by numpy: nothing to compile."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            (leaf.fan_in is None) + scale * rng.standard_normal(leaf.shape), jnp.float32
+        ),
+        tree,
+        is_leaf=arch.is_leaf,
+    )
+
+
+@functools.cache
+def params(name):
+    """Weights of which each matters; norms are away from one, so that a swapped norm would show."""
+    return _random(arch.leaves(CONFIGS[name]), 1, 0.4)
+
+
+@functools.cache
+def adapter(name):
+    """Factors far from zero."""
+    return _random(lora.leaves(CONFIGS[name], LORA), 2, 0.15)
+
+
+@functools.cache
+def _logits(cfg):
+    def run(params, adapter):
+        hidden, _ = qwen3.forward(params, adapter, TOKENS, cfg=cfg)
+        return qwen3.logits(params, hidden, cfg=cfg)
+
+    return jax.jit(run)
+
+
+def logits(name, adapter):
+    return np.asarray(_logits(CONFIGS[name])(params(name), adapter))
+
+
+def transformers_model(path, **options):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **options)
+
+
+def their_logits(model):
+    import torch
+
+    with torch.no_grad():
+        return model.eval()(torch.tensor(TOKENS)).logits.numpy()
