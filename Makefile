@@ -7,14 +7,14 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint base clean
+.PHONY: quickstart test test-slow lint bench base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q --durations=10 $(ARGS)
+	$(PY) -m pytest -q -n 2 --dist loadfile --durations=10 $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
@@ -23,6 +23,12 @@ lint: $(VENV)/.installed-dev
 # Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers.
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
+
+# Side by side with peers, each in a process of its own; needs the extra `bench` and minutes.
+bench: $(VENV)/.installed-dev
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
+	$(PY) tests/bench/sft_step.py
+	$(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 
 # Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
 base: $(VENV)/.installed

@@ -43,7 +43,9 @@ class ModelConfig:
     tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
     thinking: Thinking = "write"
     tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
-    remat: str = "full"
+    remat: str = "full"  # what the backward pass computes again: none, dots (all but matmuls), full
+    attention: str = "auto"  # the kernel: auto, plain, splash (TPU), cudnn (GPU)
+    quant: str = ""  # "int8" holds the frozen linears in a byte a weight
     chunk: int = 256
 
     def __post_init__(self) -> None:
@@ -154,6 +156,8 @@ def spec_of(
         source,
         dtype=model.dtype,
         remat=model.remat,
+        attention=model.attention,
+        quant=model.quant,
         chunk=model.chunk,
         lora_scale=adapter.scale,
     )
