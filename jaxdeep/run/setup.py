@@ -150,6 +150,8 @@ def spec_of(
     clip: losses.Clip | None = None,
 ) -> states.Spec:
     """What the steps of a run are compiled from."""
+    if model.quant and not adapter.rank:
+        raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
     source = path if path.exists() else load.folder(model.place)
     cfg = arch.Config.from_hf(

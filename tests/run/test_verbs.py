@@ -115,6 +115,8 @@ WRONG = {
     "too many prompts": ("grpo", ["--config.grpo.prompts=99"], "99"),
     "weights that are not there": ("sft", ["--config.model.weights=load"], "model.safetensors"),
     "a mesh that does not fit": ("sft", ["--config.mesh.model=3"], "devices"),
+    "int8 to be trained": ("sft", ["--config.model.quant=int8", "--config.lora.rank=0"], "quant"),
+    "an unknown kernel": ("sft", ["--config.model.attention=flash"], "splash"),
     "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
     "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
     "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
