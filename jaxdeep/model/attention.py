@@ -41,7 +41,7 @@ def attend(
     segments_BT: jax.Array,
     *,
     kind: str = "auto",
-    block: int = 256,
+    block: int = 128,
 ) -> jax.Array:
     """Causal attention of a sequence to itself, inside each segment; returns BTNH.
 
@@ -123,7 +123,7 @@ def plain(
     segments_BS: jax.Array,
     index_Q: jax.Array,
     *,
-    block: int = 256,
+    block: int = 128,
 ) -> jax.Array:
     """Attention of queries at `index_Q` of a sequence to its keys 0..S-1; returns BQNH.
 
@@ -170,6 +170,13 @@ def _keys(k_BSKH, v_BSKH, segments_BS, block: int):
     return k_nBKsH, v_nBKsH, _split(segments_BS, 1, block), jnp.arange(n * block).reshape(n, block)
 
 
+def _reach(segments_Bq, index_q, segments_nBs) -> tuple[jax.Array, jax.Array]:
+    """The first block of keys that may share a segment with these queries, and the first after them."""
+    low_nB, high_nB = segments_nBs.min(2), segments_nBs.max(2)
+    shared_nB = (low_nB <= segments_Bq.max(1)) & (high_nB >= segments_Bq.min(1))
+    return jnp.argmax(shared_nB.any(1)), index_q.max() // segments_nBs.shape[2] + 1
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _blocked(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, block):
     return _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, block)[0]
@@ -201,8 +208,8 @@ def _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, 
 
         zero_BNq = jnp.zeros((B, N, block), jnp.float32)
         start = (zero_BNq + MASKED, zero_BNq, jnp.zeros((B, N, block, H), jnp.float32))
-        # blocks of keys after the last query are not looked at
-        top_BNq, total_BNq, sum_BNqH = jax.lax.fori_loop(0, index_q.max() // block + 1, step, start)
+        reach = _reach(segments_Bq, index_q, keys[2])
+        top_BNq, total_BNq, sum_BNqH = jax.lax.fori_loop(*reach, step, start)
         out_BNqH = (sum_BNqH / total_BNq[..., None]).astype(q_BQNH.dtype)
         return jnp.swapaxes(out_BNqH, 1, 2), top_BNq + jnp.log(total_BNq)
 
@@ -240,7 +247,7 @@ def _blocked_backward(block, saved, grad_BQNH):
             return dq_BNqH, dk_nBKsH, dv_nBKsH
 
         start = (jnp.zeros(q_BNqH.shape, jnp.float32), *carry)
-        dq_BNqH, *carry = jax.lax.fori_loop(0, index_q.max() // block + 1, step, start)
+        dq_BNqH, *carry = jax.lax.fori_loop(*_reach(segments_Bq, index_q, keys[2]), step, start)
         return tuple(carry), jnp.swapaxes(dq_BNqH, 1, 2).astype(q_BQNH.dtype)
 
     parts = [_split(x, 1, block) for x in (q_BQNH, grad_BQNH, dot_BQN, segments_BQ)]
