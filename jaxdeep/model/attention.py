@@ -92,12 +92,19 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
     """The kernel that `kind` stands for, for queries of this shape on the devices in use."""
     if kind not in KINDS:
         raise ConfigError(f"attention={kind!r}: choose one of {', '.join(KINDS)}")
-    T, platform = shape_BTNH[1], _platform()
+    T, H, platform = shape_BTNH[1], shape_BTNH[3], _platform()
     shard = T // context.shards()
     refusals = {
         "plain": "",
-        "splash": shard % LANES
-        and f"splash needs a multiple of {LANES} positions on each device, there are {shard}",
+        "splash": (
+            shard % LANES
+            and f"splash needs a multiple of {LANES} positions on each device, there are {shard}"
+        )
+        or (
+            platform == "tpu"
+            and H % LANES
+            and f"splash on TPUs needs heads of a multiple of {LANES} numbers, not {H}"
+        ),
         "cudnn": (platform != "gpu" and f"cudnn runs on GPUs, not on {platform}")
         or (jnp.dtype(dtype).itemsize != 2 and f"cudnn needs bfloat16 or float16, not {dtype}"),
     }
