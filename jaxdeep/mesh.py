@@ -102,9 +102,11 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
     """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`."""
     B, T = batch.tokens_BT.shape
     rows = mesh.shape["replica"] * mesh.shape["data"]
-    if B % rows or T % mesh.shape["context"]:
+    C = mesh.shape["context"]
+    chunks = 2 * C if C > 1 else 1  # see model.context
+    if B % rows or T % chunks:
         raise ConfigError(
             f"a batch of {B} rows x {T} positions does not divide over replica*data={rows} and "
-            f"context={mesh.shape['context']}: change the rows or the length of a batch"
+            f"{chunks} chunks for context={C}: change the rows or the length of a batch"
         )
     return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxdeep import mesh
 from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.model import attention
 from jaxdeep.model.rope import Yarn
 
 LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
@@ -48,13 +49,17 @@ class Config:
     dtype: str = "bfloat16"
     quant: str = ""  # "int8": the frozen linears are held as int8, one scale per output
     remat: str = "full"  # what the backward pass computes again: none, all but matmuls (dots), full
-    attention: str = "auto"  # see attention.KINDS
+    attention: str = "auto"  # which kernel, one of attention.KINDS
     chunk: int = 256  # positions whose logits exist at one time
     lora_scale: float = 1.0  # alpha / rank of whichever adapter is trained
 
     def __post_init__(self) -> None:
         if self.remat not in REMAT:
             raise ConfigError(f"model.remat={self.remat!r}: choose one of {', '.join(REMAT)}")
+        if self.attention not in attention.KINDS:
+            raise ConfigError(
+                f"model.attention={self.attention!r}: choose one of {', '.join(attention.KINDS)}"
+            )
         if self.quant not in ("", "int8"):
             raise ConfigError(f"model.quant={self.quant!r}: choose '' or 'int8'")
 

@@ -11,9 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
 from jaxdeep import mesh
-from jaxdeep.model import attention, moe, rope
+from jaxdeep.model import attention, context, moe, rope
 from jaxdeep.model import lora as adapters
 from jaxdeep.model.arch import Config
 
@@ -40,6 +41,31 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+def embed(table_VD: jax.Array, tokens_BT: jax.Array, *, positions: str | None) -> jax.Array:
+    """The row of the table for each token, [B, T, D].
+
+    On a mesh each device looks up, in the columns and the words it holds, the tokens of all rows of
+    its `data` axis, and devices exchange what they found: the table stays where it is. `positions` is
+    the axis that the sequence is spread over.
+    """
+    used = jax.sharding.get_abstract_mesh()
+    if used.empty or used.size == 1:
+        return jnp.take(table_VD, tokens_BT, axis=0)
+
+    def local(table_vd, tokens_bt):
+        tokens_Bt = jax.lax.all_gather(tokens_bt, "data", axis=0, tiled=True)
+        at_Bt = tokens_Bt - jax.lax.axis_index("model") * len(table_vd)
+        held_Bt = (at_Bt >= 0) & (at_Bt < len(table_vd))
+        x_Btd = jnp.where(held_Bt[..., None], jnp.take(table_vd, at_Bt * held_Bt, axis=0), 0)
+        x_btD = jax.lax.all_to_all(x_Btd, "data", split_axis=0, concat_axis=2, tiled=True)
+        return jax.lax.psum(x_btD, "model")
+
+    tokens = P(mesh.ROWS, positions)
+    return jax.shard_map(
+        local, in_specs=(P("model", "data"), tokens), out_specs=tokens, check_vma=False
+    )(table_VD, tokens_BT)
+
+
 def forward(
     params: dict,
     lora: dict | adapters.Bank | tuple | None,
@@ -53,7 +79,9 @@ def forward(
 ) -> tuple[jax.Array, Cache | None]:
     """Hidden states after the last norm, [B, T, D], and the cache with the new tokens appended.
 
-    Without a cache, tokens attend to earlier ones of their own segment (default: one segment a row).
+    Without a cache, tokens attend to earlier ones of their own segment (default: one segment a row),
+    and on a mesh whose `context` axis shares sequences hidden states are in the order of that module:
+    what `token_logps` expects.
     With a cache, the first `count_B` tokens of each row (default: all) are appended at its length and
     attend to everything the row holds; the rest of the row is padding and leaves no trace.
 
@@ -71,6 +99,12 @@ def forward(
         positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     if segments_BT is None:
         segments_BT = jnp.ones((B, T), jnp.int32)
+    positions = None  # the axis that the sequence is spread over
+    if cache is None:
+        positions = "context"
+        tokens_BT, positions_BT, segments_BT = map(
+            context.spread, (tokens_BT, positions_BT, segments_BT)
+        )
     cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
     rows_B1 = jnp.arange(B)[:, None]
     factors, mixes = adapters.parts(lora)
@@ -78,7 +112,7 @@ def forward(
     def layer_step(carry, xs):
         x_BTD, k_cache, v_cache = carry
         layer, factors, index = xs
-        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, "context" if cache is None else None, None)
+        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, positions, None)
         linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale)
         h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
         q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)
@@ -87,7 +121,7 @@ def forward(
         q_BTNH = rope.rotate(rms_norm(q_BTNH, layer["q_norm"], cfg.eps), cos, sin)
         k_BTKH = rope.rotate(rms_norm(k_BTKH, layer["k_norm"], cfg.eps), cos, sin)
         if cache is None:
-            out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+            out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kind=cfg.attention)
         else:
             k_cache = k_cache.at[index, rows_B1, :, slots_BT].set(k_BTKH, mode="drop")
             v_cache = v_cache.at[index, rows_B1, :, slots_BT].set(v_BTKH, mode="drop")
@@ -105,7 +139,7 @@ def forward(
         if cfg.remat == "dots":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=policy)
-    x_BTD = jnp.take(params["embed"], tokens_BT, axis=0)
+    x_BTD = embed(params["embed"], tokens_BT, positions=positions)
     carry = (x_BTD, cache and cache.k_LBKSH, cache and cache.v_LBKSH)
     xs = (params["layers"], factors, jnp.arange(cfg.L))
     (x_BTD, k_LBKSH, v_LBKSH), _ = jax.lax.scan(layer_step, carry, xs)
@@ -129,32 +163,37 @@ def token_logps(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token given those before it, and the entropy of that prediction.
 
-    Both [B, T] float32, in nats; position 0 has no prediction and holds 0. The sequence is walked in
-    chunks of `cfg.chunk` positions, recomputed in the backward pass, so [B, T, V] never exists. The
-    entropy carries no gradient.
+    `hidden_BTD` is from `forward`, tokens and results are in natural order. Both [B, T] float32, in
+    nats; position 0 has no prediction and holds 0. The sequence is walked in chunks of `cfg.chunk`
+    positions of each device, recomputed in the backward pass, so [B, T, V] never exists. The entropy
+    carries no gradient.
     """
     B, T = tokens_BT.shape
-    chunk = min(cfg.chunk, T)
-    pad = -T % chunk
+    C = context.shards()
+    chunk = min(cfg.chunk, T // C)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(hidden_BCD: jax.Array, target_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BCV = logits(params, hidden_BCD, cfg=cfg)
-        total_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-        picked_BC = jnp.take_along_axis(logits_BCV, target_BC[..., None], axis=-1)[..., 0]
-        still_BCV = jax.lax.stop_gradient(logits_BCV - total_BC[..., None])
-        return picked_BC - total_BC, -jnp.sum(jnp.exp(still_BCV) * still_BCV, axis=-1)
+    def score(hidden_BCcD: jax.Array, target_BCc: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_BCcV = logits(params, hidden_BCcD, cfg=cfg)
+        total_BCc = jax.nn.logsumexp(logits_BCcV, axis=-1)
+        picked_BCc = jnp.take_along_axis(logits_BCcV, target_BCc[..., None], axis=-1)[..., 0]
+        still_BCcV = jax.lax.stop_gradient(logits_BCcV - total_BCc[..., None])
+        return picked_BCc - total_BCc, -jnp.sum(jnp.exp(still_BCcV) * still_BCcV, axis=-1)
 
     def split(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
+        rest = x.shape[2:]
+        x = x.reshape(B, C, T // C, *rest)
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, -(T // C) % chunk)] + [(0, 0)] * len(rest))
+        x = jnp.moveaxis(x.reshape(B, C, -1, chunk, *rest), 2, 0)
+        return mesh.constrain(x, None, mesh.ROWS, "context")
 
     def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, 0, 1).reshape(B, -1)
+        x = jnp.moveaxis(x, 0, 2).reshape(B, C, -1)[..., : T // C]
+        x = context.restore(x.reshape(B, T))
         return jnp.pad(x[:, : T - 1], ((0, 0), (1, 0)))
 
     # the prediction of token t is made at t - 1; the last position predicts nothing
-    target_BT = jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1)))
+    target_BT = context.spread(jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1))))
     parts = (split(hidden_BTD), split(target_BT))
     _, (logps, entropies) = jax.lax.scan(lambda _, part: (None, score(*part)), None, parts)
     return join(logps), join(entropies)

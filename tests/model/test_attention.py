@@ -1,11 +1,17 @@
-"""Attention against a loop in numpy, and in blocks against whole."""
+"""Attention against a loop in numpy, in blocks against whole, kernels against plain."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+import tiny
 
-from jaxdeep.model import attention
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import ConfigError
+from jaxdeep.model import attention, context
 
 
 def inputs(T, B=2, N=4, K=2, H=8, seed=0):
@@ -31,23 +37,82 @@ def loop(q, k, v, segments):
     return out
 
 
-def test_equals_a_loop():
+def run(args, weight=None, **options):
+    """The output, and the gradients of queries, keys and values for a weighted sum of it."""
+    weight = np.random.default_rng(1).standard_normal(args[0].shape) if weight is None else weight
+
+    def total(q, k, v, segments):
+        out = attention.attend(q, k, v, segments, **options)
+        return (out * weight).sum(), out
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+    (_, out), grads = step(*args)
+    return jax.device_get((out, grads))
+
+
+def same(want, got, atol=1e-4):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=1e-4), want, got)
+
+
+@pytest.mark.parametrize("block", [64, 8])
+def test_equals_a_loop(block):
     args = inputs(19)
-    np.testing.assert_allclose(jax.jit(attention.attend)(*args), loop(*args), atol=1e-5)
+    attend = jax.jit(functools.partial(attention.attend, block=block))
+    np.testing.assert_allclose(attend(*args), loop(*args), atol=1e-5)
 
 
 def test_blocks_change_neither_values_nor_gradients():
     args = inputs(37)
+    same(run(args, block=64), run(args, block=8))
 
-    def run(block):
-        def total(q, k, v):
-            out = attention.attend(q, k, v, args[3], block=block)
-            return (out * np.arange(37)[None, :, None, None]).sum(), out
 
-        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(*args[:3])
+def test_splash_equals_plain():
+    args = inputs(256, N=4, K=2, H=16)
+    same(run(args, kind="plain"), run(args, kind="splash"))
 
-    whole, blocks = run(64), run(8)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-3, rtol=1e-4), whole, blocks)
+
+@pytest.mark.parametrize(
+    ("T", "axes"),
+    [(512, dict(data=1, context=2, model=4)), (256, dict(data=2, model=4))],
+    ids=str,
+)
+def test_splash_on_a_mesh_equals_plain_on_one_device(T, axes):
+    """Two kv heads for four devices, and positions in the order of the context axis."""
+    args = inputs(T, N=4, K=2, H=16)
+    weight = np.random.default_rng(1).standard_normal(args[0].shape)
+    want_out, want_grads = run(args, weight, kind="plain")
+    with meshes.use(meshes.make_mesh(meshes.MeshConfig(**axes))):
+        order = context.order(T)
+        out, grads = run([x[:, order] for x in args], weight[:, order], kind="splash")
+    back = np.argsort(order)
+    same((want_out, want_grads), jax.tree.map(lambda x: x[:, back], (out, grads)))
+
+
+@pytest.mark.parametrize(("kind", "block"), [("plain", 512), ("plain", 64), ("splash", 128)])
+def test_padding_is_seen_by_nobody(kind, block):
+    q, k, v, segments = inputs(128)
+    segments[:, :20] = 0  # before real queries: only the segment, not the order, hides it
+    segments[:, 60:70] = 0
+    real = segments > 0
+    outs = []
+    for value in (0.0, 30.0):
+        k, v = (np.where(real[..., None, None], x, np.float32(value)) for x in (k, v))
+        outs.append(run((q, k, v, segments), q * real[..., None, None], kind=kind, block=block))
+    (out, grads), (changed, changed_grads) = outs
+    np.testing.assert_array_equal(out[real], changed[real])
+    for a, b in zip(grads, changed_grads, strict=True):
+        np.testing.assert_array_equal(a[real], b[real])
+        assert np.isfinite(b).all() and not b[~real].any()
+
+
+def test_a_kernel_that_cannot_compute_is_refused_by_name_and_number():
+    with pytest.raises(ConfigError, match=r"attention='flesh'.*auto, plain, splash, cudnn"):
+        dataclasses.replace(tiny.CFG, attention="flesh")
+    with pytest.raises(ConfigError, match=r"splash.*multiple of 128.*there are 100"):
+        attention.choose("splash", (1, 100, 4, 16), jnp.float32)
+    with pytest.raises(ConfigError, match="not on cpu"):
+        attention.choose("cudnn", (1, 128, 4, 16), jnp.bfloat16)
+    assert attention.choose("auto", (1, 128, 4, 16), jnp.bfloat16) == "plain"
 
 
 def test_a_cache_holds_what_a_sequence_would_see():
