@@ -27,9 +27,14 @@ def params() -> dict:
 @functools.cache
 def adapter() -> dict:
     """An adapter far from zero, so that forgetting it shows."""
-    fresh = lora.init(jax.random.key(1), CFG, SPEC)
-    keys = iter(jax.random.split(jax.random.key(2), 100))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+
+    @jax.jit
+    def build():
+        fresh = lora.init(jax.random.key(1), CFG, SPEC)
+        keys = iter(jax.random.split(jax.random.key(2), 100))
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+
+    return build()
 
 
 @functools.cache
