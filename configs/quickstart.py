@@ -44,7 +44,7 @@ def get_config():
     sft.env = env("train", "train")  # the prompt and the form of results that demonstrations use
     sft.data = ConfigDict(dict(source="demos:0"))
     sft.batch = ConfigDict(dict(rows=9, length=240))
-    sft.train = ConfigDict(dict(steps=100, save_every=50, seed=config.get_ref("seed")))
+    sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
     sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))
 
     grpo = config.grpo = ConfigDict()
@@ -67,9 +67,9 @@ def get_config():
             ),
         )
     )
-    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=20))
+    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=25))
     grpo.batch = ConfigDict(dict(rows=9, length=240))
-    grpo.train = ConfigDict(dict(steps=40, save_every=10, start="", seed=config.get_ref("seed")))
+    grpo.train = ConfigDict(dict(steps=50, save_every=10, start="", seed=config.get_ref("seed")))
     grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
 
     config.test = env("test", "all", 320)

@@ -147,7 +147,7 @@ class Demos:
 
     It asks with the name and the attribute one time in four, with the name alone half the time, with
     the attribute alone otherwise. When the result misses it tries again two times in five, goes on to
-    a second hop every other time, and else answers "Unknown": much is left to learn from rewards.
+    a second hop four times in five, and else answers "Unknown": much is left to learn from rewards.
     """
 
     def __init__(self, chat: Chat, seed: int, *, k: int, system: str) -> None:
@@ -177,7 +177,7 @@ class Demos:
             )
 
         if quiz.bridge:
-            right = found(0, quiz.bridge) and rng.random() < 0.5 and found(1, quiz.attribute)
+            right = found(0, quiz.bridge) and rng.random() < 0.8 and found(1, quiz.attribute)
         else:
             right = found(0, quiz.attribute)
         answer = quiz.answer if right else "Unknown"
