@@ -38,19 +38,27 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next tokens are drawn. Temperature 0 takes the most likely token. All of it is data, never a shape."""
+    """How the next tokens are drawn: temperature 0 takes the most likely one; of the rest, scaled by it,
+    the `top_k` most likely (0: all), the fewest that have `top_p` of the probability, and those with at
+    least `min_p` of the most likely one's. A turn ends after any of the ids, or runs of ids, in `stop`.
+    All of it is data, never a shape."""
 
     temperature: float = 1.0
-    stop: tuple[int, ...] = ()
+    stop: tuple[int | tuple[int, ...], ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 class Completion(NamedTuple):
     """What a policy said: ids as sampled (the stop token included) and the log-probability of each
-    under the policy at temperature 1, in nats. `stop` is "length" when the budget cut the turn."""
+    under the policy at temperature 1, in nats. `stop` is "length" when the budget cut the turn, "" in
+    a part of a turn that goes on. `drawn_logps` are under the distribution that was drawn from."""
 
     tokens: list[int]
     logps: list[float]
-    stop: Literal["stop", "length"]
+    stop: Literal["stop", "length", ""]
+    drawn_logps: list[float] | None = None
 
 
 class Piece(NamedTuple):

@@ -9,7 +9,6 @@ import tiny
 from shape_suffix import checked, lies
 
 from jaxdeep.data.pack import pack_bins
-from jaxdeep.model import qwen3
 from jaxdeep.sample import sampler
 from jaxdeep.train import losses
 from jaxdeep.types import Row
@@ -36,23 +35,36 @@ def test_no_suffix_lies():
         return losses.loss(logp_BT, entropy_BT, batch, clip=losses.Clip())[0]
 
     how = sampler.Draw(
-        np.zeros(B, np.uint32),
-        np.ones(B, np.float32),
-        np.full((B, 4), -1, np.int32),
-        np.full(B, 5, np.int32),
-        np.zeros(B, np.int32),
+        seed_B=np.zeros(B, np.uint32),
+        temperature_B=np.ones(B, np.float32),
+        top_p_B=np.ones(B, np.float32),
+        top_k_B=np.zeros(B, np.int32),
+        min_p_B=np.zeros(B, np.float32),
+        stop_BZW=np.full((B, 4, 5), -1, np.int32),
+        tail_BW=np.full((B, 5), -1, np.int32),
+        drawn_B=np.zeros(B, np.int32),
+        left_B=np.full(B, 5, np.int32),
     )
     with checked() as (wrong, seen):
         jax.jit(train).lower(tiny.params(), tiny.adapter(), batch)
-        cache = qwen3.empty_cache(tiny.CFG, 5, 29)
-        slots = np.arange(B)
+        cache = tiny.pages(tiny.CFG, B, 30, S=3)
         count = np.full(B, T, np.int32)
         jax.jit(functools.partial(sampler.prefill, cfg=tiny.CFG)).lower(
-            tiny.params(), None, cache, slots, count * 0, batch.tokens_BT, count, how
+            tiny.params(), None, cache, batch.tokens_BT, count, how
         )
         jax.jit(functools.partial(sampler.decode, cfg=tiny.CFG, steps=7)).lower(
-            tiny.params(), None, cache, slots, count, how
+            tiny.params(), None, cache, count, how
         )
     assert wrong == []
-    assert {"forward", "layer_step", "attend", "attend_cache", "score", "loss", "draw"} <= seen
+    assert {
+        "forward",
+        "layer_step",
+        "attend",
+        "extend",
+        "write",
+        "plain",
+        "score",
+        "loss",
+        "draw",
+    } <= seen
     assert {"token_logps", "prefill", "decode", "one", "rotate", "angles"} <= seen

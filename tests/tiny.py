@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, lora, qwen3
+from jaxdeep.model import arch, lora, paged, qwen3
 
 HOW = dict(dtype="float32", remat="none", chunk=16, lora_scale=2.0)
 CFG = arch.Config(
@@ -35,6 +35,15 @@ def adapter() -> dict:
         return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
 
     return build()
+
+
+def pages(cfg: arch.Config, B: int, length: int, *, S: int = 4, seed: int = 0) -> paged.Pages:
+    """Room for B rows of `length` tokens in pages of S, whose order is random. They are full of numbers
+    that must not be read."""
+    X = -(-length // S)
+    shape = (cfg.L, B * X, S, 2 * cfg.K, cfg.H)
+    table = np.random.default_rng(seed).permutation(B * X).reshape(B, X).astype(np.int32)
+    return paged.Pages(np.full(shape, 1e3, np.float32), table, np.zeros(B, np.int32))
 
 
 @functools.cache

@@ -65,14 +65,11 @@ def attend(
             f"{N} attention heads do not divide over model={mesh.shape['model']} devices: choose a "
             "mesh whose model axis divides them"
         )
-    held = N // mesh.shape["model"]  # query heads on a device
     whole = K % mesh.shape["model"] == 0  # as in mesh.sharding: else kv heads are on every device
 
     def local(q_BQNH, k_BQKH, v_BQKH, segments_BQ, seen):
         if not whole:
-            first = jax.lax.axis_index("model") * held
-            per = N // K
-            need = (first + np.arange(held if per % held else 1)) // per
+            need = kv_heads(N, K, mesh.shape["model"], jax.lax.axis_index("model"))
             k_BQKH, v_BQKH = (jnp.take(x, need, axis=2) for x in (k_BQKH, v_BQKH))
         k_BSKH, v_BSKH, segments_BS = map(context.gather, (k_BQKH, v_BQKH, segments_BQ))
         return run(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, seen)
@@ -88,11 +85,18 @@ def attend(
     )(q_BTNH, k_BTKH, v_BTKH, segments_BT, seen)
 
 
+def kv_heads(N: int, K: int, model: int, index: int | jax.Array) -> np.ndarray | jax.Array:
+    """Which kv heads the query heads of device `index` of `model` devices use, where K kv heads do not
+    divide over them."""
+    held, per = N // model, N // K
+    return (index * held + np.arange(held if per % held else 1)) // per
+
+
 def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
     """The kernel that `kind` stands for, for queries of this shape on the devices in use."""
     if kind not in KINDS:
         raise ConfigError(f"attention={kind!r}: choose one of {', '.join(KINDS)}")
-    T, H, platform = shape_BTNH[1], shape_BTNH[3], _platform()
+    T, H, there = shape_BTNH[1], shape_BTNH[3], platform()
     shard = T // context.shards()
     refusals = {
         "plain": "",
@@ -101,22 +105,22 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
             and f"splash needs a multiple of {LANES} positions on each device, there are {shard}"
         )
         or (
-            platform == "tpu"
+            there == "tpu"
             and H % LANES
             and f"splash on TPUs needs heads of a multiple of {LANES} numbers, not {H}"
         ),
-        "cudnn": (platform != "gpu" and f"cudnn runs on GPUs, not on {platform}")
+        "cudnn": (there != "gpu" and f"cudnn runs on GPUs, not on {there}")
         or (jnp.dtype(dtype).itemsize != 2 and f"cudnn needs bfloat16 or float16, not {dtype}"),
     }
     if kind == "auto":
-        best = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "plain")
+        best = {"tpu": "splash", "gpu": "cudnn"}.get(there, "plain")
         return "plain" if refusals[best] else best
     if refusals[kind]:
         raise ConfigError(f"attention={kind!r}: {refusals[kind]}; choose auto or plain")
     return kind
 
 
-def _platform() -> str:
+def platform() -> str:
     """What the program is traced for: the mesh's devices, which ahead of time need not be here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
@@ -325,7 +329,7 @@ def _splash_kernel(T: int) -> splash_lib.SplashAttentionKernel:
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=C,
-        interpret=_platform() != "tpu",
+        interpret=platform() != "tpu",
     )
 
 
@@ -344,23 +348,3 @@ def cudnn(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q) -> jax.Arra
     return jax.nn.dot_product_attention(
         q_BQNH, k_BSKH, v_BSKH, mask=seen_BQS[:, None], implementation="cudnn"
     )
-
-
-def attend_cache(q_BTNH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, positions_BT: jax.Array):
-    """Attention of new queries to a cache that already holds their keys; returns BTNH.
-
-    A query at position p sees slots 0..p. The cache is head-major so that each kv head is one
-    batched matmul with its M query heads: half the time of a repeat in decoding.
-    """
-    B, T, N, H = q_BTNH.shape
-    K, S = k_BKSH.shape[1:3]
-    q_BKQH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, K, -1, H)
-    scores_BKQS = jnp.einsum(
-        "bkqh,bksh->bkqs", q_BKQH, k_BKSH, preferred_element_type=jnp.float32
-    ) * (H**-0.5)
-    seen_BTS = jnp.arange(S) <= positions_BT[:, :, None]
-    seen_B1QS = jnp.repeat(seen_BTS, N // K, axis=1)[:, None]
-    scores_BKQS = jnp.where(seen_B1QS, scores_BKQS, MASKED)
-    weights_BKQS = jax.nn.softmax(scores_BKQS, axis=-1).astype(v_BKSH.dtype)
-    out_BKQH = jnp.einsum("bkqs,bksh->bkqh", weights_BKQS, v_BKSH)
-    return out_BKQH.reshape(B, K, T, N // K, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)

@@ -10,28 +10,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep import mesh
-from jaxdeep.model import attention, context, moe, rope
+from jaxdeep.model import attention, context, moe, paged, rope
 from jaxdeep.model import lora as adapters
 from jaxdeep.model.arch import Config
-
-
-@struct.dataclass
-class Cache:
-    """Keys and values of the positions so far. Slots at and after a row's length hold nothing."""
-
-    k_LBKSH: jax.Array
-    v_LBKSH: jax.Array
-    length_B: jax.Array
-
-
-def empty_cache(cfg: Config, B: int, S: int) -> Cache:
-    """A cache of B rows with S slots each."""
-    shape, dtype = (cfg.L, B, cfg.K, S, cfg.H), jnp.dtype(cfg.dtype)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(B, jnp.int32))
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -74,27 +58,23 @@ def forward(
     cfg: Config,
     positions_BT: jax.Array | None = None,
     segments_BT: jax.Array | None = None,
-    cache: Cache | None = None,
+    cache: paged.Pages | None = None,
     count_B: jax.Array | None = None,
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, paged.Pages | None]:
     """Hidden states after the last norm, [B, T, D], and the cache with the new tokens appended.
 
     Without a cache, tokens attend to earlier ones of their own segment (default: one segment a row),
     and on a mesh whose `context` axis shares sequences hidden states are in the order of that module:
     what `token_logps` expects.
-    With a cache, the first `count_B` tokens of each row (default: all) are appended at its length and
-    attend to everything the row holds; the rest of the row is padding and leaves no trace.
+    With a cache, the first `count_B` tokens of each row (default: all) are appended to what the row
+    holds and attend to all of it; the rest of the row is padding and leaves no trace.
 
     `lora` is None (the base), an adapter, a Bank, or a tuple of them whose effects add up.
     """
     B, T = tokens_BT.shape
     if cache is not None:
-        held_BT = cache.length_B[:, None] + jnp.arange(T)
-        positions_BT = held_BT
+        positions_BT = cache.held_B[:, None] + jnp.arange(T)
         count_B = jnp.full(B, T, jnp.int32) if count_B is None else count_B
-        S = cache.k_LBKSH.shape[3]
-        # out-of-range slots are dropped by the scatter: padding is never written
-        slots_BT = jnp.where(jnp.arange(T) < count_B[:, None], held_BT, S)
     elif positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
     if segments_BT is None:
@@ -106,11 +86,10 @@ def forward(
             context.spread, (tokens_BT, positions_BT, segments_BT)
         )
     cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
-    rows_B1 = jnp.arange(B)[:, None]
     factors, mixes = adapters.parts(lora)
 
     def layer_step(carry, xs):
-        x_BTD, k_cache, v_cache = carry
+        x_BTD, cache = carry
         layer, factors, index = xs
         x_BTD = mesh.constrain(x_BTD, mesh.ROWS, positions, None)
         linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale)
@@ -123,16 +102,17 @@ def forward(
         if cache is None:
             out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kind=cfg.attention)
         else:
-            k_cache = k_cache.at[index, rows_B1, :, slots_BT].set(k_BTKH, mode="drop")
-            v_cache = v_cache.at[index, rows_B1, :, slots_BT].set(v_BTKH, mode="drop")
-            out_BTNH = attention.attend_cache(q_BTNH, k_cache[index], v_cache[index], positions_BT)
+            out_BTNH, kv_LPSJH = paged.extend(
+                q_BTNH, k_BTKH, v_BTKH, cache, index, count_B, kind=cfg.attention
+            )
+            cache = cache.replace(kv_LPSJH=kv_LPSJH)
         x_BTD = x_BTD + linear(out_BTNH.reshape(B, T, cfg.N * cfg.H), "wo")
         h_BTD = rms_norm(x_BTD, layer["mlp_norm"], cfg.eps)
         if cfg.E:
-            return (x_BTD + moe.mlp(h_BTD, linear, cfg), k_cache, v_cache), None
+            return (x_BTD + moe.mlp(h_BTD, linear, cfg), cache), None
         h_BTF = jax.nn.silu(linear(h_BTD, "w_gate")) * linear(h_BTD, "w_up")
         x_BTD = x_BTD + linear(h_BTF, "w_down")
-        return (x_BTD, k_cache, v_cache), None
+        return (x_BTD, cache), None
 
     if cfg.remat != "none" and cache is None:
         policy = None
@@ -140,12 +120,11 @@ def forward(
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=policy)
     x_BTD = embed(params["embed"], tokens_BT, positions=positions)
-    carry = (x_BTD, cache and cache.k_LBKSH, cache and cache.v_LBKSH)
     xs = (params["layers"], factors, jnp.arange(cfg.L))
-    (x_BTD, k_LBKSH, v_LBKSH), _ = jax.lax.scan(layer_step, carry, xs)
+    (x_BTD, cache), _ = jax.lax.scan(layer_step, (x_BTD, cache), xs)
     hidden_BTD = rms_norm(x_BTD, params["norm"], cfg.eps)
     if cache is not None:
-        cache = Cache(k_LBKSH, v_LBKSH, cache.length_B + count_B)
+        cache = cache.replace(held_B=cache.held_B + count_B)
     return hidden_BTD, cache
 
 

@@ -153,7 +153,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         found |= {f"train/{name}": value for name, value in losses_.items()}
                         first = False
                         weights, adapter = states.policy(spec, params, state.trained)
-                        engine.set_adapter(adapter, weights)
+                        engine.set_base(weights)
+                        engine.set_adapter(adapter)
                     if dev and settings.eval_every and n % settings.eval_every == 0:
                         with timer("eval"):
                             seen = asyncio.run(greedy(dev, engine, chat, part["rollout"]))

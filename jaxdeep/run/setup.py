@@ -82,10 +82,12 @@ class EnvConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-    """The limits of a conversation and the engine's rows; the cache holds `limits.max_tokens` each."""
+    """The limits of a conversation, and conversations at a time. `cache_gb` is the room for keys and
+    values; 0 is enough for all of them at `limits.max_tokens`."""
 
     limits: Limits
     slots: int
+    cache_gb: float = 0.0
     chunk: int = 256
     steps: int = 8
 
@@ -315,7 +317,13 @@ def engine_of(
     rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
 ) -> Engine:
     """The sampler over the same arrays that training reads."""
-    size = EngineConfig(rollout.slots, rollout.limits.max_tokens, rollout.chunk, rollout.steps)
+    size = EngineConfig(
+        rollout.slots,
+        rollout.limits.max_tokens,
+        cache_gb=rollout.cache_gb,
+        chunk=rollout.chunk,
+        steps=rollout.steps,
+    )
     return Engine(params, spec.model, mesh, size)
 
 

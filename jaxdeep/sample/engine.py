@@ -1,8 +1,11 @@
-"""A policy on devices: many conversations share one cache, and one thread owns it.
+"""A policy on devices: many conversations at once, one thread that owns the devices, keys and values in
+pages.
 
-Each row of the cache keeps the tokens it holds. A prompt goes to the free row that holds its longest
-beginning and only the rest is computed: after a tool call a conversation goes on where it was. Rows
-are admitted and delivered between short decodes, so conversations of any length run side by side.
+Between two calls of a program the thread admits requests whose beginnings need pages, and delivers what
+is done. A prompt leases the pages that already hold its beginning, so a conversation goes on after a tool
+call, and a group shares its prompt, without computing anything twice. Prompts enter in tiles, several of
+one prompt or of many in one call; then all rows draw a few tokens. When pages run out the youngest row
+gives its own back and is computed again later.
 """
 
 from __future__ import annotations
@@ -11,288 +14,564 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, qwen3
+from jaxdeep.model import arch, lora, paged
 from jaxdeep.sample import sampler
+from jaxdeep.sample.pages import Lease, Pool
 from jaxdeep.types import Completion, Sampling
 
-STOPS = 4  # stop ids a request may name
+STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
 SAMPLING = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """`slots` conversations at a time, of at most `length` tokens each; prompts enter `chunk` tokens
-    at a time, answers leave every `steps` tokens."""
+    """At most `slots` conversations in progress, of at most `length` tokens each.
+
+    `cache_gb` is the room for keys and values on all devices of the engine together, in pages of `page`
+    tokens; 0 is enough for all slots at full length. Prompts enter up to `chunk` tokens at a time, cut
+    into tiles of `tile`; answers leave every `steps` tokens. `adapters` may be held at once.
+    """
 
     slots: int
     length: int
+    cache_gb: float = 0.0
+    page: int = 16
     chunk: int = 256
+    tile: int = 16
     steps: int = 8
+    adapters: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value < 0 or (value == 0 and field.name != "cache_gb"):
+                raise ConfigError(f"engine.{field.name} must be positive, got {value}")
+        if self.chunk % self.tile:
+            raise ConfigError(f"engine.chunk={self.chunk} must be tiles of engine.tile={self.tile}")
 
 
 @dataclasses.dataclass(eq=False)
-class _Request:
+class _Policy:
+    """What a request samples from: how much of each held adapter, alpha / rank included."""
+
+    mix_A: np.ndarray
+    users: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """A request, and what it holds while in progress."""
+
     prompt: list[int]
     seed: int
     max_new: int
     sampling: Sampling
+    policy: _Policy
     future: concurrent.futures.Future
-    slot: int = -1
-    fed: int = 0  # prompt tokens in the cache
+    sink: Callable[[Completion], None] | None
+    since: float = dataclasses.field(default_factory=time.perf_counter)
     tokens: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
+    chosen: list[float] = dataclasses.field(default_factory=list)
+    streamed: int = 0
+    shard: int = 0
+    lease: Lease | None = None
+    fed: int = 0  # tokens of the conversation whose keys and values are, or will be, in its pages
+    stops: list[list[int]] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = [[s] if isinstance(s, int) else list(s) for s in self.sampling.stop]
+
+    @property
+    def content(self) -> list[int]:
+        return self.prompt + self.tokens
+
+    @property
+    def left(self) -> int:
+        return self.max_new - len(self.tokens)
 
     @property
     def stopped(self) -> bool:
-        return bool(self.tokens) and self.tokens[-1] in self.sampling.stop
-
-    @property
-    def done(self) -> bool:
-        return self.stopped or len(self.tokens) >= self.max_new
+        return any(self.tokens[-len(stop) :] == stop for stop in self.stops)
 
 
 class Engine:
-    """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done."""
+    """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done.
+
+    On a mesh rows are spread over `replica` and `data`, heads over `model`; all of its devices must
+    belong to this process.
+    """
 
     def __init__(
         self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
-        rows = mesh.shape["replica"] * mesh.shape["data"]
-        if engine.slots % rows:
-            raise ConfigError(
-                f"engine.slots={engine.slots} must divide over replica*data={rows} devices"
-            )
+        shards = mesh.shape["replica"] * mesh.shape["data"]
+        tiles = engine.chunk // engine.tile
+        for name, value in (("slots", engine.slots), ("chunk / engine.tile", tiles)):
+            if value % shards:
+                raise ConfigError(
+                    f"engine.{name}={value} must divide over replica*data={shards} devices"
+                )
         if engine.length > cfg.limit:
             raise ConfigError(
                 f"engine.length={engine.length} is beyond the model's {cfg.limit} positions"
             )
-        self.cfg, self.mesh, self.engine, self._unit = cfg, mesh, engine, rows
-        self._params, self._lora = params, None
-        kv = "model" if cfg.K % mesh.shape["model"] == 0 else None
-        where = qwen3.Cache(
-            NamedSharding(mesh, P(None, meshes.ROWS, kv)),
-            NamedSharding(mesh, P(None, meshes.ROWS, kv)),
-            NamedSharding(mesh, P(meshes.ROWS)),
-        )
-        build = jax.jit(
-            lambda: qwen3.empty_cache(cfg, engine.slots, engine.length), out_shardings=where
-        )
-        self._cache = build()
-        self._held: list[list[int]] = [[] for _ in range(engine.slots)]
-        self._used = [0] * engine.slots  # when a row was last given out, for choosing the oldest
-        self._rows: dict[int, _Request] = {}
-        self._waiting: collections.deque[_Request] = collections.deque()
+        self.cfg, self.mesh, self.engine, self._shards = cfg, mesh, engine, shards
+        pages = engine.slots * -(-engine.length // engine.page)
+        if engine.cache_gb:
+            pages = int(engine.cache_gb * 1e9 / paged.page_bytes(cfg, mesh, engine.page))
+        if pages < shards:
+            raise ConfigError(
+                f"engine.cache_gb={engine.cache_gb} holds {pages} pages of {engine.page} tokens: "
+                f"each of {shards} replica*data devices needs one"
+            )
+        self._pools = [Pool(pages // shards, engine.page) for _ in range(shards)]
+        self._params, self._bank = params, None
+        self._policies = {"": _Policy(np.zeros(engine.adapters, np.float32))}
+        self._table = -(-(engine.length + engine.tile) // engine.page)
+        self._waiting: collections.deque[_Row] = collections.deque()
+        self._prefilling: list[_Row] = []  # both in the order of their admission
+        self._decoding: list[_Row] = []
         self._wake = threading.Condition()
         self._closed = False
         self._error: BaseException | None = None
-        self.stats = collections.Counter()
+        self.stats: collections.Counter = collections.Counter()
+        self._programs = sampler.compiled(cfg, engine.steps)
+        self._compiled = sum(program._cache_size() for program in self._programs)
+        with meshes.use(mesh):
+            self._kv = paged.empty(cfg, mesh, pages // shards * shards, engine.page)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def __repr__(self) -> str:
+        now = self.metrics()
         return (
-            f"Engine(slots={self.engine.slots}, length={self.engine.length}, "
-            f"active={len(self._rows)}, waiting={len(self._waiting)}, "
-            f"sampled={self.stats['sampled']}, prefilled={self.stats['prefilled']}, "
-            f"reused={self.stats['reused']})"
+            f"Engine(rows {now['rows']:.0f} of {self.engine.slots}, waiting {now['waiting']:.0f}, "
+            f"pages {now['pages']:.0f} of {sum(pool.count for pool in self._pools)}, "
+            f"sampled {now['sampled']:.0f}, prefilled {now['prefilled']:.0f}, "
+            f"reused {now['reused']:.0f})"
         )
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the beginning (requests, tokens sampled, prefilled and reused, rows paused and
+        cancelled, compilations, seconds requests waited and the devices worked), rates made of them,
+        and what is in progress now."""
+        names = ("requests", "sampled", "prefilled", "reused", "paused", "cancelled")
+        seconds = ("queue_seconds", "busy_seconds")
+        out = {name: float(self.stats[name]) for name in (*names, *seconds)}
+        out["hit_rate"] = out["reused"] / max(out["reused"] + out["prefilled"], 1)
+        out["tokens_per_second"] = out["sampled"] / max(out["busy_seconds"], 1e-9)
+        out["compilations"] = float(
+            sum(program._cache_size() for program in self._programs) - self._compiled
+        )
+        out["rows"] = float(len(self._prefilling) + len(self._decoding))
+        out["waiting"] = float(len(self._waiting))
+        out["pages"] = float(sum(pool.used for pool in self._pools))
+        return out
 
     async def __call__(
-        self, prompt: Sequence[int], *, seed: int, max_new: int, sampling: Sampling = SAMPLING
+        self,
+        prompt: Sequence[int],
+        *,
+        seed: int,
+        max_new: int,
+        adapter: str = "",
+        sampling: Sampling = SAMPLING,
     ) -> Completion:
         """Sample at most `max_new` tokens after `prompt`. Raises ValueError for a request that can
-        never be served; other requests go on."""
-        prompt = [int(token) for token in prompt]
-        if not prompt:
-            raise ValueError("an empty prompt: there is no token to predict from")
-        if max_new < 1 or len(prompt) + max_new > self.engine.length:
-            raise ValueError(
-                f"{len(prompt)} prompt tokens + max_new={max_new} must be within "
-                f"length={self.engine.length}"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < self.cfg.V:
-            raise ValueError(f"a prompt token is outside the vocabulary of {self.cfg.V}")
-        if len(sampling.stop) > STOPS:
-            raise ValueError(f"{len(sampling.stop)} stop ids, at most {STOPS} are supported")
-        request = _Request(
-            prompt, seed & 0xFFFFFFFF, max_new, sampling, concurrent.futures.Future()
+        never be served; other requests go on. Cancelling gives its pages back."""
+        return await asyncio.wrap_future(
+            self._submit(prompt, seed, max_new, adapter, sampling, None)
         )
-        with self._wake:
-            if self._closed:
-                raise RuntimeError("the engine is closed") from self._error
-            self._waiting.append(request)
-            self._wake.notify()
-        return await asyncio.wrap_future(request.future)
 
-    def set_adapter(self, lora: dict | None, params: dict | None = None) -> None:
-        """Sample from another adapter (and base) from now on; what the cache holds is forgotten.
-        Only between rollouts: a request in flight would be of two policies."""
+    async def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        seed: int,
+        max_new: int,
+        adapter: str = "",
+        sampling: Sampling = SAMPLING,
+    ) -> AsyncIterator[Completion]:
+        """The same turn in parts, as they are sampled; each part has the turn's `stop` or, while it
+        goes on, "". Leaving early cancels the rest."""
+        loop, parts = asyncio.get_running_loop(), asyncio.Queue()
+
+        def sink(part: Completion | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(parts.put_nowait, part)
+
+        future = self._submit(prompt, seed, max_new, adapter, sampling, sink)
+        future.add_done_callback(lambda _: sink(None))
+        try:
+            while (part := await parts.get()) is not None:
+                yield part
+            if (error := future.exception()) is not None:
+                raise error
+        finally:
+            future.cancel()
+
+    def set_adapter(
+        self, adapter: dict | None, name: str = "", *, scale: float | None = None
+    ) -> None:
+        """Let `name` stand for this adapter (None: the base) from now on, times `scale` (default: the
+        configuration's alpha / rank). What the name's last one computed is forgotten; its requests in
+        flight go on with it if there is room for both. All adapters have the same linears and rank.
+        """
         with self._wake:
-            if self._rows or self._waiting:
-                raise RuntimeError(f"{len(self._rows) + len(self._waiting)} requests are in flight")
-            self._lora = lora
-            self._params = self._params if params is None else params
-            self._held = [[] for _ in range(self.engine.slots)]
+            mix_A = np.zeros(self.engine.adapters, np.float32)
+            if adapter is not None:
+                slot = self._slot(name)
+                mix_A[slot] = self.cfg.lora_scale if scale is None else scale
+                self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
+            self._replace(name, _Policy(mix_A))
+
+    def compose(self, name: str, weights: Mapping[str, float]) -> None:
+        """Let `name` stand for the weighted sum of adapters that are held under these names."""
+        with self._wake:
+            mixes = [weight * self._policy(other).mix_A for other, weight in weights.items()]
+            self._replace(name, _Policy(np.sum(mixes, axis=0, dtype=np.float32)))
+
+    def set_base(self, params: dict) -> None:
+        """Sample from other weights of the same shapes. Only between requests."""
+        with self._wake:
+            if flying := len(self._waiting) + len(self._prefilling) + len(self._decoding):
+                raise RuntimeError(f"{flying} requests are in flight")
+            self._params = params
+            for policy in self._policies.values():
+                self._forget(policy)
+
+    def warm(self) -> None:
+        """Compile every program that requests will need, with adapters where there are any by now."""
+        with self._wake, meshes.use(self.mesh):
+            nothing = [[] for _ in range(self._shards)]
+            for part in (4, 1):
+                tiles = self._size(self.engine.chunk // self.engine.tile, part)
+                self._call_prefill(nothing, tiles, self._bank)
+                self._call_decode(nothing, self._size(self.engine.slots, part), self._bank)
 
     def close(self) -> None:
-        """End the thread and give the cache back; whoever still waits gets an error."""
+        """End the thread and give the pages back; whoever still waits gets an error."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         self._thread.join()
-        self._cache = None
+        self._kv = None
+
+    def _submit(self, prompt, seed, max_new, adapter, sampling, sink) -> concurrent.futures.Future:
+        prompt = [int(token) for token in prompt]
+        length, V = self.engine.length, self.cfg.V
+        if not prompt:
+            raise ValueError("an empty prompt: there is no token to predict from")
+        if max_new < 1 or len(prompt) + max_new > length:
+            raise ValueError(
+                f"{len(prompt)} prompt tokens + max_new={max_new} must be within length={length}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < V:
+            raise ValueError(f"a prompt token is outside the vocabulary of {V}")
+        need, have = -(-(len(prompt) + max_new) // self.engine.page), self._pools[0].count
+        if need > have:
+            raise ValueError(
+                f"{len(prompt)} prompt tokens + max_new={max_new} take {need} pages, there are {have}: "
+                "raise engine.cache_gb"
+            )
+        future = concurrent.futures.Future()
+        with self._wake:
+            if self._closed:
+                raise RuntimeError("the engine is closed") from self._error
+            policy = self._policy(adapter)
+            row = _Row(prompt, seed & 0xFFFFFFFF, max_new, sampling, policy, future, sink)
+            if len(row.stops) > STOPS or not all(0 < len(stop) <= WIDTH for stop in row.stops):
+                raise ValueError(
+                    f"stops {sampling.stop}: at most {STOPS}, each of 1 to {WIDTH} tokens"
+                )
+            policy.users += 1
+            self._waiting.append(row)
+            self._wake.notify()
+        return future
+
+    def _policy(self, name: str) -> _Policy:
+        if name not in self._policies:
+            known = ", ".join(map(repr, self._policies))
+            raise ValueError(f"there is no adapter {name!r}, only {known}")
+        return self._policies[name]
+
+    def _slot(self, name: str) -> int:
+        """A place in the bank that nothing but an idle `name` uses."""
+        held = [p for n, p in self._policies.items() if n != name or p.users]
+        held += [row.policy for row in (*self._waiting, *self._prefilling, *self._decoding)]
+        free = np.flatnonzero(~np.any([p.mix_A != 0 for p in held], axis=0)) if held else [0]
+        if not len(free):
+            raise RuntimeError(
+                f"no room for adapter {name!r} beside {len(self._policies)} names and what requests "
+                f"in flight still use: engine.adapters={self.engine.adapters}"
+            )
+        return int(free[0])
+
+    def _replace(self, name: str, policy: _Policy) -> None:
+        if old := self._policies.get(name):
+            self._forget(old)
+        self._policies[name] = policy
+
+    def _forget(self, policy: _Policy) -> None:
+        for pool in self._pools:
+            pool.forget(policy)
 
     def _run(self) -> None:
         with meshes.use(self.mesh):
             try:
                 while True:
                     with self._wake:
-                        while not (self._waiting or self._rows or self._closed):
+                        while not (
+                            self._waiting or self._prefilling or self._decoding or self._closed
+                        ):
                             self._wake.wait()
                         if self._closed:
                             break
-                        new = self._admit()
-                    if new:
-                        self._prefill(new)
-                    self._deliver()
-                    if self._rows:
-                        self._decode()
-                        self._deliver()
+                        self._drop_cancelled()
+                        self._admit()
+                        bank = self._bank
+                    begun = time.perf_counter()
+                    if self._prefilling:
+                        self._prefill(bank)
+                    if self._decoding:
+                        self._decode(bank)
+                    self.stats["busy_seconds"] += time.perf_counter() - begun
             except BaseException as error:
                 self._error = error
                 raise
             finally:
                 with self._wake:
                     self._closed = True
-                    left = [*self._rows.values(), *self._waiting]
-                for request in left:
-                    if not request.future.done():
+                    left = [*self._waiting, *self._prefilling, *self._decoding]
+                for row in left:
+                    if not row.future.done():
                         failed = RuntimeError("the engine closed before this request was served")
                         failed.__cause__ = self._error
-                        request.future.set_exception(failed)
+                        row.future.set_exception(failed)
 
-    def _admit(self) -> list[_Request]:
-        """Give waiting requests free rows: the longest held beginning first, else the oldest row."""
-        new = []
-        free = [slot for slot in range(self.engine.slots) if slot not in self._rows]
-        while self._waiting and free:
-            request = self._waiting.popleft()
-            if request.future.cancelled():
+    def _drop_cancelled(self) -> None:
+        for row in [row for row in self._waiting if row.future.cancelled()]:
+            self._waiting.remove(row)
+            row.policy.users -= 1
+            self.stats["cancelled"] += 1
+        for rows in (self._prefilling, self._decoding):
+            for row in [row for row in rows if row.future.cancelled()]:
+                # others may count on a prompt that is still to be computed
+                if self._pools[row.shard].withdraw(row.lease, row.fed):
+                    rows.remove(row)
+                    self._release(row)
+                    self.stats["cancelled"] += 1
+
+    def _release(self, row: _Row) -> None:
+        """The row's pages go back; its tokens stay findable."""
+        self._pools[row.shard].release(row.lease, row.content[: row.fed])
+        row.lease = None
+        row.policy.users -= 1
+
+    def _admit(self) -> None:
+        """Let waiting requests in, in order, where there are a slot and pages for what they hold, and a
+        page to spare for each row beside them."""
+        busy = collections.Counter(row.shard for row in (*self._prefilling, *self._decoding))
+        while self._waiting:
+            row = self._waiting[0]
+            content = row.content
+            open_ = [i for i in range(self._shards) if busy[i] < self.engine.slots // self._shards]
+            if not open_:
+                return
+            pools = self._pools
+            row.shard = max(
+                open_,
+                key=lambda i: (pools[i].match(row.policy, content[:-1]), pools[i].available),
+            )
+            pool = pools[row.shard]
+            # the last token is always computed again: the next one is predicted from it
+            row.lease, row.fed = pool.lease(row.policy, content[:-1])
+            if not pool.grow(row.lease, len(content), spare=busy[row.shard]):
+                pool.release(row.lease, content[: row.fed])
+                return
+            pool.publish(row.lease, content)
+            self._waiting.popleft()
+            self._prefilling.append(row)
+            busy[row.shard] += 1
+            if not row.tokens:
+                self.stats["requests"] += 1
+                self.stats["queue_seconds"] += time.perf_counter() - row.since
+            self.stats["reused"] += row.fed
+
+    def _prefill(self, bank: Any) -> None:
+        """One call: as many tiles of the first prompts as it holds."""
+        tile = self.engine.tile
+        most = self._size(self.engine.chunk // tile, 1) // self._shards
+        work: list[list[tuple[_Row, int, list[int]]]] = [[] for _ in range(self._shards)]
+        for row in self._prefilling:
+            content = row.content
+            while row.fed < len(content) and len(work[row.shard]) < most:
+                part = content[row.fed : row.fed + tile]
+                work[row.shard].append((row, row.fed, part))
+                row.fed += len(part)
+        few = self._size(self.engine.chunk // tile, 4)
+        fits = max(map(len, work)) * self._shards <= few
+        drawn = self._call_prefill(work, few if fits else most * self._shards, bank)
+        whole = []
+        for at, (row, start, part) in self._places(work, len(drawn.token_B)):
+            self.stats["prefilled"] += len(part)
+            if start + len(part) == len(row.prompt) + len(row.tokens):
+                self._take(row, drawn, at, 1)
+                whole.append(row)
+        for row in whole:
+            self._prefilling.remove(row)
+        self._decoding += self._deliver(whole)
+
+    def _decode(self, bank: Any) -> None:
+        """One call: a few tokens for every row."""
+        with self._wake:
+            for row in list(self._decoding):
+                while row in self._decoding and not self._pools[row.shard].grow(
+                    row.lease, row.fed + min(self.engine.steps, row.left)
+                ):
+                    self._pause(next(r for r in reversed(self._decoding) if r.shard == row.shard))
+        if not self._decoding:
+            return
+        work: list[list[_Row]] = [[] for _ in range(self._shards)]
+        for row in self._decoding:
+            work[row.shard].append(row)
+        sizes = [self._size(self.engine.slots, part) for part in (4, 1)]
+        size = next(size for size in sizes if max(map(len, work)) * self._shards <= size)
+        drawn, count_B = self._call_decode(work, size, bank)
+        for at, row in self._places(work, size):
+            row.fed += int(count_B[at])
+            self._take(row, drawn, at, int(count_B[at]))
+        self._decoding = self._deliver(self._decoding)
+
+    def _pause(self, row: _Row) -> None:
+        """Give a row's pages to others; it will be computed again."""
+        self._decoding.remove(row)
+        self._pools[row.shard].release(row.lease, row.content[: row.fed])
+        self._waiting.appendleft(row)
+        self.stats["paused"] += 1
+
+    def _take(self, row: _Row, drawn: sampler.Drawn, at: int, count: int) -> None:
+        for kept, new in (
+            (row.tokens, drawn.token_B),
+            (row.logps, drawn.logp_B),
+            (row.chosen, drawn.chosen_B),
+        ):
+            kept += np.reshape(new[at], -1)[:count].tolist()
+        self.stats["sampled"] += count
+
+    def _deliver(self, rows: Sequence[_Row]) -> list[_Row]:
+        """Hand out what is done, and parts of it to those who asked for parts; returns the rest."""
+        rest = []
+        for row in rows:
+            stop = "stop" if row.stopped else "" if row.left else "length"
+            if row.sink:
+                new = slice(row.streamed, None)
+                row.sink(Completion(row.tokens[new], row.logps[new], stop, row.chosen[new]))
+                row.streamed = len(row.tokens)
+            if not stop:
+                rest.append(row)
                 continue
-            shared = {slot: _shared(self._held[slot], request.prompt) for slot in free}
-            slot = max(free, key=lambda s: (shared[s], -self._used[s]))
-            free.remove(slot)
-            self.stats["reused"] += shared[slot]
-            self._used[slot] = self.stats["requests"] = self.stats["requests"] + 1
-            request.slot, request.fed = slot, shared[slot]
-            self._rows[slot] = request
-            new.append(request)
-        return new
+            with self._wake:
+                self._release(row)
+            if row.future.set_running_or_notify_cancel():
+                row.future.set_result(Completion(row.tokens, row.logps, stop, row.chosen))
+        return rest
 
-    def _lay(self, requests: Sequence[_Request]) -> tuple[list[int], np.ndarray, np.ndarray | None]:
-        """Where each request stands in the rows to compute, what every one of those rows holds, and
-        which slots they are: a quarter of all where that is enough, else all of them in place."""
-        few = self.engine.slots // 4
-        if few and few % self._unit == 0 and len(requests) <= few:
-            slot_b = np.full(few, self.engine.slots, np.int32)  # out of range: a row of padding
-            slot_b[: len(requests)] = [request.slot for request in requests]
-            return list(range(len(requests))), np.zeros(few, np.int32), slot_b
-        held_b = np.array([len(held) for held in self._held], np.int32)
-        return [request.slot for request in requests], held_b, None
+    def _size(self, most: int, part: int) -> int:
+        """Rows of a call that has a part of the most, the same on each shard."""
+        return max(most // part // self._shards, 1) * self._shards
 
-    def _draw(self, requests: Sequence[_Request], at: Sequence[int], size: int) -> sampler.Draw:
+    def _places(self, work: Sequence[Sequence[Any]], size: int) -> Iterator[tuple[int, Any]]:
+        """The rows of a call, shard by shard, with what is to be done in them."""
+        for shard, items in enumerate(work):
+            yield from zip(itertools.count(shard * size // self._shards), items)
+
+    def _draw(self, rows: Sequence[tuple[int, _Row]], size: int) -> sampler.Draw:
         how = sampler.Draw(
-            np.zeros(size, np.uint32),
-            np.zeros(size, np.float32),
-            np.full((size, STOPS), -1, np.int32),
-            np.zeros(size, np.int32),
-            np.zeros(size, np.int32),
+            seed_B=np.zeros(size, np.uint32),
+            temperature_B=np.zeros(size, np.float32),
+            top_p_B=np.ones(size, np.float32),
+            top_k_B=np.zeros(size, np.int32),
+            min_p_B=np.zeros(size, np.float32),
+            stop_BZW=np.full((size, STOPS, WIDTH), -1, np.int32),
+            tail_BW=np.full((size, WIDTH), -1, np.int32),
+            drawn_B=np.zeros(size, np.int32),
+            left_B=np.zeros(size, np.int32),
         )
-        for i, request in zip(at, requests, strict=True):
-            how.seed_b[i] = request.seed
-            how.temperature_b[i] = request.sampling.temperature
-            how.stop_bX[i, : len(request.sampling.stop)] = request.sampling.stop
-            how.left_b[i] = request.max_new - len(request.tokens)
-            how.drawn_b[i] = len(request.tokens)
+        for at, row in rows:
+            sampling = row.sampling
+            how.seed_B[at], how.temperature_B[at] = row.seed, sampling.temperature
+            how.top_p_B[at], how.top_k_B[at] = sampling.top_p, sampling.top_k
+            how.min_p_B[at] = sampling.min_p
+            for i, stop in enumerate(row.stops):
+                how.stop_BZW[at, i, -len(stop) :] = stop
+            if tail := row.tokens[-WIDTH:]:
+                how.tail_BW[at, -len(tail) :] = tail
+            how.drawn_B[at], how.left_B[at] = len(row.tokens), row.left
         return how
 
-    def _device(self, tree: Any) -> Any:
-        return jax.device_put(tree, meshes.replicated(self.mesh))
+    def _inputs(self, rows: Sequence[tuple[int, _Row]], held: Sequence[int], size: int) -> tuple:
+        """Table, tokens held and adapters of the rows of a call."""
+        table_BX = np.zeros((size, self._table), np.int32)
+        held_B = np.zeros(size, np.int32)
+        mix_BA = np.zeros((size, self.engine.adapters), np.float32)
+        for (at, row), n in zip(rows, held, strict=True):
+            pages = row.lease.pages
+            table_BX[at, : len(pages)] = pages
+            held_B[at] = n
+            mix_BA[at] = row.policy.mix_A
+        return table_BX, held_B, mix_BA
 
-    def _prefill(self, requests: list[_Request]) -> None:
-        prefill, _ = sampler.compiled(self.cfg, self.engine.steps)
-        while requests:
-            at, held_b, slot_b = self._lay(requests)
-            left = max(len(request.prompt) - request.fed for request in requests)
-            T = min(self.engine.chunk, max(16, 1 << (left - 1).bit_length()))
-            tokens_bT = np.zeros((len(held_b), T), np.int32)
-            count_b = np.zeros(len(held_b), np.int32)
-            for i, request in zip(at, requests, strict=True):
-                part = request.prompt[request.fed : request.fed + T]
-                tokens_bT[i, : len(part)] = part
-                held_b[i], count_b[i] = request.fed, len(part)
-                request.fed += len(part)
-                self._held[request.slot] = request.prompt[: request.fed]
-            self.stats["prefilled"] += int(count_b.sum())
-            how = self._draw(requests, at, len(held_b))
-            self._cache, token_b, logp_b = prefill(
-                self._params,
-                self._lora,
-                self._cache,
-                *self._device((slot_b, held_b, tokens_bT, count_b, how)),
-            )
-            token_b, logp_b = jax.device_get((token_b, logp_b))
-            for i, request in zip(at, requests, strict=True):
-                if request.fed == len(request.prompt):
-                    request.tokens.append(int(token_b[i]))
-                    request.logps.append(float(logp_b[i]))
-                    self.stats["sampled"] += 1
-            requests = [request for request in requests if request.fed < len(request.prompt)]
-
-    def _decode(self) -> None:
-        _, decode = sampler.compiled(self.cfg, self.engine.steps)
-        requests = [self._rows[slot] for slot in sorted(self._rows)]
-        at, held_b, slot_b = self._lay(requests)
-        token_b = np.zeros(len(held_b), np.int32)
-        token_b[at] = [request.tokens[-1] for request in requests]
-        how = self._draw(requests, at, len(held_b))
-        self._cache, *out = decode(
-            self._params, self._lora, self._cache, *self._device((slot_b, token_b, how))
+    def _call(self, program: Any, bank: Any, inputs: tuple, *rest: Any) -> tuple:
+        table_BX, held_B, mix_BA, *rest = jax.device_put(
+            (*inputs, *rest), meshes.replicated(self.mesh)
         )
-        tokens_bS, logps_bS, count_b = jax.device_get(out)
-        for i, request in zip(at, requests, strict=True):
-            n = int(count_b[i])
-            # the cache took in the token before each drawn one, never the last drawn
-            self._held[request.slot] += [request.tokens[-1], *tokens_bS[i, : n - 1].tolist()]
-            request.tokens += tokens_bS[i, :n].tolist()
-            request.logps += logps_bS[i, :n].tolist()
-            self.stats["sampled"] += n
+        adapters = None if bank is None else lora.Bank(bank, mix_BA)
+        self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
+        return jax.device_get(out)
 
-    def _deliver(self) -> None:
-        for slot, request in list(self._rows.items()):
-            if request.done or request.future.cancelled():
-                with self._wake:
-                    del self._rows[slot]
-                stop = "stop" if request.stopped else "length"
-                if not request.future.cancelled():
-                    request.future.set_result(Completion(request.tokens, request.logps, stop))
+    def _call_prefill(self, work: Sequence, size: int, bank: Any) -> sampler.Drawn:
+        tokens_BT = np.zeros((size, self.engine.tile), np.int32)
+        count_B = np.zeros(size, np.int32)
+        places = list(self._places(work, size))
+        for at, (_, _, part) in places:
+            tokens_BT[at, : len(part)], count_B[at] = part, len(part)
+        rows = [(at, row) for at, (row, _, _) in places]
+        inputs = self._inputs(rows, [start for _, (_, start, _) in places], size)
+        return self._call(
+            self._programs[0], bank, inputs, tokens_BT, count_B, self._draw(rows, size)
+        )[0]
+
+    def _call_decode(
+        self, work: Sequence, size: int, bank: Any
+    ) -> tuple[sampler.Drawn, np.ndarray]:
+        rows = list(self._places(work, size))
+        token_B = np.zeros(size, np.int32)
+        for at, row in rows:
+            token_B[at] = row.tokens[-1]
+        inputs = self._inputs(rows, [row.fed for _, row in rows], size)
+        return self._call(self._programs[1], bank, inputs, token_B, self._draw(rows, size))
 
 
-def _shared(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of `prompt` a row already holds; the last is always computed again, because
-    the next token is predicted from it."""
-    n = min(len(held), len(prompt) - 1)
-    if list(held[:n]) == list(prompt[:n]):
-        return n
-    return next(i for i in range(n) if held[i] != prompt[i])
+def _put(bank: dict | None, adapter: dict, slot: int, count: int) -> dict:
+    """The bank with an adapter in one of its `count` places."""
+    if bank is None:
+        bank = jax.tree.map(lambda x: jnp.zeros((len(x), count, *x.shape[1:]), x.dtype), adapter)
+    if jax.tree.map(lambda x: (len(x), count, *x.shape[1:]), adapter) != jax.tree.map(
+        jnp.shape, bank
+    ):
+        raise ConfigError("adapters beside each other must have the same linears and rank")
+    return jax.tree.map(lambda held, x: held.at[:, slot].set(x), bank, adapter)

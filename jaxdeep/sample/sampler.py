@@ -1,11 +1,10 @@
-"""The life of a token: append what is new to the cache, draw from the last position, feed it back.
+"""The life of a token: append what is new to the pages, draw from the last position, feed it back.
 
-    prefill   a few rows of the cache take in new tokens; the first token of each answer is drawn
-    decode    the same rows go on for a fixed number of steps, or until none is active
+    prefill   rows take in new tokens; where a prompt ends, the first token of its answer is drawn
+    decode    rows go on for a fixed number of steps, or until none is active
 
-Both are pure and work on some rows of a larger cache, chosen by index. Seeds, temperatures, stop ids
-and budgets are arrays: none of them is a shape. Every row has its own key for every token, so what it
-draws does not depend on the rows beside it.
+Both are pure. Seeds, temperatures, cut-offs, stops, budgets and adapters are arrays: none of them is a
+shape. Every row has its own key for every token, so what it draws does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -17,132 +16,159 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxdeep.model import arch, qwen3
+from jaxdeep.model import arch, paged, qwen3
 
 
 @struct.dataclass
 class Draw:
-    """How each of b rows draws: `seed_b` uint32, `temperature_b` (0: the most likely token),
-    `stop_bX` ids that end a turn (-1 fills up), `left_b` tokens the row may still draw, `drawn_b`
-    tokens it has drawn in this turn."""
+    """How each row draws: `seed_B` uint32, `temperature_B` (0: the most likely token), `top_p_B` (1:
+    all), `top_k_B` (0: all), `min_p_B` (0: all); `stop_BZW` are runs of up to W ids that end a turn, at
+    the end of their W places with -1 before them, and all -1 where there is none; `tail_BW` the last W
+    tokens that the row drew in this turn (-1 before them), `drawn_B` how many it drew, `left_B` how
+    many it may still draw."""
 
-    seed_b: jax.Array
-    temperature_b: jax.Array
-    stop_bX: jax.Array
-    left_b: jax.Array
-    drawn_b: jax.Array
-
-
-def take(cache: qwen3.Cache, slot_b: jax.Array | None) -> qwen3.Cache:
-    """Some rows of a cache; None is all of them, in place."""
-    if slot_b is None:
-        return cache
-    return qwen3.Cache(cache.k_LBKSH[:, slot_b], cache.v_LBKSH[:, slot_b], cache.length_B[slot_b])
-
-
-def put_back(cache: qwen3.Cache, slot_b: jax.Array | None, rows: qwen3.Cache) -> qwen3.Cache:
-    """The cache with those rows replaced; a slot out of range is dropped."""
-    if slot_b is None:
-        return rows
-    return qwen3.Cache(
-        cache.k_LBKSH.at[:, slot_b].set(rows.k_LBKSH, mode="drop"),
-        cache.v_LBKSH.at[:, slot_b].set(rows.v_LBKSH, mode="drop"),
-        cache.length_B.at[slot_b].set(rows.length_B, mode="drop"),
-    )
+    seed_B: jax.Array
+    temperature_B: jax.Array
+    top_p_B: jax.Array
+    top_k_B: jax.Array
+    min_p_B: jax.Array
+    stop_BZW: jax.Array
+    tail_BW: jax.Array
+    drawn_B: jax.Array
+    left_B: jax.Array
 
 
-def draw(logits_bV: jax.Array, how: Draw) -> tuple[jax.Array, jax.Array]:
-    """One token for each row and its log-probability at temperature 1, in nats."""
+@struct.dataclass
+class Drawn:
+    """A token for each row with its log-probability in nats under the policy at temperature 1,
+    `logp_B`, and under the distribution it was drawn from, `chosen_B`."""
 
-    def one(seed: jax.Array, index: jax.Array, logits_V: jax.Array) -> jax.Array:
+    token_B: jax.Array
+    logp_B: jax.Array
+    chosen_B: jax.Array
+
+
+def cut(scaled_BV: jax.Array, how: Draw) -> jax.Array:
+    """`scaled_BV` with what top-k, top-p or min-p leave out at minus infinity. The most likely token
+    always stays; of equal scores at the edge all stay."""
+    V = scaled_BV.shape[1]
+    down_BV = -jnp.sort(-scaled_BV, axis=-1)
+    share_BV = jax.nn.softmax(down_BV, axis=-1)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    top_k_B = jnp.where(how.top_k_B > 0, how.top_k_B, V)
+    kept_BV = (jnp.arange(V) < top_k_B[:, None]) & (before_BV < how.top_p_B[:, None])
+    kept_BV &= share_BV >= how.min_p_B[:, None] * share_BV[:, :1]
+    last_B = jnp.maximum(jnp.sum(kept_BV, axis=-1) - 1, 0)
+    least_B1 = jnp.take_along_axis(down_BV, last_B[:, None], axis=-1)
+    return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
+
+
+def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
+    """One token for each row."""
+
+    def one(seed: jax.Array, index: jax.Array, scores_V: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), index)
-        return jax.random.categorical(key, logits_V)
+        return jax.random.categorical(key, scores_V)
 
-    warm_b = how.temperature_b > 0
-    scaled_bV = logits_bV / jnp.where(warm_b, how.temperature_b, 1.0)[:, None]
-    drawn_b = jax.vmap(one)(how.seed_b, how.drawn_b, scaled_bV)
-    token_b = jnp.where(warm_b, drawn_b, jnp.argmax(logits_bV, axis=-1))
-    picked_b = jnp.take_along_axis(logits_bV, token_b[:, None], axis=-1)[:, 0]
-    return token_b, picked_b - jax.nn.logsumexp(logits_bV, axis=-1)
+    warm_B = how.temperature_B > 0
+    scaled_BV = logits_BV / jnp.where(warm_B, how.temperature_B, 1.0)[:, None]
+    cuts = jnp.any((how.top_p_B < 1) | (how.top_k_B > 0) | (how.min_p_B > 0))
+    # sorting the vocabulary costs more than a small model: only where a row asks for it
+    scaled_BV = jax.lax.cond(cuts, lambda: cut(scaled_BV, how), lambda: scaled_BV)
+    drawn_B = jax.vmap(one)(how.seed_B, how.drawn_B, scaled_BV)
+    token_B = jnp.where(warm_B, drawn_B, jnp.argmax(logits_BV, axis=-1))
+
+    def logp(scores_BV: jax.Array) -> jax.Array:
+        picked_B = jnp.take_along_axis(scores_BV, token_B[:, None], axis=-1)[:, 0]
+        return picked_B - jax.nn.logsumexp(scores_BV, axis=-1)
+
+    return Drawn(token_B, logp(logits_BV), jnp.where(warm_B, logp(scaled_BV), 0.0))
 
 
 def prefill(
     params: dict,
-    lora: dict | None,
-    cache: qwen3.Cache,
-    slot_b: jax.Array | None,
-    held_b: jax.Array,
-    tokens_bT: jax.Array,
-    count_b: jax.Array,
+    lora: Any,
+    pages: paged.Pages,
+    tokens_BT: jax.Array,
+    count_B: jax.Array,
     how: Draw,
     *,
     cfg: arch.Config,
-) -> tuple[qwen3.Cache, jax.Array, jax.Array]:
-    """Append the first `count_b` of `tokens_bT` to rows `slot_b`, of which the first `held_b` slots
-    are kept, and draw a token after each row's last one. Returns the cache, tokens and
-    log-probabilities. The cache is used up where the caller donates it."""
-    rows = take(cache, slot_b).replace(length_B=held_b)
-    hidden_bTD, rows = qwen3.forward(params, lora, tokens_bT, cfg=cfg, cache=rows, count_B=count_b)
-    last_bD = jnp.take_along_axis(hidden_bTD, (count_b - 1)[:, None, None], axis=1)[:, 0]
-    token_b, logp_b = draw(qwen3.logits(params, last_bD, cfg=cfg), how)
-    return put_back(cache, slot_b, rows), token_b, logp_b
+) -> tuple[jax.Array, Drawn]:
+    """Append the first `count_B` of `tokens_BT` to each row and draw a token after its last one.
+    Returns the pages' array, whose old one is used up where the caller donates it, and what was drawn:
+    of no use in rows that do not end a prompt."""
+    hidden_BTD, pages = qwen3.forward(
+        params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
+    )
+    last_BD = jnp.take_along_axis(hidden_BTD, (count_B - 1)[:, None, None], axis=1)[:, 0]
+    return pages.kv_LPSJH, draw(qwen3.logits(params, last_BD, cfg=cfg), how)
 
 
 def decode(
     params: dict,
-    lora: dict | None,
-    cache: qwen3.Cache,
-    slot_b: jax.Array | None,
-    token_b: jax.Array,
+    lora: Any,
+    pages: paged.Pages,
+    token_B: jax.Array,
     how: Draw,
     *,
     cfg: arch.Config,
     steps: int,
-) -> tuple[qwen3.Cache, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Drawn, jax.Array]:
     """Feed each row its last token and draw the next, at most `steps` times.
 
-    A row draws until it drew a stop id or `left_b` tokens. Returns the cache, tokens [b, steps],
-    log-probabilities [b, steps] and how many of them each row drew.
+    A row draws until it drew a stop or `left_B` tokens. Returns the pages' array, what was drawn with
+    a dimension of `steps` after B, and how many of them each row drew.
     """
-    rows, b = take(cache, slot_b), token_b.shape[0]
 
-    def go(carry: tuple) -> Any:
-        step, _, _, _, active_b, *_ = carry
-        return (step < steps) & jnp.any(active_b)
+    def go(carry: tuple) -> jax.Array:
+        step, _, _, _, active_B, _ = carry
+        return (step < steps) & jnp.any(active_B)
 
     def one(carry: tuple) -> tuple:
-        step, rows, token_b, how, active_b, tokens_bS, logps_bS = carry
-        hidden_b1D, rows = qwen3.forward(
-            params, lora, token_b[:, None], cfg=cfg, cache=rows, count_B=active_b.astype(jnp.int32)
+        step, pages, token_B, how, active_B, out = carry
+        moved_B = active_B.astype(jnp.int32)
+        hidden_B1D, pages = qwen3.forward(
+            params, lora, token_B[:, None], cfg=cfg, cache=pages, count_B=moved_B
         )
-        new_b, logp_b = draw(qwen3.logits(params, hidden_b1D[:, 0], cfg=cfg), how)
-        new_b = jnp.where(active_b, new_b, token_b)
-        tokens_bS = tokens_bS.at[:, step].set(new_b)
-        logps_bS = logps_bS.at[:, step].set(logp_b)
-        moved_b = active_b.astype(jnp.int32)
-        how = how.replace(left_b=how.left_b - moved_b, drawn_b=how.drawn_b + moved_b)
-        stopped_b = jnp.any(new_b[:, None] == how.stop_bX, axis=-1)
-        active_b = active_b & ~stopped_b & (how.left_b > 0)
-        return step + 1, rows, new_b, how, active_b, tokens_bS, logps_bS
+        new = draw(qwen3.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
+        token_B = jnp.where(active_B, new.token_B, token_B)
+        out = jax.tree.map(lambda every, now: every.at[:, step].set(now), out, new)
+        tail_BW = jnp.concatenate((how.tail_BW[:, 1:], token_B[:, None]), axis=1)
+        how = how.replace(
+            tail_BW=jnp.where(active_B[:, None], tail_BW, how.tail_BW),
+            left_B=how.left_B - moved_B,
+            drawn_B=how.drawn_B + moved_B,
+        )
+        active_B = active_B & ~stopped(how) & (how.left_B > 0)
+        return step + 1, pages, token_B, how, active_B, out
 
-    before_b = how.drawn_b
-    start = (
-        jnp.int32(0),
-        rows,
-        token_b,
-        how,
-        how.left_b > 0,
-        jnp.zeros((b, steps), token_b.dtype),
-        jnp.zeros((b, steps), jnp.float32),
-    )
-    _, rows, _, how, _, tokens_bS, logps_bS = jax.lax.while_loop(go, one, start)
-    return put_back(cache, slot_b, rows), tokens_bS, logps_bS, how.drawn_b - before_b
+    B, before_B = len(token_B), how.drawn_B
+    none_BS = jnp.zeros((B, steps), jnp.float32)
+    out = Drawn(none_BS.astype(token_B.dtype), none_BS, none_BS)
+    start = (jnp.int32(0), pages, token_B, how, how.left_B > 0, out)
+    _, pages, _, how, _, out = jax.lax.while_loop(go, one, start)
+    return pages.kv_LPSJH, out, how.drawn_B - before_B
+
+
+def stopped(how: Draw) -> jax.Array:
+    """Whether the last tokens of each row are one of its stops, [B]."""
+    same_BZW = (how.stop_BZW == how.tail_BW[:, None]) | (how.stop_BZW < 0)
+    return jnp.any(jnp.all(same_BZW, axis=-1) & (how.stop_BZW[..., -1] >= 0), axis=-1)
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
-    """Jitted prefill and decode; the cache is donated."""
+    """Jitted prefill and decode, to be called with the pages' array apart, which is donated: prefill(
+    params, lora, kv_LPSJH, table_BX, held_B, ...)."""
+
+    def apart(function: Any) -> Any:
+        def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
+            return function(params, lora, paged.Pages(kv_LPSJH, table_BX, held_B), *rest)
+
+        return jax.jit(run, donate_argnames="kv_LPSJH")
+
     return (
-        jax.jit(functools.partial(prefill, cfg=cfg), donate_argnames="cache"),
-        jax.jit(functools.partial(decode, cfg=cfg, steps=steps), donate_argnames="cache"),
+        apart(functools.partial(prefill, cfg=cfg)),
+        apart(functools.partial(decode, cfg=cfg, steps=steps)),
     )

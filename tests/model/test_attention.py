@@ -113,15 +113,3 @@ def test_a_kernel_that_cannot_compute_is_refused_by_name_and_number():
     with pytest.raises(ConfigError, match="not on cpu"):
         attention.choose("cudnn", (1, 128, 4, 16), jnp.bfloat16)
     assert attention.choose("auto", (1, 128, 4, 16), jnp.bfloat16) == "plain"
-
-
-def test_a_cache_holds_what_a_sequence_would_see():
-    q, k, v, _ = inputs(12)
-    ones = np.ones((2, 12), np.int32)
-    whole = jax.jit(attention.attend)(q, k, v, ones)
-    rest = np.full((2, 2, 5, 8), 1e3, np.float32)  # slots past the positions must not be seen
-    k_cache = np.concatenate([k.transpose(0, 2, 1, 3), rest], axis=2)
-    v_cache = np.concatenate([v.transpose(0, 2, 1, 3), rest], axis=2)
-    positions = np.broadcast_to(np.arange(9, 12), (2, 3))
-    got = jax.jit(attention.attend_cache)(q[:, 9:], k_cache, v_cache, positions)
-    np.testing.assert_allclose(got, whole[:, 9:], atol=1e-5)

@@ -101,7 +101,7 @@ def test_experts_are_spread_and_each_holds_only_its_own(params):
 
 def test_a_cache_holds_what_a_forward_computes(params, adapter):
     whole, _ = qwen3.forward(params, adapter, TOKENS[:2], cfg=CFG)
-    cache = qwen3.empty_cache(CFG, 2, 12)
+    cache = tiny.pages(CFG, 2, 12)
     first, cache = qwen3.forward(params, adapter, TOKENS[:2, :7], cfg=CFG, cache=cache)
     rest, _ = qwen3.forward(params, adapter, TOKENS[:2, 7:], cfg=CFG, cache=cache)
     np.testing.assert_allclose(jnp.concatenate([first, rest], 1), whole, atol=2e-5)

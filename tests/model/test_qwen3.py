@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import pages
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError
@@ -158,7 +159,7 @@ def test_cache_equals_forward_with_unequal_rows(tiny):
     extend = jax.jit(
         lambda cache, x, n: qwen3.forward(tiny, None, x, cfg=TINY, cache=cache, count_B=n)
     )
-    cache, at = qwen3.empty_cache(TINY, 3, 24), np.zeros(3, int)
+    cache, at = pages(TINY, 3, 32), np.zeros(3, int)
     while (at < length).any():  # pieces of unequal size, each padded to 8
         count = np.minimum(rng.integers(0, 9, 3), length - at)
         piece = np.full((3, 8), 7)
@@ -169,7 +170,7 @@ def test_cache_equals_forward_with_unequal_rows(tiny):
             want = whole[b, at[b] : at[b] + count[b]]
             np.testing.assert_allclose(hidden[b, : count[b]], want, atol=1e-5)
         at += count
-    np.testing.assert_array_equal(cache.length_B, length)
+    np.testing.assert_array_equal(cache.held_B, length)
 
 
 def test_remat_and_chunks_change_nothing(tiny):
