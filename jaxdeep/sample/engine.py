@@ -491,8 +491,9 @@ class Engine:
         return rest
 
     def _size(self, most: int, part: int) -> int:
-        """Rows of a call that has a part of the most, the same on each shard."""
-        return max(most // part // self._shards, 1) * self._shards
+        """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
+        would copy all pages to write to one (seen on CPUs)."""
+        return max(most // part // self._shards, 2) * self._shards
 
     def _places(self, work: Sequence[Sequence[Any]], size: int) -> Iterator[tuple[int, Any]]:
         """The rows of a call, shard by shard, with what is to be done in them."""

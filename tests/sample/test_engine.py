@@ -223,9 +223,9 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
 
         check(say("")[0], None)
         engine.set_adapter(tiny.adapter(), "one")
-        compiled = engine.metrics()["compilations"]
         engine.set_adapter(half, "two")
         first, cost = say("one")
+        compiled = engine.metrics()["compilations"]
         check(first, tiny.adapter())
         assert cost == 30
         check(say("two")[0], half)
@@ -245,8 +245,8 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
         check(say("both")[0], joint)
         with pytest.raises(ValueError, match="no adapter 'three', only '', 'one', 'two', 'both'"):
             say("three")
-        # new versions, a composition and other names: nothing was compiled but the first bank's
-        assert engine.metrics()["compilations"] <= 2 * compiled
+        # new versions, other names and a composition compile nothing
+        assert engine.metrics()["compilations"] == compiled
 
 
 def test_requests_in_flight_keep_the_adapter_they_began_with():
@@ -256,7 +256,7 @@ def test_requests_in_flight_keep_the_adapter_they_began_with():
         early = asyncio.ensure_future(engine(prompt, seed=0, max_new=60, sampling=NEVER))
         while not engine.metrics()["sampled"]:
             await asyncio.sleep(0.001)
-        engine.set_adapter(jax.tree.map(lambda x: -x, tiny.adapter()))
+        engine.set_adapter(jax.tree.map(lambda x: x / 2, tiny.adapter()))
         with pytest.raises(RuntimeError, match=r"engine\.adapters=2"):
             engine.set_adapter(tiny.adapter(), "another")
         late = await engine(prompt, seed=0, max_new=4, sampling=NEVER)
@@ -274,13 +274,13 @@ def test_a_stream_is_the_turn_in_parts():
 
     async def main(engine):
         parts = [p async for p in engine.stream(prompt, seed=1, max_new=11, sampling=NEVER)]
-        async for _ in engine.stream(prompt, seed=1, max_new=100, sampling=NEVER):
+        async for _ in engine.stream(prompt, seed=1, max_new=90, sampling=NEVER):
             break  # whoever leaves cancels the rest
         return parts, await engine(prompt, seed=1, max_new=11, sampling=NEVER)
 
     with running() as engine:
         parts, whole = asyncio.run(main(engine))
-        assert engine.metrics()["sampled"] < 80
+        assert engine.metrics()["sampled"] < 90
     assert len(parts) > 2 and [p.stop for p in parts] == [""] * (len(parts) - 1) + ["length"]
     assert [t for p in parts for t in p.tokens] == whole.tokens
     assert [x for p in parts for x in p.logps] == whole.logps
@@ -292,7 +292,7 @@ def test_a_mesh_samples_what_one_device_does(shape):
     asked = prompts(5, seed=3)
     with running(adapter=tiny.adapter()) as engine:
         want = run(*(engine(p, seed=1, max_new=6, sampling=NEVER) for p in asked))
-    with running(mesh, adapter=tiny.adapter()) as engine:
+    with running(mesh, adapter=tiny.adapter(), chunk=32) as engine:
         got = run(*(engine(p, seed=1, max_new=6, sampling=NEVER) for p in asked))
     assert [c.tokens for c in got] == [c.tokens for c in want]
     for a, b in zip(got, want, strict=True):
@@ -385,7 +385,7 @@ def soak(requests, seed):
     rng = random.Random(seed)
     stems = prompts(6, 10, 60, seed)
     asked = [random_request(rng, stems) for _ in range(requests)]
-    given = {"one": tiny.adapter(), "two": jax.tree.map(lambda x: -x, tiny.adapter())}
+    given = {"one": tiny.adapter(), "two": jax.tree.map(lambda x: x / 2, tiny.adapter())}
 
     async def hurried(engine, at):
         work = asyncio.ensure_future(engine(asked[at][0], **asked[at][1]))
