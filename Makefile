@@ -34,6 +34,7 @@ bench: $(VENV)/.installed-dev
 	$(PY) -m pip install --disable-pip-version-check -q --no-deps $(TUNIX)
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
+	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
 
 # Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
 base: $(VENV)/.installed
