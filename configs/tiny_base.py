@@ -31,7 +31,7 @@ def get_config(stage="reading"):
     config.batch = ConfigDict(dict(rows=12, length=192))
     config.train = ConfigDict(
         dict(
-            steps=6000 if first else 2500,
+            steps=6000,
             save_every=250,
             keep=1,
             start="" if first else "runs/tiny_base-reading",

@@ -224,6 +224,7 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
         check(say("")[0], None)
         engine.set_adapter(tiny.adapter(), "one")
         engine.set_adapter(half, "two")
+        engine.warm()
         first, cost = say("one")
         compiled = engine.metrics()["compilations"]
         check(first, tiny.adapter())
