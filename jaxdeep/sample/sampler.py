@@ -63,26 +63,44 @@ def cut(scaled_BV: jax.Array, how: Draw) -> jax.Array:
     return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
 
 
+def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array) -> jax.Array:
+    """An id with probability in proportion to `mass_V`, by inverting its distribution twice: first a
+    block of ids, then an id in it. It takes two random numbers, not V, and each has the resolution of a
+    float32."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), index)
+    V = len(mass_V)
+    width = max(int(V**0.5), 1)
+    mass_XW = jnp.pad(mass_V, (0, -V % width)).reshape(-1, width)
+
+    def first(mass: jax.Array, u: jax.Array) -> jax.Array:
+        total = jnp.cumsum(mass)
+        return jnp.argmax(total > u * total[-1])
+
+    u, w = jax.random.uniform(key, (2,))
+    block = first(jnp.sum(mass_XW, axis=1), u)
+    token = block * width + first(mass_XW[block], w)
+    # rounding may have led to an id without any
+    return jnp.where(mass_V[jnp.minimum(token, V - 1)] > 0, token, jnp.argmax(mass_V))
+
+
 def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
     """One token for each row."""
-
-    def one(seed: jax.Array, index: jax.Array, scores_V: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), index)
-        return jax.random.categorical(key, scores_V)
-
     warm_B = how.temperature_B > 0
     scaled_BV = logits_BV / jnp.where(warm_B, how.temperature_B, 1.0)[:, None]
     cuts = jnp.any((how.top_p_B < 1) | (how.top_k_B > 0) | (how.min_p_B > 0))
     # sorting the vocabulary costs more than a small model: only where a row asks for it
     scaled_BV = jax.lax.cond(cuts, lambda: cut(scaled_BV, how), lambda: scaled_BV)
-    drawn_B = jax.vmap(one)(how.seed_B, how.drawn_B, scaled_BV)
+    top_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
+    mass_BV = jnp.exp(scaled_BV - top_B1)
+    drawn_B = jax.vmap(pick)(how.seed_B, how.drawn_B, mass_BV)
     token_B = jnp.where(warm_B, drawn_B, jnp.argmax(logits_BV, axis=-1))
 
-    def logp(scores_BV: jax.Array) -> jax.Array:
-        picked_B = jnp.take_along_axis(scores_BV, token_B[:, None], axis=-1)[:, 0]
-        return picked_B - jax.nn.logsumexp(scores_BV, axis=-1)
+    def of_token(x_BV: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BV, token_B[:, None], axis=-1)[:, 0]
 
-    return Drawn(token_B, logp(logits_BV), jnp.where(warm_B, logp(scaled_BV), 0.0))
+    logp_B = of_token(logits_BV) - jax.nn.logsumexp(logits_BV, axis=-1)
+    chosen_B = of_token(scaled_BV) - top_B1[:, 0] - jnp.log(jnp.sum(mass_BV, axis=-1))
+    return Drawn(token_B, logp_B, jnp.where(warm_B, chosen_B, 0.0))
 
 
 def prefill(
