@@ -67,9 +67,9 @@ def get_config():
             ),
         )
     )
-    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=30))
+    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=25))
     grpo.batch = ConfigDict(dict(rows=9, length=240))
-    grpo.train = ConfigDict(dict(steps=60, save_every=10, start="", seed=config.get_ref("seed")))
+    grpo.train = ConfigDict(dict(steps=55, save_every=10, start="", seed=config.get_ref("seed")))
     grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
 
     config.test = env("test", "all", 320)
