@@ -142,7 +142,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
                     record.write(
                         rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer
                     )
-                    found = summarize(groups)
+                    found = summarize(groups) | engine_counts(engine)
                     rows, more = advantages.rows(groups)
                     found |= more
                     if rows:
@@ -263,6 +263,13 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
     for stop in Stop:
         out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
     return out
+
+
+def engine_counts(engine: Engine) -> dict[str, float]:
+    """What the engine has done so far."""
+    names = ("sampled", "prefilled", "reused", "hit_rate", "paused", "compilations")
+    found = engine.metrics()
+    return {f"engine/{name}": found[name] for name in names}
 
 
 def rollouts_of(workdir: Path, step: int) -> Path:

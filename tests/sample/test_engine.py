@@ -3,6 +3,7 @@ mesh."""
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 
 import jax
@@ -13,7 +14,8 @@ import tiny
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import paged
+from jaxdeep.model import arch, lora, paged, qwen3
+from jaxdeep.model.rope import Yarn
 from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.types import Sampling
 
@@ -248,6 +250,40 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
             say("three")
         # new versions, other names and a composition compile nothing
         assert engine.metrics()["compilations"] == compiled
+
+
+KINDS = {
+    "experts": dict(E=8, top_k=3, F=24, tie=False),
+    "yarn": dict(yarn=Yarn(4.0, 32), theta=1e6),
+    "int8": dict(quant="int8"),
+    "bfloat16": dict(dtype="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_talks_as_it_is_trained(kind):
+    cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
+    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
+    adapter = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
+    prompt, sizes = prompts(1, 30, 31)[0], dict(slots=4, length=128, page=4, chunk=16, tile=4)
+    engine = Engine(params, cfg, tiny.one_device(), EngineConfig(**sizes))
+    engine.set_adapter(adapter)
+    first = run(engine(prompt, seed=0, max_new=9, sampling=NEVER))[0]
+    prompt = prompt + first.tokens + [5, 6, 7]
+    said = run(engine(prompt, seed=1, max_new=9, sampling=NEVER))[0]
+    assert engine.metrics()["prefilled"] == 30 + 4
+    engine.close()
+
+    @jax.jit
+    def score(tokens_BT):
+        hidden, _ = qwen3.forward(params, adapter, tokens_BT, cfg=cfg)
+        return qwen3.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
+
+    want = np.asarray(score(np.array([prompt + said.tokens])))[0]
+    atol = 0.1 if kind == "bfloat16" else 1e-4
+    np.testing.assert_allclose(said.logps, want[len(prompt) :], atol=atol)
+    np.testing.assert_allclose(first.logps, want[30:39], atol=atol)
 
 
 def test_requests_in_flight_keep_the_adapter_they_began_with():
