@@ -37,13 +37,13 @@ def placed(shapes: Any, where: Any) -> Any:
 
 def state(spec: states.Spec, mesh: jax.sharding.Mesh) -> states.State:
     """All that training changes."""
-    shapes = jax.eval_shape(lambda key: states.init(key, spec, mesh), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: states.init(jax.random.key(0), spec, mesh))
     return placed(shapes, states.shardings(spec, mesh))
 
 
 def params(cfg: arch.Config, mesh: jax.sharding.Mesh) -> dict:
     """The frozen weights."""
-    shapes = jax.eval_shape(lambda key: arch.init(key, cfg), jax.random.key(0))
+    shapes = jax.eval_shape(lambda: arch.init(jax.random.key(0), cfg))
     return placed(shapes, arch.shardings(cfg, mesh))
 
 
