@@ -63,7 +63,10 @@ def pod() -> None:
 
 
 def main() -> None:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there may be no TPU to ask
+    # libtpu asks the machine for these where there is no TPU to know them from
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-64")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     small()
