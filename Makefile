@@ -24,7 +24,8 @@ lint: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
-# Side by side with peers, each in a process of its own; takes minutes. Tunix asks for versions that the
+# Side by side with peers, each in a process of its own; then memory and what int8 costs. Takes minutes.
+# With the extra `tpu` installed, memory on TPUs too. Tunix asks for versions that the
 # others cannot have, and works with theirs: it is installed without its dependencies.
 TUNIX := google-tunix==0.1.7 qwix google-metrax grain jaxtyping wadler-lindig kagglehub kagglesdk numba \
   llvmlite omegaconf antlr4-python3-runtime pylatexenc python-dotenv perfetto sympy tenacity hf_transfer \
@@ -35,6 +36,9 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
+	$(PY) tests/bench/memory.py
 
 # Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
 base: $(VENV)/.installed

@@ -10,7 +10,7 @@ from jaxdeep.model import arch, lora, paged, qwen3
 
 HOW = dict(dtype="float32", remat="none", chunk=16, lora_scale=2.0)
 CFG = arch.Config(
-    **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True, limit=512), **HOW
+    **dict(V=96, D=32, F=48, L=2, N=8, K=2, H=16, theta=1e4, eps=1e-6, tie=True, limit=512), **HOW
 )
 SPEC = lora.LoraConfig(rank=4, alpha=8.0)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from bench import ahead
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
@@ -131,28 +132,11 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
         jax.eval_shape(attention.attend, q, k, k, jax.ShapeDtypeStruct((1, 64), jnp.int32))
 
 
-def long(**changes):
-    """One layer, for many tokens."""
-    sizes = dict(V=32, D=16, F=32, L=1, N=2, K=1, H=8, limit=1 << 17, chunk=1024, remat="full")
-    return model(**sizes | changes)
-
-
 @functools.cache
 def temporary(C):
     """Bytes beside the arguments on each device, for the gradient with 32,768 tokens over C."""
-    cfg, params, adapter = long(D=64, F=128, N=4, H=16)
-
-    def total(adapter, params, batch):
-        logp_BT, _ = losses.score(params, adapter, batch, cfg=cfg)
-        return (logp_BT * batch.learn_BT).sum()
-
-    mesh = mesh_of(context=C)
-    where = jax.sharding.NamedSharding(mesh, jax.P(meshes.ROWS, "context"))
-    types = [np.int32] * 3 + [np.float32] * 3
-    batch = Batch(*(jax.ShapeDtypeStruct((1, 1 << 15), t, sharding=where) for t in types))
-    with meshes.use(mesh):
-        compiled = jax.jit(jax.grad(total)).lower(adapter, params, batch).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    program = ahead.gradients(ahead.LONG, mesh_of(context=C), 1, 1 << 15).compile()
+    return program.memory_analysis().temp_size_in_bytes
 
 
 def test_the_memory_of_a_device_falls_with_the_axis():
@@ -167,7 +151,8 @@ def test_the_memory_of_a_device_about_halves_with_each_doubling():
 
 @pytest.mark.slow
 def test_131072_tokens_in_one_row():
-    cfg, params, adapter = long(N=1, remat="none")
+    sizes = dict(V=32, D=16, F=32, L=1, N=1, K=1, H=8, limit=1 << 17, chunk=1024)
+    cfg, params, adapter = model(**sizes)
     batch = packed(cfg, 1, (30_000, 40_000, 20_000, 25_000), 1 << 17)
     want = measured(cfg, tiny.one_device(), params, adapter, batch)
     same(want, measured(cfg, mesh_of(context=8), params, adapter, batch))
@@ -175,36 +160,18 @@ def test_131072_tokens_in_one_row():
 
 AHEAD = """
 import dataclasses
-import jax, jax.numpy as jnp, tiny
+import tiny
+from bench import ahead
 from jax.experimental import topologies
 from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, lora
-from jaxdeep.train import losses
-from jaxdeep.types import Batch
+from jaxdeep.train import optim, state
 
 cfg = dataclasses.replace(tiny.CFG, D=256, F=512, H=128, dtype="bfloat16", remat="full", chunk=256)
+spec = state.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 for axes in (dict(data=2, context=2, model=2), dict(data=8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-
-    def shapes(tree, dtype):
-        where = arch.shardings(cfg, mesh, tree)
-        return jax.tree.map(
-            lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=to),
-            tree, where, is_leaf=arch.is_leaf,
-        )
-
-    def total(adapter, params, batch):
-        logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=cfg)
-        return losses.loss(logp_BT, entropy_BT, batch, clip=None)[0]
-
-    params = shapes(arch.leaves(cfg), jnp.bfloat16)
-    adapter = shapes(lora.leaves(cfg, tiny.SPEC), jnp.float32)
-    to = jax.sharding.NamedSharding(mesh, jax.P(meshes.ROWS, "context"))
-    types = [jnp.int32] * 3 + [jnp.float32] * 3
-    batch = Batch(*(jax.ShapeDtypeStruct((8, 8192), t, sharding=to) for t in types))
-    with meshes.use(mesh):
-        text = jax.jit(jax.grad(total)).lower(adapter, params, batch).compile().as_text()
+    text = ahead.gradients(spec, mesh, 8, 8192).compile().as_text()
     print("calls", text.count('custom_call_target="tpu_custom_call"'))
     for name in ("fwd", "dq", "dkv"):
         print("kernel", name, f"splash_mha_{name}" in text)
@@ -212,7 +179,7 @@ for axes in (dict(data=2, context=2, model=2), dict(data=8)):
 
 
 @pytest.mark.slow
-def test_the_loss_compiles_for_tpus_with_the_kernel():
+def test_the_gradient_compiles_for_tpus_with_the_kernel():
     pytest.importorskip("libtpu")
     paths = [str(pathlib.Path(tiny.__file__).parent), *filter(None, sys.path)]
     env = {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}

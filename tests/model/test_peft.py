@@ -129,6 +129,16 @@ def settings(**changes):
     return spoil
 
 
+def truncate(path):
+    file = path / peft.WEIGHTS
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def integers(path):
+    file = path / peft.WEIGHTS
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"I32"', 1))
+
+
 def held(change):
     def spoil(path):
         file = path / peft.WEIGHTS
@@ -161,6 +171,8 @@ REFUSED = {
     ),
     "half a pair": (held(lambda x: x.pop(A)), "q_proj has lora_B and not the other"),
     "a wrong shape": (held(lambda x: x.update({A: ONE})), r"q_proj has factors \[3, 3\]"),
+    "a wrong dtype": (integers, r"q_proj.lora_A.weight is I32\[3, 32\]"),
+    "truncated": (truncate, "the file is not whole"),
     "nothing": (held(dict.clear), "holds no factors"),
     "no weights": (lambda path: (path / peft.WEIGHTS).unlink(), "holds no adapter_model"),
     "no settings": (lambda path: (path / peft.CONFIG).write_text("{"), "not a readable"),

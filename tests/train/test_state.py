@@ -1,5 +1,7 @@
-"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not stopped."""
+"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not stopped;
+and the frozen base costs no gradient."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -7,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from bench import ahead
 
 from jaxdeep import mesh as meshes
 from jaxdeep.data.pack import pack, pack_bins
@@ -35,15 +38,30 @@ def rows(n=13, seed=0):
     return out
 
 
-def gradients(spec, batches, mesh=None):
+def ready(spec, mesh=None):
+    """A step on the mesh as a function: batches to gradients and metrics on the host."""
     mesh = mesh or tiny.one_device()
     trained = tiny.params() if spec.full else tiny.adapter()
     state = states.init(jax.random.key(0), spec, mesh, trained)
-    params = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
-    grads, metrics = states.Step(spec, mesh).gradients(
-        state, None if spec.full else params, batches
-    )
-    return jax.device_get((grads, metrics))
+    frozen = None
+    if not spec.full:
+        frozen = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
+    step = states.Step(spec, mesh)
+
+    def run(batches):
+        grads, metrics = step.gradients(state, frozen, batches)
+        assert where(grads) == where(state.trained)
+        return jax.device_get((grads, metrics))
+
+    return run
+
+
+def where(tree):
+    return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def gradients(spec, batches):
+    return ready(spec)(batches)
 
 
 def same(a, b, tolerance=1e-5):
@@ -88,42 +106,92 @@ def alone(spec):
     return gradients(spec, pack(rows(), B=8, T=64))
 
 
+@functools.cache
+def scored():
+    """A batch that learns every token, each with the log-probability it has on one device."""
+    batch = pack(rows(), B=8, T=64)[0]
+    score = jax.jit(functools.partial(losses.score, cfg=tiny.CFG))
+    logp_BT, _ = score(tiny.params(), tiny.adapter(), batch)
+    learn_BT = (batch.positions_BT > 0).astype(np.float32)
+    return batch._replace(learn_BT=learn_BT, logp_BT=np.asarray(logp_BT) * learn_BT)
+
+
 MESHES = [
     dict(data=8),
-    dict(data=2, model=4),
+    dict(data=1, model=8),
+    dict(data=2, model=4),  # more devices than kv heads
     dict(replica=2, data=2, model=2),
-    dict(data=1, model=2, context=4),
-    dict(data=4, context=2),
+    dict(data=2, context=2, model=2),
 ]
+SPECS = {"sft": SFT, "grpo": GRPO, "full": FULL}
+CASES = [*itertools.product(("sft", "grpo"), MESHES), ("full", MESHES[3])]
 
 
-CASES = [(GRPO, shape) for shape in MESHES] + [(SFT, MESHES[2]), (FULL, MESHES[2])]
+@pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
+def test_a_mesh_equals_one_device(name, shape):
+    spec, mesh = SPECS[name], meshes.make_mesh(meshes.MeshConfig(**shape))
+    assert spec.model.K < 4 and spec.model.N == 8
+    run = ready(spec, mesh)
+    same(alone(spec), run(pack(rows(), B=8, T=64)))
+    if spec.clip:  # the forward pass too, by the token for which it differs most
+        assert alone(spec)[1]["max_logp_diff"] > 0.1
+        assert run([scored()])[1]["max_logp_diff"] < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("spec", "shape"),
-    CASES,
-    ids=lambda x: x.__class__.__name__ if isinstance(x, states.Spec) else str(x),
-)
-def test_a_mesh_equals_one_device(spec, shape):
-    batches = pack(rows(), B=8, T=64)
-    mesh = meshes.make_mesh(meshes.MeshConfig(**shape))
-    same(alone(spec), gradients(spec, batches, mesh))
-
-
-def test_the_base_is_sharded_and_so_are_the_adapter_and_its_moments():
+def test_an_update_on_a_mesh_keeps_its_shards_and_equals_one_device():
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, model=4))
-    state = states.init(jax.random.key(0), SFT, mesh)
-    assert state.trained["wq"]["b"].sharding.spec[2] == "model"
-    assert state.trained["wo"]["a"].sharding.spec[1] == "model"
-    moments = [x for x in jax.tree.leaves(state.opt) if x.ndim == 3]
+    grads, _ = alone(SFT)
+    found = []
+    for each in (tiny.one_device(), mesh):
+        state = states.init(jax.random.key(0), SFT, each, tiny.adapter())
+        placed = jax.device_put(grads, where(state.trained))
+        before = where(state)
+        after, _ = states.Step(SFT, each).update(state, placed)
+        assert where(after) == before
+        assert all(x.is_deleted() for x in jax.tree.leaves(state)), "the old state is held too"
+        found.append(jax.device_get(after))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *found)
+    assert after.trained["wq"]["b"].sharding.spec[2] == "model"
+    assert after.trained["wo"]["a"].sharding.spec[1] == "model"
+    moments = [x for x in jax.tree.leaves(after.opt) if x.ndim == 3]
     assert len(moments) == 2 * 14 and any("model" in str(x.sharding.spec) for x in moments)
-    step = states.Step(SFT, mesh)
-    params = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
-    grads, _ = step.gradients(state, params, pack(rows(), B=8, T=64))
-    before = jax.tree.map(lambda x: x.sharding, state)
-    after, _ = step.update(state, grads)
-    assert jax.tree.map(lambda x: x.sharding, after) == before
+
+
+def size(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def gradient_memory(adapter, L):
+    """What the gradient program of a model with wide layers and few tokens takes; the base's bytes."""
+    cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
+    spec = states.Spec(cfg, adapter, OPTIM)
+    memory = ahead.gradients(spec, tiny.one_device(), 1, 4).compile().memory_analysis()
+    # the sum so far is written over, never held twice
+    assert memory.alias_size_in_bytes == size(ahead.state(spec, tiny.one_device()).trained)
+    return memory, 4 * arch.count(cfg)
+
+
+def parts_of_the_base(adapter):
+    """What a gradient returns and takes beside its arguments, and what the latter grows by with more
+    layers, each as a part of the base's bytes."""
+    (few, less), (many, base) = (gradient_memory(adapter, L) for L in (4, 16))
+    growth = many.temp_size_in_bytes - few.temp_size_in_bytes
+    return (
+        many.output_size_in_bytes / base,
+        many.temp_size_in_bytes / base,
+        growth / (base - less),
+    )
+
+
+def test_the_base_has_no_gradient_in_memory():
+    assert max(parts_of_the_base(lora.LoraConfig(2, 4.0))) < 0.2
+    assert min(parts_of_the_base(FULL.lora)) > 0.9  # the same numbers where it has
+
+
+def test_an_update_is_written_over_the_old_state():
+    program = ahead.update(SFT, tiny.one_device()).compile()
+    state = ahead.state(SFT, tiny.one_device())
+    assert program.memory_analysis().alias_size_in_bytes == size(state)
 
 
 def train(spec, steps, start=None, mesh=None):
@@ -223,7 +291,29 @@ def test_every_optimizer_moves_every_weight(name, decay):
     assert all(x > 1e-4 for x in jax.tree.leaves(moved))
 
 
+BAD_SIZES = {
+    "heads=8 does not divide by model=3": (dict(data=1, model=3), {}),
+    "embed=32 does not divide by data=5": (dict(data=5), {}),
+    "vocab=97 does not divide by model=2": (dict(data=1, model=2), dict(V=97)),
+    "mlp=49 does not divide by model=2": (dict(data=1, model=2), dict(F=49)),
+    "experts=3 does not divide by model=2": (dict(data=1, model=2), dict(E=3, top_k=1)),
+}
+
+
+@pytest.mark.parametrize("said", BAD_SIZES)
+def test_weights_that_do_not_divide_are_refused_with_their_numbers(said):
+    axes, changes = BAD_SIZES[said]
+    mesh = meshes.make_mesh(meshes.MeshConfig(**axes), jax.devices()[: np.prod([*axes.values()])])
+    cfg = dataclasses.replace(tiny.CFG, **changes)
+    with pytest.raises(ConfigError, match=said):
+        arch.shardings(cfg, mesh)
+
+
 def test_bad_settings_are_refused_with_their_values():
+    with pytest.raises(
+        ConfigError, match=r"'data': 3, .*'model': 2.* needs 6 devices, there are 8"
+    ):
+        meshes.make_mesh(meshes.MeshConfig(data=3, model=2))
     with pytest.raises(ConfigError, match="decay='cubic'"):
         optim.OptimConfig(lr=1.0, steps=1, decay="cubic")
     with pytest.raises(ConfigError, match="w_q"):

@@ -1,0 +1,120 @@
+"""Seconds until the first LoRA SFT step of a model of Qwen3-8B's shape is compiled, side by side: jaxdeep,
+which scans its layers, and google-tunix, which unrolls them. All weights bfloat16, rank 32 on all
+linears, AdamW, 4 x 1,024 tokens, nothing recomputed, one CPU device; from shapes, nothing is allocated.
+
+    make bench           (python tests/bench/compile_time.py [--layers=36] [--rounds=1])
+
+Printed for each, in a process of its own: seconds to lower and to compile, their sum, and what of the
+processors' time that took (which other programs disturb less); medians of the rounds, with ratios to
+jaxdeep's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+RANK, B, T = 32, 4, 1024
+SYSTEMS = ("jaxdeep", "tunix")
+
+
+def jaxdeep(L: int):
+    """Both programs of a step, each to be lowered."""
+    import ahead
+
+    from jaxdeep import mesh as meshes
+    from jaxdeep.model import arch, lora
+    from jaxdeep.train import optim, state
+
+    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="none")
+    spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
+    mesh = meshes.make_mesh()
+    return [lambda: ahead.gradients(spec, mesh, B, T), lambda: ahead.update(spec, mesh)]
+
+
+def tunix(L: int):
+    """Its one program, to be lowered."""
+    import ahead
+    import flax.nnx as nnx
+    import jax
+    import jax.numpy as jnp
+    import optax
+    import qwix
+    from tunix.models.qwen3 import model as qwen3
+    from tunix.sft import peft_trainer
+
+    sizes = ahead.QWEN3_8B
+    config = qwen3.ModelConfig(
+        num_layers=L, vocab_size=sizes["V"], embed_dim=sizes["D"], hidden_dim=sizes["F"],
+        num_heads=sizes["N"], head_dim=sizes["H"], num_kv_heads=sizes["K"], rope_theta=1_000_000,
+        norm_eps=sizes["eps"], dtype=jnp.bfloat16, param_dtype=jnp.bfloat16,
+    )  # fmt: skip
+
+    @nnx.eval_shape
+    def model():
+        base = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
+        names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+        provider = qwix.LoraProvider(module_path=f".*({names})", rank=RANK, alpha=RANK)
+        return qwix.apply_lora_to_model(base, provider, **base.get_model_input())
+
+    trainer = peft_trainer.PeftTrainer(
+        model, optax.adamw(1e-4), peft_trainer.TrainingConfig(eval_every_n_steps=10**9)
+    )
+    step, _ = trainer.jit_train_and_eval_step()
+    shape = jax.ShapeDtypeStruct
+    batch = dict(
+        input_tokens=shape((B, T), jnp.int32), input_mask=shape((B, T), jnp.float32),
+        positions=shape((B, T), jnp.int32), attention_mask=shape((B, T, T), jnp.bool),
+    )  # fmt: skip
+    return [lambda: step.func.lower(*step.args, batch)]
+
+
+def child(system: str, layers: int) -> None:
+    programs = {"jaxdeep": jaxdeep, "tunix": tunix}[system](layers)
+    start, busy = time.perf_counter(), time.process_time()
+    lowered = [program() for program in programs]
+    middle = time.perf_counter()
+    for program in lowered:
+        program.compile()
+    end = time.perf_counter()
+    found = dict(lower=middle - start, compile=end - middle, both=end - start)
+    print(json.dumps(found | dict(cpu=time.process_time() - busy)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=36)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--system", choices=SYSTEMS)
+    flags = parser.parse_args()
+    if flags.system:
+        return child(flags.system, flags.layers)
+    found: dict[str, list[dict]] = {name: [] for name in SYSTEMS}
+    for _ in range(flags.rounds):
+        for name in SYSTEMS:
+            command = [sys.executable, __file__, f"--system={name}", f"--layers={flags.layers}"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+            found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+    print(f"the first LoRA step of {flags.layers} layers, median of {flags.rounds} rounds")
+    middle = {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in found.items()
+    }
+    columns = f"{'lower s':>10}{'compile s':>11}{'both s':>9}{'x jaxdeep':>11}{'cpu s':>9}{'x jaxdeep':>11}"
+    print(f"{'':10}{columns}")
+    ours = middle["jaxdeep"]
+    for name, row in middle.items():
+        print(
+            f"{name:10}{row['lower']:10.1f}{row['compile']:11.1f}{row['both']:9.1f}"
+            f"{row['both'] / ours['both']:11.1f}{row['cpu']:9.1f}{row['cpu'] / ours['cpu']:11.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
