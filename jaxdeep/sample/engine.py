@@ -433,7 +433,8 @@ class Engine:
                 whole.append(row)
         for row in whole:
             self._prefilling.remove(row)
-        self._decoding += self._deliver(whole)
+            self._decoding.append(row)
+        self._deliver(whole)
 
     def _decode(self, bank: Any) -> None:
         """One call: a few tokens for every row."""
@@ -454,7 +455,7 @@ class Engine:
         for at, row in self._places(work, size):
             row.fed += int(count_B[at])
             self._take(row, drawn, at, int(count_B[at]))
-        self._decoding = self._deliver(self._decoding)
+        self._deliver(list(self._decoding))
 
     def _pause(self, row: _Row) -> None:
         """Give a row's pages to others; it will be computed again."""
@@ -472,9 +473,8 @@ class Engine:
             kept += np.reshape(new[at], -1)[:count].tolist()
         self.stats["sampled"] += count
 
-    def _deliver(self, rows: Sequence[_Row]) -> list[_Row]:
-        """Hand out what is done, and parts of it to those who asked for parts; returns the rest."""
-        rest = []
+    def _deliver(self, rows: Sequence[_Row]) -> None:
+        """Hand out what is done, and parts of it to those who asked for parts."""
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
             if row.sink:
@@ -482,13 +482,12 @@ class Engine:
                 row.sink(Completion(row.tokens[new], row.logps[new], stop, row.chosen[new]))
                 row.streamed = len(row.tokens)
             if not stop:
-                rest.append(row)
                 continue
             with self._wake:
+                self._decoding.remove(row)
                 self._release(row)
             if row.future.set_running_or_notify_cancel():
                 row.future.set_result(Completion(row.tokens, row.logps, stop, row.chosen))
-        return rest
 
     def _size(self, most: int, part: int) -> int:
         """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
