@@ -144,20 +144,11 @@ def token_logps(
 
     `hidden_BTD` is from `forward`, tokens and results are in natural order. Both [B, T] float32, in
     nats; position 0 has no prediction and holds 0. The sequence is walked in chunks of `cfg.chunk`
-    positions of each device, recomputed in the backward pass, so [B, T, V] never exists. The entropy
-    carries no gradient.
+    positions of each device, so [B, T, V] never exists. The entropy carries no gradient.
     """
     B, T = tokens_BT.shape
     C = context.shards()
     chunk = min(cfg.chunk, T // C)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def score(hidden_BCcD: jax.Array, target_BCc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BCcV = logits(params, hidden_BCcD, cfg=cfg)
-        total_BCc = jax.nn.logsumexp(logits_BCcV, axis=-1)
-        picked_BCc = jnp.take_along_axis(logits_BCcV, target_BCc[..., None], axis=-1)[..., 0]
-        still_BCcV = jax.lax.stop_gradient(logits_BCcV - total_BCc[..., None])
-        return picked_BCc - total_BCc, -jnp.sum(jnp.exp(still_BCcV) * still_BCcV, axis=-1)
 
     def split(x: jax.Array) -> jax.Array:
         rest = x.shape[2:]
@@ -173,6 +164,60 @@ def token_logps(
 
     # the prediction of token t is made at t - 1; the last position predicts nothing
     target_BT = context.spread(jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1))))
-    parts = (split(hidden_BTD), split(target_BT))
-    _, (logps, entropies) = jax.lax.scan(lambda _, part: (None, score(*part)), None, parts)
-    return join(logps), join(entropies)
+    table = {name: params[name] for name in (("embed",) if cfg.tie else ("head",))}
+    logps, entropies = _score(cfg, table, split(hidden_BTD), split(target_BT))
+    return join(logps), join(jax.lax.stop_gradient(entropies))
+
+
+def _score_chunk(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
+    """Log-probability and entropy at each position of a chunk, and the prediction itself."""
+    scores = logits(table, hidden, cfg=cfg)
+    total = jax.nn.logsumexp(scores, axis=-1)
+    picked = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
+    share = jnp.exp(scores - total[..., None])
+    return picked - total, total - jnp.sum(share * scores, axis=-1), share
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _score(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
+    """Log-probabilities and entropies of chunks, one after the other."""
+
+    def one(_, part):
+        return None, _score_chunk(cfg, table, *part)[:2]
+
+    return jax.lax.scan(one, None, (hidden, target))[1]
+
+
+def _score_forward(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
+    """As `_score`. How a log-probability changes with its hidden state depends on nothing that comes
+    later: it is kept, of the hidden state's size, so that no score is computed again for it."""
+
+    def one(_, part):
+        hidden, target = part
+        logp, entropy, share = _score_chunk(cfg, table, hidden, target)
+        here = jnp.arange(share.shape[-1]) == target[..., None]
+        pull = jnp.where(here, 1 - share, -share).astype(hidden.dtype)
+        weight = table["embed"] if cfg.tie else table["head"].T
+        slope = jnp.einsum("...v,vd->...d", pull, weight, preferred_element_type=jnp.float32)
+        return None, (logp, entropy, slope.astype(hidden.dtype))
+
+    _, (logps, entropies, slopes) = jax.lax.scan(one, None, (hidden, target))
+    return (logps, entropies), (table, hidden, target, slopes)
+
+
+def _score_backward(cfg: Config, kept: tuple, cotangents: tuple) -> tuple:
+    """Of the table only where it is trained: else the compiler drops the scan."""
+    (table, hidden, target, slopes), (along, _) = kept, cotangents
+
+    def one(grads, part):
+        hidden, target, along = part
+        _, pull = jax.vjp(lambda t: _score_chunk(cfg, t, hidden, target)[0], table)
+        return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(along)[0]), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), table)
+    grads, _ = jax.lax.scan(one, zeros, (hidden, target, along))
+    grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, table)
+    return grads, (slopes * along[..., None]).astype(hidden.dtype), None
+
+
+_score.defvjp(_score_forward, _score_backward)
