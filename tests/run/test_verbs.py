@@ -36,7 +36,7 @@ def without_time(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
-@pytest.mark.parametrize("verb, kills", [("sft", (4,)), ("grpo", (3,))])
+@pytest.mark.parametrize("verb, kills", [("sft", (3, 6)), ("grpo", (3,))])
 def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     same = [f"--config={small.config(tmp_path, verb, steps=9)}", f"--config.env.taskset={OWN}"]
     done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
