@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.mesh import ROWS
@@ -71,7 +72,7 @@ def _experts(
             for i in range(a.shape[0]):
                 low = _ragged(x_ni, a[i], size_E, expert_n) * mix_nA[:, i : i + 1]
                 y_no += _ragged(low, b[i], size_E, expert_n)
-        return y_no
+        return checkpoint_name(y_no, "linear")
 
     x_nD = x_BTD.reshape(-1, D)[token_n]
     h_nF = jax.nn.silu(through(x_nD, "w_gate")) * through(x_nD, "w_up")

@@ -30,7 +30,7 @@ def jaxdeep(L: int):
     from jaxdeep.model import arch, lora
     from jaxdeep.train import optim, state
 
-    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="none")
+    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
     spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
     return [lambda: ahead.gradients(spec, mesh, B, T), lambda: ahead.update(spec, mesh)]
