@@ -1,5 +1,6 @@
 """A mixture of experts in the place of the mlp: a softmax router, the best `top_k` experts of each
-token, and one ragged matmul per linear over tokens sorted by expert. No token is dropped.
+token, and one ragged matmul per linear over tokens sorted by expert. No token is dropped. On TPUs XLA
+compiles the ragged matmul to a kernel that computes each row with its own expert alone.
 
 Experts are spread over the mesh axis `model`: each device computes its own experts for the tokens of
 its rows, and the results are summed over the axis, as for a tensor-parallel mlp.

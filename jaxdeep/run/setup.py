@@ -184,9 +184,13 @@ def start_of(
     model: ModelConfig,
     spec: states.Spec,
     mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path | None = None,
 ) -> tuple[dict[str, Any] | None, states.State]:
     """The frozen weights (None where they are what is trained) and a fresh state: around the adapter or
-    the result of the run in `train.start`, else around a new adapter or the base."""
+    the result of the run in `train.start`, else around a new adapter or the base. Where that, or the run
+    that goes on in `workdir`, belongs to another base, CheckpointError before any weight is loaded."""
+    for path in filter(None, (train.start and pathlib.Path(train.start), workdir)):
+        refuse_other_base(path, model, spec)
     params = weights_of(model, spec, mesh, train.seed)
     key = jax.random.key(train.seed)
     trained = params if spec.full else None
@@ -203,6 +207,21 @@ def start_of(
             state = state.replace(trained=run.trained(state.trained))
             run.close()
     return (None if spec.full else params), state
+
+
+def refuse_other_base(path: pathlib.Path, model: ModelConfig, spec: states.Spec) -> None:
+    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the files
+    of `model` show without loading it."""
+    if spec.full or model.weights == "random":
+        return
+    if (path / peft.CONFIG).exists():
+        theirs = peft.base_in(path)
+    elif checkpoint.exists(path):
+        theirs = checkpoint.base_in(checkpoint.about(path))
+    else:
+        return
+    ours = identity.Base(model.path, identity.of_files(model.place, spec.model))
+    identity.check(f"what is in {path}", theirs, ours)
 
 
 def base_of(
