@@ -142,7 +142,9 @@ class Engine:
                 f"engine.cache_gb={engine.cache_gb} holds {pages} pages of {engine.page} tokens: "
                 f"each of {shards} replica*data devices needs one"
             )
-        self._pools = [Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)]
+        self._pools = [
+            Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)
+        ]
         self._params, self._bank = params, None
         self._policies = {"": _Policy(np.zeros(engine.adapters, np.float32))}
         self._table = -(-(engine.length + engine.tile) // engine.page)
