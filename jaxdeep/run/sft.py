@@ -69,7 +69,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
         configs.save(config, workdir, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh)
+        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step = states.Step(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
         saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)

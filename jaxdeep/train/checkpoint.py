@@ -125,6 +125,12 @@ class Checkpoints:
         self.manager.close()
 
 
+def exists(workdir: pathlib.Path) -> bool:
+    """Whether a run has left a checkpoint in `workdir`."""
+    path = workdir.absolute() / "checkpoints"
+    return path.is_dir() and bool(ocp.utils.checkpoint_steps(path))
+
+
 def about(workdir: pathlib.Path) -> dict[str, Any]:
     """The description kept with the newest checkpoint of a run, without reading any array."""
     path = workdir.absolute() / "checkpoints"
