@@ -78,6 +78,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     check_sizes(part, len(taskset))
     rules = settings.rules(limits)
     mesh = meshes.make_mesh(part["mesh"])
+    meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
     optimizer, objective = settings.updates(part["optim"]), settings.loss(limits)
     spec = setup.spec_of(part["model"], part["lora"], optimizer, objective)
     setup.check_vocabulary(chat, spec.model)

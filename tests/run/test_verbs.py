@@ -135,6 +135,7 @@ WRONG = {
     "int8 to be trained": ("sft", ["--config.model.quant=int8", "--config.lora.rank=0"], "quant"),
     "an unknown kernel": ("sft", ["--config.model.attention=flash"], "splash"),
     "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
+    "a batch that does not divide": ("grpo", ["--config.batch.rows=3"], "3 rows"),
     "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
     "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
     "a taskset that is not there": (
