@@ -11,6 +11,7 @@ from run import small
 from jaxdeep import log
 from jaxdeep.agent import record
 from jaxdeep.run import cli
+from jaxdeep.train import checkpoint
 
 OWN = f"{small.__file__}:lucky"  # rewards that differ inside every group: a random model is never right
 
@@ -195,3 +196,37 @@ def test_metrics_say_what_happened(tmp_path):
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["grpo"]["group"] == 4 and "jax" in saved["versions"]
+
+
+def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
+    config, workdir = small.config(tmp_path, "grpo", steps=16), tmp_path / "run"
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.train.keep=4"]
+    flags += [f"--config.env.taskset={small.__file__}:collapsing"]
+    guard = {"action": "rollback", "window": 2, "patience": 2, "flat": 0.0}
+    guarded = [f"--config.guard.{name}={value}" for name, value in guard.items()]
+    assert cli.main(["grpo", *flags, *guarded]) == 0
+    said = capsys.readouterr().err
+    assert "reward/mean is" in said and "set back to step" in said
+    (back,) = json.loads((workdir / "guard.json").read_text())
+    assert back["to"] < 7 < back["step"]  # steps 7 to 9 had no reward
+    rows, lost = (log.read(path / "metrics.jsonl") for path in (workdir, workdir / "collapsed-1"))
+    assert steps(workdir) == list(range(1, 17))
+    assert [row["step"] for row in lost] == list(range(1, back["step"] + 1))
+    at = back["to"]  # what is after it has half the learning rate, and another draw
+    assert rows[at]["train/lr"] == pytest.approx(lost[at]["train/lr"] / 2)
+    assert rows[at]["train/entropy"] != lost[at]["train/entropy"] and rows[:at] == lost[:at]
+    kept = {int(path.stem) for path in (workdir / "rollouts").iterdir()}
+    assert kept == set(range(1, 17))
+    assert rows[-1]["reward/mean"] > 1
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path):
+    config, workdir = small.config(tmp_path, "grpo", steps=40), tmp_path / "run"
+    same = [f"--config={config}", f"--config.env.taskset={OWN}", f"--workdir={workdir}"]
+    process = small.start("grpo", *same, "--config.train.save_every=100")
+    wait_for(workdir, 3, process)
+    process.terminate()
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "Traceback" not in said
+    done = steps(workdir)[-1]
+    assert checkpoint.Checkpoints(workdir, None).latest() == done < 40
