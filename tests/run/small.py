@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -121,15 +120,21 @@ def run(*args: str) -> subprocess.CompletedProcess:
     )
 
 
+# a shell that starts tests in the background has the signal ignored, and children inherit that
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("jaxdeep", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(*args: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command(*args),
+        [sys.executable, "-c", INTERRUPTIBLE, *args],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that starts tests in the background has it ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

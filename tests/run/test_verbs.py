@@ -2,9 +2,12 @@
 
 import json
 import math
+import random
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from run import small
 
@@ -37,6 +40,19 @@ def without_time(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
+def ended_alike(parts, whole):
+    """Metrics, rollouts and what was trained are the same to the last bit."""
+    assert without_time(parts) == without_time(whole)
+    for path in sorted((whole / "rollouts").glob("*")):
+        pairs = zip(record.read(path), record.read(parts / "rollouts" / path.name), strict=True)
+        assert all(a.pieces == b.pieces and a.rewards == b.rewards for a, b in pairs)
+    ours, theirs = (
+        checkpoint.Checkpoints(at, None).manager.restore(steps(at)[-1])["trained"]
+        for at in (parts, whole)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 @pytest.mark.parametrize("verb, kills", [("sft", (3, 6)), ("grpo", (3,))])
 def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     same = [f"--config={small.config(tmp_path, verb, steps=9)}", f"--config.env.taskset={OWN}"]
@@ -52,14 +68,35 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     done = small.run(verb, *same, f"--workdir={tmp_path / 'parts'}")
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path / "parts") == list(range(1, 10))
-    ours, whole = (without_time(tmp_path / name) for name in ("parts", "whole"))
-    assert ours == whole
-    for path in sorted((tmp_path / "whole" / "rollouts").glob("*")):
-        pairs = zip(
-            record.read(path), record.read(tmp_path / "parts/rollouts" / path.name), strict=True
-        )
-        assert all(a.pieces == b.pieces and a.rewards == b.rewards for a, b in pairs)
+    ended_alike(tmp_path / "parts", tmp_path / "whole")
     assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "whole/metrics.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_twenty_kills_at_random_moments_change_nothing(verb, tmp_path):
+    rng, last = random.Random(verb), 120
+    same = [f"--config={small.config(tmp_path, verb, steps=last)}"]
+    same += [f"--config.env.taskset={OWN}"]
+    same += ["--config.rollout.exact=True"] if verb == "grpo" else []
+    done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    parts, reached = tmp_path / "parts", 0
+    for _ in range(20):
+        process = small.start(verb, *same, f"--workdir={parts}")
+        wait_for(parts, reached + 1, process)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        kept = checkpoint.Checkpoints(parts, None).latest() or 0
+        seen = steps(parts)[-1]
+        assert (
+            seen - 4 <= kept and seen < last
+        )  # every second step is saved, while the next ones run
+        reached = seen
+    done = small.run(verb, *same, f"--workdir={parts}")
+    assert done.returncode == 0, done.stderr
+    ended_alike(parts, tmp_path / "whole")
 
 
 def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
