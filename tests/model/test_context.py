@@ -18,7 +18,8 @@ from bench import ahead
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, attention, context, lora, qwen3
-from jaxdeep.train import losses
+from jaxdeep.train import losses, optim
+from jaxdeep.train import state as states
 from jaxdeep.types import Batch
 
 
@@ -156,6 +157,20 @@ def test_131072_tokens_in_one_row():
     batch = packed(cfg, 1, (30_000, 40_000, 20_000, 25_000), 1 << 17)
     want = measured(cfg, tiny.one_device(), params, adapter, batch)
     same(want, measured(cfg, mesh_of(context=8), params, adapter, batch))
+
+
+def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
+    def grown(model):
+        """Bytes that 16 more layers take, in inputs of their own."""
+        sizes = []
+        for L in (4, 20):
+            cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
+            spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
+            program = ahead.gradients(spec, mesh_of(model=model), 1, 2048).compile()
+            sizes.append(program.memory_analysis().temp_size_in_bytes)
+        return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
+
+    assert 0.9 < grown(1) < 1.5 and grown(4) < 0.4
 
 
 AHEAD = """
