@@ -2,8 +2,11 @@
 
     rows -> pieces -> packed batches -> accumulate, update -> adapter (or weights, with lora.rank=0)
 
-Each step writes a row of `metrics.jsonl`; `checkpoints` holds the last ones. The same command goes on
-where it was stopped. At the end `model` holds the weights where all of them were trained.
+data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources mixes
+several with weights and caps; data.learn says which roles and spans are learned; data.eval measures the
+loss on rows held out. Each step writes a row of `metrics.jsonl`; `checkpoints` holds the last ones. The
+same command goes on at the very row where it was stopped. At the end `model` holds the weights where all
+of them were trained.
 """
 
 from __future__ import annotations
@@ -19,26 +22,19 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep import log
 from jaxdeep import mesh as meshes
-from jaxdeep.data import sources
+from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import load, lora
-from jaxdeep.run import setup
+from jaxdeep.run import rows, setup
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
+from jaxdeep.train.measure import Measure
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
     "python -m jaxdeep sft --config=configs/sft_search.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where rows come from, and how many microbatches make a step."""
-
-    source: str
-    accumulate: int = 1
 
 
 def parts(config: ConfigDict) -> dict[str, Any]:
@@ -50,7 +46,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "lora": lora.LoraConfig,
             "optim": optim.OptimConfig,
             "mesh": meshes.MeshConfig,
-            "data": DataConfig,
+            "data": rows.DataConfig,
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
@@ -61,29 +57,33 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    train, batch = part["train"], part["batch"]
+    train, batch, data = part["train"], part["batch"], part["data"]
     chat = setup.chat_of(part["model"])
-    source = setup.source_of(part["data"].source, chat, part["env"])
+    size = dict(B=batch.rows, T=batch.length)
+    walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
+    measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
     spec = setup.spec_of(part["model"], part["lora"], part["optim"])
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
         configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh)
-        step = states.Step(spec, mesh)
+        step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
         saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
-        done, position = 0, sources.Position()
+        done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
-            position = sources.Position(**kept)
-        batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
+            position = mix.Position.load(kept, walk)
+        batches = mix.fill(
+            walk, position, **size, seed=train.seed, long=data.long, bad=data.bad_rows
+        )
         timer = log.Timer()
         with log.Metrics(workdir, step=done) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 with timer("data"):
-                    group = [next(batches) for _ in range(part["data"].accumulate)]
+                    group = [next(batches) for _ in range(data.accumulate)]
                     position = group[-1][1]
                 with timer("step"):
                     grads, found = step.gradients(state, params, [b for b, _ in group])
@@ -94,18 +94,24 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         f"the loss of step {n} is {found['loss']}: lower optim.lr, or look at the rows "
                         f"before number {position.read}"
                     )
-                rows = {"data/rows": position.read, "data/skipped": position.skipped}
-                metrics.write(n, {f"train/{k}": v for k, v in found.items()} | rows | timer.take())
+                row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
+                if measured and (
+                    n == train.steps or (data.eval.every and n % data.eval.every == 0)
+                ):
+                    with timer("eval"):
+                        seen = measure(state, params, measured)
+                    row |= {f"eval/{k}": v for k, v in seen.items()}
+                metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
                 if n % train.save_every == 0 or n == train.steps:
-                    saved.save(n, state, position._asdict())
+                    saved.save(n, state, position.save(walk))
             bar.close()
         saved.close()
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
-    if position.skipped:
-        print(f"{position.skipped} of {position.read} rows were longer than {batch.length} tokens")
+    for line in rows.summary(position, batch.length):
+        print(line)
     return 0
 
 
