@@ -67,17 +67,17 @@ class Position(NamedTuple):
 
     def save(self, mix: Mix) -> dict[str, Any]:
         """The position as JSON, with what it is a position in."""
-        return self._asdict() | {"sizes": mix.sizes}
+        return self._asdict() | {"of": mix.shape}
 
     @classmethod
     def load(cls, saved: Mapping[str, Any], mix: Mix) -> Position:
         """The position that `save` gave; DataError where the mixture is no longer the same."""
-        sizes = saved.get("sizes", mix.sizes)
-        if sizes != mix.sizes:
+        of = saved.get("of", mix.shape)
+        if of != mix.shape:
             raise DataError(
-                f"the data has changed since the checkpoint: rows in an epoch were {sizes}, they are "
-                f"{mix.sizes}, and the order would be another. Use the same data, or another --workdir "
-                "with train.start"
+                f"the data has changed since the checkpoint. Rows of each source, and of these in an "
+                f"epoch, were {of}, they are {mix.shape}: the order would be another. Use the same data, "
+                "or another --workdir with train.start"
             )
         tallies = {name: Tally(*tally) for name, tally in saved.get("tallies", {}).items()}
         return cls(saved["read"], saved["skipped"], tallies)
@@ -90,6 +90,7 @@ class Mix:
     def __init__(self, parts: Mapping[str, Part], seed: int) -> None:
         self.parts, self.seed = dict(parts), seed
         self.sizes = sizes_of(self.parts)
+        self.shape = {name: [p.size, self.sizes[name]] for name, p in self.parts.items()}
         self._orders: dict[str, tuple[int, array.array]] = {}  # of the epoch each source is in
         self._picks: tuple[int, array.array, array.array] | None = None
 

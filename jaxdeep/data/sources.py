@@ -273,7 +273,8 @@ class Texts:
                 parts = [chat.tokenizer.encode(part) for part in paragraphs(text)]
                 parts[-1].append(chat.tokenizer.id(Mark.EOT))
                 tokens += [np.asarray(part, np.int32) for part in parts]
-                starts += (starts[-1] + end for end in _cuts(map(len, parts), T))
+                begun = starts[-1]
+                starts += [begun + end for end in _cuts(map(len, parts), T)]
         if not tokens:
             raise DataError(f"{pattern} holds no text")
         self._tokens, self._starts = np.concatenate(tokens), starts
