@@ -36,9 +36,31 @@ def without_time(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
+def mixture(folder):
+    """Flags for rows from a file and from two worlds, and a loss measured on rows of a third."""
+    talks = [
+        [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so " * i}]
+        for i in range(50)
+    ]
+    lines = [json.dumps({"messages": talk}) + "\n" for talk in talks]
+    (folder / "talks.jsonl").write_text("".join(lines))
+    sources = (
+        {"source": f"jsonl:{folder}/talks.jsonl", "weight": 2.0, "cap": 20},
+        {"source": "demos:0", "weight": 1.0},
+        {"source": "reading:0", "weight": 1.0},
+    )
+    return [
+        "--config.data.source=",
+        f"--config.data.sources={sources}",
+        "--config.data.eval={'source': 'demos:1', 'rows': 8, 'every': 4}",
+    ]
+
+
 @pytest.mark.parametrize("verb, kills", [("sft", (3, 6)), ("grpo", (3,))])
 def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     same = [f"--config={small.config(tmp_path, verb, steps=9)}", f"--config.env.taskset={OWN}"]
+    if verb == "sft":
+        same += mixture(tmp_path)
     done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     for step in kills:
@@ -55,6 +77,9 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
         whole = [pytest.approx(row, rel=1e-3, abs=1e-5) for row in whole]
     assert ours == whole
     assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "whole/metrics.jsonl"))
+    if verb == "sft":
+        assert all(ours[-1][f"data/{name}/rows"] for name in ("talks", "demos", "reading"))
+        assert sum("eval/loss" in row for row in ours) == 3
 
 
 def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):

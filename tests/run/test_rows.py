@@ -1,0 +1,162 @@
+"""The section `data`: what it names, what it refuses, and what an SFT run says about its rows."""
+
+import functools
+import json
+
+import jax
+import pytest
+from run import small
+
+from jaxdeep import config as configs
+from jaxdeep import log
+from jaxdeep import mesh as meshes
+from jaxdeep.data.chat import Chat
+from jaxdeep.data.tokenizer import Tokenizer
+from jaxdeep.envs.facts import ASSETS
+from jaxdeep.errors import ConfigError, JaxdeepError
+from jaxdeep.run import cli, rows
+
+GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]}
+LONG = {"messages": GOOD["messages"] + [{"role": "user", "content": "e " * 300}] + GOOD["messages"]}
+MUTE = {"messages": GOOD["messages"][:1]}
+BROKEN = {"messages": [{"role": "robot", "content": "a"}]}
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+
+
+@pytest.fixture
+def talks(tmp_path):
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*[GOOD] * 6, LONG, MUTE]))
+    return path
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A mesh of one device: compiled sooner, and what is tested here does not depend on it."""
+    make = functools.partial(meshes.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(meshes, "make_mesh", make)
+
+
+def data(**settings):
+    return configs.build(rows.DataConfig, settings, "data")
+
+
+def test_sources_are_named_by_key_by_name_or_by_file(talks):
+    assert list(data(source="jsonl:a/b.jsonl").named) == ["b"]
+    mapping = data(sources={"x": {"source": "reading:0"}, "y": {"source": "demos:1", "cap": 9}})
+    assert {k: v.source for k, v in mapping.named.items()} == {"x": "reading:0", "y": "demos:1"}
+    assert mapping.named["y"].cap == 9
+    several = data(sources=({"source": "hf:org/set-1.5:train[:10%]:en"}, {"source": "text:a/*.md"}))
+    assert list(several.named) == ["set-1.5", "text"]
+    assert rows.name_of("jsonl:data/*.jsonl") == "jsonl"
+    twice = ({"source": "jsonl:a/x.jsonl"}, {"source": "json:b/x.json"})
+    with pytest.raises(
+        ConfigError, match=r"two sources of the name 'x', jsonl:a/x\.jsonl and json:b"
+    ):
+        _ = data(sources=twice).named
+    twice[1]["name"] = "z"
+    assert list(data(sources=twice).named) == ["x", "z"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("josnl:a.jsonl", r'Did you mean "jsonl"\?.*jsonl:traces\.jsonl, json:.*hf:.*tfds:.*text:'),
+        ("traces.jsonl", "is no source.*jsonl:traces.jsonl"),
+        ("jsonl:", "is no source"),
+        ("jsonl:nowhere.jsonl", "nowhere.jsonl cannot be read"),
+        ("text:nowhere", "nowhere cannot be read"),
+        ("hf:a:b:c:d", "too many parts"),
+        ("tfds:a/b:1.0.0:train:x", "too many parts"),
+        ("tfds:no_such_set:train", r"no_such_set.*array_record"),
+        ("reading:x", "needs a number"),
+        ("demos:0", "needs the section env"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused(chat, source, says):
+    settings = data(source=source)
+    with pytest.raises(JaxdeepError, match=f"(?s){says}"):
+        rows.source_of(source, settings, chat, None, T=64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "set data.source or data.sources, one of them"),
+        ({"source": "reading:0", "sources": ({"source": "reading:1"},)}, "one of them"),
+        ({"source": "reading:0", "long": "keep"}, "data.long"),
+        ({"source": "reading:0", "accumulate": 0}, "accumulate=0"),
+        ({"source": "reading:0", "eval": {"rows": 0}}, "eval.rows=0"),
+        ({"source": "reading:0", "learn": {"roles": ("robot",)}}, "learn.roles"),
+        ({"sources": {"x": {"source": "reading:0", "wieght": 1.0}}}, "wieght"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        data(**settings)
+
+
+def run(tmp_path, *flags, steps=3):
+    config, workdir = small.config(tmp_path, "sft", steps=steps), tmp_path / "run"
+    status = cli.main(["sft", f"--config={config}", f"--workdir={workdir}", *flags])
+    return status, log.read(workdir / "metrics.jsonl") if (
+        workdir / "metrics.jsonl"
+    ).exists() else []
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_run_measures_rows_it_does_not_learn_and_counts_the_others(talks, tmp_path, capsys):
+    status, found = run(
+        tmp_path,
+        f"--config.data.source=jsonl:{talks}",
+        "--config.data.eval={'source': 'demos:9', 'rows': 5, 'every': 2}",
+        "--config.batch.length=200",
+        "--config.optim.lr=0.05",
+        steps=5,
+    )
+    assert status == 0, capsys.readouterr().err
+    assert [("eval/loss" in row) for row in found] == [False, True, False, True, True]
+    assert found[1]["eval/loss"] != found[4]["eval/loss"] > 0 and found[4]["eval/tokens"] > 20
+    last = found[-1]
+    assert last["data/talks/rows"] == last["data/rows"] - last["data/skipped"]
+    assert last["data/talks/skipped"] == last["data/talks/empty"] == last["data/skipped"] > 0
+    assert last["data/talks/cut"] > 0 and last["data/talks/tokens"] > 0
+    said = capsys.readouterr().out
+    assert "with nothing to learn" in said and "cut after a turn" in said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_rows_held_out_and_malformed_ones(talks, tmp_path, capsys):
+    with talks.open("a") as file:
+        file.write(json.dumps(BROKEN) + "\n")
+    flags = [f"--config.data.source=jsonl:{talks}", "--config.data.long=drop"]
+    assert run(tmp_path, *flags)[0] == 2
+    said = capsys.readouterr().err
+    assert "talks.jsonl:9: message 0" in said and "data.bad_rows=skip" in said
+    flags += ["--config.data.bad_rows=skip", "--config.data.eval={'rows': 3}"]
+    status, found = run(tmp_path, *flags)
+    assert status == 0 and [("eval/loss" in row) for row in found] == [False, False, True]
+    assert found[-1]["data/talks/cut"] == 0
+    assert (
+        found[-1]["data/talks/long"] + found[-1]["data/talks/empty"] + found[-1]["data/talks/bad"]
+    )
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_mixture_that_changed_is_not_gone_on_with(talks, tmp_path, capsys):
+    flags = [
+        "--config.data.source=",
+        f"--config.data.sources={{'a': {{'source': 'jsonl:{talks}', 'weight': 1}},"
+        " 'b': {'source': 'demos:3', 'weight': 1}}",
+    ]
+    status, found = run(tmp_path, *flags, steps=1)
+    assert status == 0 and {"data/a/rows", "data/b/rows"} <= set(found[-1])
+    assert found[-1]["data/a/rows"] and found[-1]["data/b/rows"]
+    with talks.open("a") as file:
+        file.write(json.dumps(GOOD) + "\n")
+    assert run(tmp_path, *flags, steps=2)[0] == 2
+    assert "changed since the checkpoint" in capsys.readouterr().err
