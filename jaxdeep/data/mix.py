@@ -10,17 +10,20 @@ run goes on at the very row where it stopped.
 from __future__ import annotations
 
 import array
+import collections
+import concurrent.futures
 import dataclasses
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxdeep.data.pack import pack_bins, to_row
 from jaxdeep.data.sources import Source
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Batch, Piece, Row
 
+Item = TypeVar("Item")
 Long = Literal["cut", "drop"]
 Bad = Literal["refuse", "skip"]
 ENDLESS = 10_000  # rows in an epoch of sources that have no end
@@ -265,6 +268,15 @@ def fill(
                 )
         position = Position(index, sum(tally.skipped for tally in tallies.values()), tallies)
         yield pack_bins(bins, B, T), position
+
+
+def ahead(items: Iterator[Item], n: int) -> Iterator[Item]:
+    """The same items without end, `n` of them made by a thread while the last one is used."""
+    with concurrent.futures.ThreadPoolExecutor(1, "rows") as pool:
+        coming = collections.deque(pool.submit(next, items) for _ in range(n))
+        while True:
+            coming.append(pool.submit(next, items))
+            yield coming.popleft().result()
 
 
 def take(get: Callable[[], list[Piece]], T: int, long: Long, bad: Bad) -> tuple[Row | None, str]:

@@ -75,9 +75,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
             position = mix.Position.load(kept, walk)
-        batches = mix.fill(
-            walk, position, **size, seed=train.seed, long=data.long, bad=data.bad_rows
-        )
+        how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
+        batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
         timer = log.Timer()
         with log.Metrics(workdir, step=done) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)

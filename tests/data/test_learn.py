@@ -6,9 +6,11 @@ import json
 import pytest
 from data import bytewise
 
+from jaxdeep.data import sources
 from jaxdeep.data.chat import Chat, Mark
 from jaxdeep.data.formats import messages_from_openai, read
 from jaxdeep.data.learn import PLAIN, LearnConfig
+from jaxdeep.data.mix import fit
 from jaxdeep.data.pack import to_row
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
@@ -317,3 +319,31 @@ def test_a_row_of_weights_is_a_row_of_its_gradient(chat):
     short = pieces[1]._replace(weights=[1.0])
     with pytest.raises(ValueError, match="carries 1 weights"):
         to_row([pieces[0], short])
+
+
+# real traces
+
+
+def test_real_traces_by_span_and_cut_at_a_turn(qwen, shared):
+    rows = sources.files(shared("traces/webdancer.jsonl"))
+    learn = LearnConfig(spans={"think": 0.0, "tool_call": 2.0, "answer": 0.5})
+    weighed = sources.Conversations(rows, qwen, learn)
+    plain = sources.Conversations(rows, qwen)
+    marks = {mark: qwen.tokenizer.id(mark) for mark in (Mark.THINK, Mark.UNTHINK, Mark.END)}
+    cut = 0
+    for index in range(0, 100, 5):
+        want, row = to_row(plain[index]), to_row(weighed[index])
+        assert (row.tokens == want.tokens).all() and not row.learn[want.learn == 0].any()
+        for weight in (0.5, 1.0, 2.0):
+            said = row.tokens[row.learn == weight].tolist()
+            assert said and not {marks[Mark.THINK], marks[Mark.UNTHINK]} & set(said)
+        calls = texts(qwen, weighed[index])
+        assert {text[:11] for text, w in calls if w == 2.0} == {"<tool_call>"}
+        ((answer, _),) = [pair for pair in calls if pair[1] == 0.5]
+        assert answer.startswith("<answer>") and answer.endswith("</answer>")
+        short, why = fit(plain[index], 4096, "cut")
+        assert why in ("", "cut") and len(short.tokens) <= 4096
+        assert short.tokens[-1] == marks[Mark.END] and short.learn[-1] == 1
+        assert (want.tokens[: len(short.tokens)] == short.tokens).all()
+        cut += why == "cut"
+    assert cut > 5
