@@ -100,6 +100,23 @@ def test_settings_that_mean_nothing_are_refused(settings, says):
         data(**settings)
 
 
+def test_the_shipped_configuration_takes_what_it_advertises():
+    flags = [
+        "--config.data.learn.spans.think=0",
+        "--config.data.learn.roles=assistant,tool",
+        "--config.data.eval={'rows': 64, 'every': 50}",
+        "--config.data.source=",
+        "--config.data.sources={'web': {'source': 'jsonl:a.jsonl', 'weight': 2}}",
+    ]
+    section = configs.load("configs/sft_search.py", flags).data
+    found = configs.build(rows.DataConfig, section, "data")
+    assert found.learn.spans == {"think": 0.0} and found.learn.roles == ("assistant", "tool")
+    assert found.eval == rows.EvalConfig(rows=64, every=50)
+    assert found.named == {"web": rows.SourceConfig("jsonl:a.jsonl", weight=2.0)}
+    plain = configs.build(rows.DataConfig, configs.load("configs/sft_search.py").data, "data")
+    assert plain == rows.DataConfig(source="jsonl:traces.jsonl")
+
+
 def run(tmp_path, *flags, steps=3):
     config, workdir = small.config(tmp_path, "sft", steps=steps), tmp_path / "run"
     status = cli.main(["sft", f"--config={config}", f"--workdir={workdir}", *flags])
@@ -151,11 +168,11 @@ def test_a_mixture_that_changed_is_not_gone_on_with(talks, tmp_path, capsys):
     flags = [
         "--config.data.source=",
         f"--config.data.sources={{'a': {{'source': 'jsonl:{talks}', 'weight': 1}},"
-        " 'b': {'source': 'demos:3', 'weight': 1}}",
+        f" 'b': {{'source': 'demos:3', 'weight': 1}}, 'c': {{'source': 'text:{tmp_path}/book.txt', 'weight': 1}}}}",
     ]
+    (tmp_path / "book.txt").write_text("A line of a chapter.\n\n" * 99)
     status, found = run(tmp_path, *flags, steps=1)
-    assert status == 0 and {"data/a/rows", "data/b/rows"} <= set(found[-1])
-    assert found[-1]["data/a/rows"] and found[-1]["data/b/rows"]
+    assert status == 0 and all(found[-1][f"data/{name}/rows"] for name in "abc")
     with talks.open("a") as file:
         file.write(json.dumps(GOOD) + "\n")
     assert run(tmp_path, *flags, steps=2)[0] == 2
