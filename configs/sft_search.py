@@ -23,7 +23,7 @@ def get_config():
             accumulate=1,
             long="cut",  # rows longer than batch.length, after the last turn that fits; or "drop"
             bad_rows="refuse",  # a malformed row stops the run; or "skip"
-            learn=dict(roles=("assistant",), spans=dict()),
+            learn=dict(roles=("assistant",), spans=dict(), world=("tool_output", "tool_response")),
         )
     )
     config.batch = ConfigDict(dict(rows=16, length=4096))

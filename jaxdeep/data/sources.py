@@ -245,7 +245,7 @@ def tensorflow_dataset(name: str, split: str) -> Rows:
             found = tfds.builder_from_directory(name).as_data_source(split)
         else:
             found = tfds.data_source(name, split=split, download=False)
-    except (OSError, ValueError, NotImplementedError, AssertionError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, AssertionError) as error:
         said = str(error).split("\n")[0]
         raise DataError(
             f"tfds:{name}: no split {split!r} of it can be read by number ({said}). Prepare it with "

@@ -179,7 +179,7 @@ for name, split in ((f"{folder}/talks/1.0.0", "train"), (f"{folder}/talks/1.0.0"
     source = sources.Conversations(found, chat)
     ids = [found[i]["id"] for i in range(len(found))]
     out[split] = [(i, source[n]) for n, i in enumerate(ids)]
-for name, split in ((f"{folder}/talks/1.0.0", "dev"), ("no_such_data_set", "train"), (folder, "train")):
+for name, split in ((f"{folder}/talks/1.0.0", "dev"), ("no_such_data_set", "train"), ("mnist", "train"), (folder, "train")):
     try:
         sources.tensorflow_dataset(name, split)
     except DataError as error:
@@ -208,7 +208,12 @@ def test_tfds_by_number_without_tensorflow(tmp_path, want):
     assert train == {i: [tuple(piece) for piece in row] for i, row in enumerate(want)}
     assert [i for i, _ in out["train[:3]"]] == [i for i, _ in out["train"]][:3]
     assert out["loaded"] == []
-    for place in (f"{tmp_path}/talks/1.0.0:dev", "no_such_data_set:train", f"{tmp_path}:train"):
+    for place in (
+        f"{tmp_path}/talks/1.0.0:dev",
+        "no_such_data_set:train",
+        "mnist:train",
+        f"{tmp_path}:train",
+    ):
         assert "file_format='array_record'" in out[place], place
 
 
