@@ -26,6 +26,7 @@ def get_config():
             learn=dict(roles=("assistant",), spans=dict(), world=("tool_output", "tool_response")),
         )
     )
+    config.sft = ConfigDict(dict(kl=dict(kind="k3", coef=0.0)))  # to the base; 0: none
     config.batch = ConfigDict(dict(rows=16, length=4096))
     config.train = ConfigDict(dict(steps=500, save_every=50, keep=2, start="", seed=0))
     config.optim = ConfigDict(

@@ -4,9 +4,9 @@
 
 data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources mixes
 several with weights and caps; data.learn says which roles and spans are learned; data.eval measures the
-loss on rows held out. Each step writes a row of `metrics.jsonl`; `checkpoints` holds the last ones. The
-same command goes on at the very row where it was stopped. At the end `model` holds the weights where all
-of them were trained.
+loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a row of
+`metrics.jsonl`; `checkpoints` holds the last ones. The same command goes on at the very row where it was
+stopped. At the end `model` holds the weights where all of them were trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import load, lora
 from jaxdeep.run import rows, setup
-from jaxdeep.train import checkpoint, optim
+from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.train.measure import Measure
 
@@ -35,6 +35,20 @@ EXAMPLE = (
     "python -m jaxdeep sft --config=configs/sft_search.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned tokens. They
+    are the data's and not sampled from the policy: k2 and k3 are distances there, 0 where both agree."""
+
+    kl: losses.Kl = dataclasses.field(default_factory=losses.Kl)
+
+    def __post_init__(self) -> None:
+        if self.kl.kind == "k1" and self.kl.coef:
+            raise ConfigError(
+                "sft.kl.kind='k1' has the gradient of the likelihood itself, only smaller: use k2 or k3"
+            )
 
 
 def parts(config: ConfigDict) -> dict[str, Any]:
@@ -50,7 +64,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"env": setup.EnvConfig},
+        {"env": setup.EnvConfig, "sft": SftConfig},
     )
 
 
@@ -63,7 +77,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
     walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
     measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"])
+    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
         configs.save(config, workdir, sys.argv)

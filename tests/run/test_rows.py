@@ -14,7 +14,8 @@ from jaxdeep.data.chat import Chat
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs.facts import ASSETS
 from jaxdeep.errors import ConfigError, JaxdeepError
-from jaxdeep.run import cli, rows
+from jaxdeep.run import cli, rows, sft
+from jaxdeep.train import losses
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]}
 LONG = {"messages": GOOD["messages"] + [{"role": "user", "content": "e " * 300}] + GOOD["messages"]}
@@ -117,6 +118,12 @@ def test_the_shipped_configuration_takes_what_it_advertises():
     assert plain == rows.DataConfig(source="jsonl:traces.jsonl")
 
 
+def test_a_kl_that_only_lowers_the_learning_rate_is_refused():
+    with pytest.raises(ConfigError, match="use k2 or k3"):
+        sft.SftConfig(losses.Kl("k1", 0.1))
+    assert sft.SftConfig(losses.Kl("k1", 0.0))
+
+
 def run(tmp_path, *flags, steps=3):
     config, workdir = small.config(tmp_path, "sft", steps=steps), tmp_path / "run"
     status = cli.main(["sft", f"--config={config}", f"--workdir={workdir}", *flags])
@@ -133,11 +140,13 @@ def test_a_run_measures_rows_it_does_not_learn_and_counts_the_others(talks, tmp_
         "--config.data.eval={'source': 'demos:9', 'rows': 5, 'every': 2}",
         "--config.batch.length=200",
         "--config.optim.lr=0.05",
+        "--config.sft.kl.coef=0.1",
         steps=5,
     )
     assert status == 0, capsys.readouterr().err
     assert [("eval/loss" in row) for row in found] == [False, True, False, True, True]
     assert found[1]["eval/loss"] != found[4]["eval/loss"] > 0 and found[4]["eval/tokens"] > 20
+    assert found[0]["train/kl"] == 0 < found[-1]["train/kl"]  # a fresh adapter changes nothing
     last = found[-1]
     assert last["data/talks/rows"] == last["data/rows"] - last["data/skipped"]
     assert last["data/talks/skipped"] == last["data/talks/empty"] == last["data/skipped"] > 0
