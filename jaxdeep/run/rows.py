@@ -186,6 +186,11 @@ def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) ->
     return pack(rows, B=B, T=T)
 
 
+def due(settings: EvalConfig, step: int, steps: int) -> bool:
+    """Whether the loss is measured after this step of so many."""
+    return step == steps or bool(settings.every and step % settings.every == 0)
+
+
 def counts(position: mix.Position) -> dict[str, int]:
     """The metrics of a position."""
     out = {"data/rows": position.read, "data/skipped": position.skipped}

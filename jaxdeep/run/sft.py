@@ -11,19 +11,21 @@ stopped. At the end `model` holds the weights where all of them were trained.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep import log
 from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
-from jaxdeep.errors import ConfigError
+from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
 from jaxdeep.run import rows, setup
 from jaxdeep.train import checkpoint, losses, optim
@@ -81,11 +83,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh)
+        about = configs.save(config, workdir, sys.argv)
+        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
         done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
@@ -93,25 +95,23 @@ def main(config: ConfigDict, workdir: Path) -> int:
         how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
         batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
         timer = log.Timer()
-        with log.Metrics(workdir, step=done) as metrics:
+        with contextlib.closing(saved), log.Metrics(workdir, step=done) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
+                before = position
                 with timer("data"):
                     group = [next(batches) for _ in range(data.accumulate)]
                     position = group[-1][1]
                 with timer("step"):
                     grads, found = step.gradients(state, params, [b for b, _ in group])
+                    found = {k: float(v) for k, v in jax.device_get(found).items()}
+                    if not np.isfinite([found["loss"], found["grad_norm"]]).all():
+                        saved.save(n - 1, state, before.save(walk))
+                        raise DivergedError(blame(n, found, before, position))
                     state, more = step.update(state, grads)
-                    found = {k: float(v) for k, v in jax.device_get(found | more).items()}
-                if not found["loss"] < float("inf"):
-                    raise ConfigError(
-                        f"the loss of step {n} is {found['loss']}: lower optim.lr, or look at the rows "
-                        f"before number {position.read}"
-                    )
+                    found |= {k: float(v) for k, v in jax.device_get(more).items()}
                 row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
-                if measured and (
-                    n == train.steps or (data.eval.every and n % data.eval.every == 0)
-                ):
+                if measured and rows.due(data.eval, n, train.steps):
                     with timer("eval"):
                         seen = measure(state, params, measured)
                     row |= {f"eval/{k}": v for k, v in seen.items()}
@@ -119,14 +119,28 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
                 if n % train.save_every == 0 or n == train.steps:
-                    saved.save(n, state, position.save(walk))
+                    score = -row["eval/loss"] if "eval/loss" in row else None
+                    saved.save(n, state, position.save(walk), score=score)
             bar.close()
-        saved.close()
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
     for line in rows.summary(position, batch.length):
         print(line)
     return 0
+
+
+def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:
+    """Which step and which rows have a loss or a gradient that is no number."""
+    read = {
+        name: tally.rows - before.tallies.get(name, mix.Tally()).rows
+        for name, tally in after.tallies.items()
+    }
+    whose = ", ".join(f"{count} of {name}" for name, count in read.items() if count)
+    return (
+        f"step {step}: the loss is {found['loss']:.4g} and the norm of its gradient "
+        f"{found['grad_norm']:.4g}, on rows {before.read} to {after.read - 1} of the walk ({whose}). The "
+        "state before it is kept. Lower optim.lr, or look at these rows"
+    )
 
 
 def export(path: Path, trained: Any, spec: states.Spec, chat: Any) -> None:

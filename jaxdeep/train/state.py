@@ -130,7 +130,9 @@ class Step:
         self, state: State, params: dict | None, batches: Sequence[Batch], *, own: bool = False
     ) -> list[losses.Before]:
         """What the loss compares each microbatch with: log-probabilities of the base where the objective
-        has a KL term, and those of the state itself where several updates are to follow (`own`)."""
+        has a KL term, and those of the state itself where several updates are to follow (`own`; but
+        `binary_tv` stays with the sampler's)."""
+        own = own and self.spec.objective.kind != "binary_tv"
         if not (own or self.spec.objective.kl.coef):
             return [losses.NOTHING for _ in batches]
         with meshes.use(self.mesh):

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 def get_config():
     config = ConfigDict()
     config.model = ConfigDict(dict(path={model!r}, weights="random", dtype="float32",
-        thinking="none", tools_in_prompt=False, remat="none"))
+        thinking="none", tools_in_prompt=False, remat="dots"))
     config.lora = ConfigDict(dict(rank=4, alpha=4.0))
     config.mesh = ConfigDict(dict(data=-1, model=1))
     config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start="", seed=0))

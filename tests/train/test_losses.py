@@ -27,14 +27,14 @@ OBJECTIVES = {
     "gspo": Objective("gspo", Clip(0.15, 0.2), "sequence"),
     "gspo by token": Objective("gspo", Clip(0.15, 0.2, dual=1.25)),
     "cispo": Objective("cispo", Clip(None, 0.3)),
-    "cispo by sequence": Objective("cispo", Clip(0.2, 0.3), "sequence"),
+    "cispo by sequence": Objective("cispo", Clip(0.3, 0.5), "sequence"),
     "binary_tv": Objective("binary_tv", Clip(0.05, 0.07)),
     "binary_tv, dual": Objective("binary_tv", Clip(0.05, 0.07, dual=1.3), "sequence"),
     "k1": Objective(kl=Kl("k1", 0.3)),
     "k2": Objective(kl=Kl("k2", 0.3), aggregate="sequence"),
     "k3": Objective(kl=Kl("k3", 0.3)),
     "truncate": Objective(correction=Correction("truncate", high=1.2)),
-    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.8, 1.2)),
+    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
     "entropy": Objective(entropy=0.3),
 }
 OWN = {  # the ratio is against the trainer's own log-probabilities of before
