@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: chat, mesh, weights, state, tasks, rows.
+"""From a configuration to the parts of a run: chat, mesh, weights, state, tasks.
 
 Sections of a configuration, shared by the verbs: `model`, `lora`, `mesh`, `optim`, `env`, `rollout`.
 """
@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
-from jaxdeep.data import sources
 from jaxdeep.data.chat import Chat, Thinking
 from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import corpus, facts, practice, search
+from jaxdeep.envs import corpus, facts, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
 from jaxdeep.sample.engine import Engine, EngineConfig
@@ -317,21 +316,6 @@ def taskset_of(env: EnvConfig) -> Taskset:
         system=env.system,
         weights=env.weights,
     )
-
-
-def source_of(name: str, chat: Chat, env: EnvConfig | None) -> sources.Source:
-    """Rows to train on: a JSONL or JSON file, or rows from made-up worlds, "reading:SEED",
-    "choosing:SEED" (harder reading) or "demos:SEED" (of the search tool)."""
-    kind, _, rest = name.partition(":")
-    if kind in ("reading", "choosing", "demos"):
-        if not rest.isdigit():
-            raise ConfigError(f"data.source={name!r} needs a number after the colon: {kind}:0")
-        if kind != "demos":
-            return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
-        if env is None:
-            raise ConfigError(f"data.source={name!r} needs the section env: demos use its tool")
-        return practice.Demos(chat, int(rest), k=env.k, system=env.system)
-    return sources.Conversations(rest if kind == "jsonl" else name, chat)
 
 
 def engine_of(

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -167,7 +168,9 @@ class Step:
                 )
                 totals = metrics if totals is None else add(totals, metrics)
             norm = self._norm(grads)
-        return grads, losses.summary(totals, count) | {"grad_norm": norm}
+        # not the sum of the mask, which data may weigh
+        tokens = sum(float(np.count_nonzero(batch.learn_BT)) for batch in batches)
+        return grads, losses.summary(totals, count) | {"grad_norm": norm, "tokens": tokens}
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
