@@ -153,6 +153,9 @@ class Timer:
         return {f"time/{stage}": seconds for stage, seconds in taken.items()}
 
 
+ENDED = "terminated after step {step}, which is saved: the same command continues"
+
+
 class Terminated(BaseException):
     """SIGTERM came while work was done that may be dropped."""
 

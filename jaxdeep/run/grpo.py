@@ -168,7 +168,7 @@ def train(
         if ending.asked and saved.latest() != done > 0:
             saved.save(done, state, position)
     if ending.asked:
-        print(f"terminated after step {done}, which is saved: the same command continues")
+        print(log.ENDED.format(step=done))
     return True
 
 

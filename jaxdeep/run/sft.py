@@ -82,7 +82,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
+    with log.lock(workdir), log.Termination() as ending:
         about = configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
@@ -118,10 +118,15 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
-                if n % train.save_every == 0 or n == train.steps:
+                if n % train.save_every == 0 or n == train.steps or ending.asked:
                     score = -row["eval/loss"] if "eval/loss" in row else None
                     saved.save(n, state, position.save(walk), score=score)
+                if ending.asked:
+                    break
             bar.close()
+        if ending.asked:
+            print(log.ENDED.format(step=n))
+            return 0
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
     for line in rows.summary(position, batch.length):

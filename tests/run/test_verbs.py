@@ -281,13 +281,14 @@ def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
     assert rows[-1]["reward/mean"] > 1
 
 
-def test_sigterm_saves_and_the_run_goes_on(tmp_path):
-    config, workdir = small.config(tmp_path, "grpo", steps=40), tmp_path / "run"
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_sigterm_saves_and_the_run_goes_on(verb, tmp_path):
+    config, workdir = small.config(tmp_path, verb, steps=400), tmp_path / "run"
     same = [f"--config={config}", f"--config.env.taskset={OWN}", f"--workdir={workdir}"]
-    process = small.start("grpo", *same, "--config.train.save_every=100")
+    process = small.start(verb, *same, "--config.train.save_every=1000")
     wait_for(workdir, 3, process)
     process.terminate()
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 0 and "Traceback" not in said
     done = steps(workdir)[-1]
-    assert checkpoint.Checkpoints(workdir, None).latest() == done < 40
+    assert checkpoint.Checkpoints(workdir, None).latest() == done < 400
