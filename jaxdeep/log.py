@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: metrics, progress, timings, and a lock on its folder.
+"""What a run leaves behind while it runs: metrics, progress, and a lock on its folder.
 
 `metrics.jsonl` has one row per step. It survives a kill at any moment: a torn last line is dropped,
 and rows past the checkpoint that a run resumes from are dropped too, so no step appears twice.
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,28 +126,6 @@ def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm
         mininterval=SECONDS_BETWEEN_LINES,
         bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]",
     )
-
-
-class Timer:
-    """Seconds spent by stage: `with timer("rollout"): ...`, then `take()`."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage, whether or not it raises."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
-
-    def take(self) -> dict[str, float]:
-        """`{"time/<stage>": seconds}` since the last call, and starts again from nothing."""
-        taken, self._seconds = self._seconds, {}
-        return {f"time/{stage}": seconds for stage, seconds in taken.items()}
 
 
 @contextlib.contextmanager

@@ -23,11 +23,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.agent.rollout import group, score
+from jaxdeep.agent.rollout import group, score, tools_of
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack
 from jaxdeep.errors import ConfigError, MismatchError
@@ -121,7 +121,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
         weights, adapter = states.policy(spec, params, state.trained)
         engine = setup.engine_of(part["rollout"], weights, spec, mesh)
         engine.set_adapter(adapter)
-        timer, first = log.Timer(), True
+        timer, first = trace.Timer(trace.Trace(workdir)), True
         try:
             with log.Metrics(workdir, step=done) as metrics:
                 bar = log.progress(train.steps, "grpo", "step", done=done)
@@ -260,6 +260,7 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
     for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
         out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
+    out |= tools_of(every)
     for stop in Stop:
         out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
     return out

@@ -17,7 +17,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.data import sources
 from jaxdeep.errors import ConfigError
@@ -78,7 +78,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
             done, state, kept = saved.restore(state)
             position = sources.Position(**kept)
         batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
-        timer = log.Timer()
+        timer = trace.Timer(trace.Trace(workdir))
         with log.Metrics(workdir, step=done) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):

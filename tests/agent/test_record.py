@@ -27,7 +27,7 @@ def trajectories():
         stop=Stop.MAX_TOKENS,
         rewards={"answer": 1 / 3, "judge": None},
         reward=None,
-        metrics={"turns": 2.0, "calls/search": 1.0},
+        metrics={"turns": 2.0, "tool/search/calls": 1.0},
     )
     return [full, Trajectory(Task("b", "q"), failure="gone", reward=0.5)]
 
