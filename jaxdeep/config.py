@@ -247,15 +247,18 @@ def _cast_tuple(value: tuple, args: tuple, where: str) -> tuple:
 # What was run.
 
 
-def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
-    """Writes `workdir/config.json`: the resolved configuration, the command, the commit, the versions."""
+def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """Writes `workdir/config.json`, and returns what is in it: the resolved configuration, the command,
+    the commit, the versions."""
     record = {
         "config": config.copy_and_resolve_references().to_dict(),
         "command": shlex.join(argv),
         "commit": _commit(),
         "versions": {"python": sys.version.split()[0], "jaxdeep": __version__} | _versions(),
     }
-    log.write_atomic(workdir / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+    text = json.dumps(record, indent=2, default=str)
+    log.write_atomic(workdir / "config.json", text + "\n")
+    return json.loads(text)
 
 
 def _commit() -> str:

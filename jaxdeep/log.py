@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -126,6 +127,41 @@ def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm
         mininterval=SECONDS_BETWEEN_LINES,
         bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}, {remaining} left, {rate_fmt}{postfix}]",
     )
+
+
+class Terminated(BaseException):
+    """SIGTERM came while work was done that may be dropped."""
+
+
+class Termination:
+    """Makes SIGTERM, what machines that are taken away get, an end in good order: `asked` becomes true
+    for the loop to see between two steps, and work inside `droppable()` ends at once by Terminated."""
+
+    def __init__(self) -> None:
+        self.asked, self._droppable = False, False
+
+    def __enter__(self) -> Termination:
+        self._before = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _handle(self, *_: object) -> None:
+        self.asked = True
+        if self._droppable:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def droppable(self) -> Iterator[None]:
+        """Work that is as if never begun when it is cut off."""
+        self._droppable = True
+        try:
+            if self.asked:
+                raise Terminated
+            yield
+        finally:
+            self._droppable = False
 
 
 @contextlib.contextmanager

@@ -110,11 +110,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], settings.clip)
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
+        about = configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step = states.Step(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
         done = 0
         if saved.latest() is not None:
             done, state, _ = saved.restore(state)
@@ -155,15 +155,16 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         weights, adapter = states.policy(spec, params, state.trained)
                         engine.set_base(weights)
                         engine.set_adapter(adapter)
+                    score = None
                     if dev and settings.eval_every and n % settings.eval_every == 0:
                         with timer("eval"):
                             seen = asyncio.run(greedy(dev, engine, chat, part["rollout"]))
-                        found["dev/em"] = harness.summarize(seen)["em"]
+                        found["dev/em"] = score = harness.summarize(seen)["em"]
                     metrics.write(n, found | timer.take())
                     bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
                     bar.update()
                     if n % train.save_every == 0 or n == train.steps:
-                        saved.save(n, state, {})
+                        saved.save(n, state, {}, score=score)
                 bar.close()
         finally:
             engine.close()

@@ -83,13 +83,15 @@ class EnvConfig:
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """The limits of a conversation, and conversations at a time. `cache_gb` is the room for keys and
-    values; 0 is enough for all of them at `limits.max_tokens`."""
+    values; 0 is enough for all of them at `limits.max_tokens`. `exact` makes a run repeat itself to the
+    last bit on CPUs, after an interruption too, for slower rollouts."""
 
     limits: Limits
     slots: int
     cache_gb: float = 0.0
     chunk: int = 256
     steps: int = 8
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +344,7 @@ def engine_of(
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
+        exact=rollout.exact,
     )
     return Engine(params, spec.model, mesh, size)
 
