@@ -151,7 +151,7 @@ def spec_of(
     model: ModelConfig,
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
-    clip: losses.Clip | None = None,
+    objective: losses.Objective = losses.SFT,
 ) -> states.Spec:
     """What the steps of a run are compiled from."""
     if model.quant and not adapter.rank:
@@ -167,7 +167,7 @@ def spec_of(
         chunk=model.chunk,
         lora_scale=adapter.scale,
     )
-    return states.Spec(cfg, adapter, optimizer, clip)
+    return states.Spec(cfg, adapter, optimizer, objective)
 
 
 def weights_of(

@@ -78,6 +78,18 @@ def lucky(env):
     return taskset
 
 
+def explosive(env):
+    """As `lucky`, but after three steps a judge loses its mind."""
+    taskset, judged = lucky(env), []
+
+    def luck(task, trajectory):
+        judged.append(task.id)
+        return trajectory.seed % 5 * (1.0 if len(judged) <= 3 * 16 else 2e37)
+
+    taskset.rewards = {"luck": (1.0, luck)}
+    return taskset
+
+
 def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "jaxdeep", *args]
 

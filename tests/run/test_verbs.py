@@ -107,6 +107,19 @@ def test_eval_and_chat_on_a_trained_run(tmp_path, capsys):
 WRONG = {
     "a missing file": ("sft", ["--config.data.source=jsonl:none.jsonl"], "none.jsonl"),
     "an empty corpus": ("grpo", ["--config.env.corpus={tmp}/empty"], "empty"),
+    "an unknown algorithm": ("grpo", ["--config.grpo.algorithm=dr-grpo"], '"dr_grpo"'),
+    "an unknown objective": ("grpo", ["--config.grpo.objective=ppo"], "'clip', 'gspo', 'cispo'"),
+    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl coef=-1.0"),
+    "kl to what is trained": (
+        "grpo",
+        ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
+        "kl coef=0.04",
+    ),
+    "bounds out of order": (
+        "grpo",
+        ["--config.grpo.curriculum.low=0.9", "--config.grpo.curriculum.high=0.5"],
+        "curriculum.low=0.9",
+    ),
     "a missing corpus": ("grpo", ["--config.env.corpus={tmp}/nowhere"], "nowhere"),
     "no answer": ("grpo", ["--config.env.questions={tmp}/bad.jsonl"], "bad.jsonl:2"),
     "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
