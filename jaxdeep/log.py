@@ -129,6 +129,14 @@ def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm
     )
 
 
+def say(line: str) -> None:
+    """A line on stderr, above a progress bar if there is one."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
 class Terminated(BaseException):
     """SIGTERM came while work was done that may be dropped."""
 

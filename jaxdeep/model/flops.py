@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 
 import jax
@@ -37,9 +38,14 @@ PEAK = {
 
 def peak(kind: str) -> float | None:
     """The peak of a `jax.Device.device_kind`; None where it is not known, as for a CPU."""
-    known = [name for name in PEAK if kind == name or kind.startswith(f"{name} ")]
-    known += [name for name in PEAK if name.startswith("NVIDIA") and kind.startswith(f"{name}-")]
+    known = [name for name in PEAK if re.match(rf"{name}( |-|$)", kind)]
     return PEAK[max(known, key=len)] if known else None
+
+
+def peak_of(mesh: jax.sharding.Mesh) -> float | None:
+    """The peak of all devices of the mesh together."""
+    one = peak(mesh.devices.flat[0].device_kind)
+    return one and one * mesh.devices.size
 
 
 def per_token(cfg: arch.Config) -> int:
@@ -80,9 +86,3 @@ def of_step(
 def _used(cfg: arch.Config, leaf: arch.Leaf) -> int:
     size = math.prod(leaf.shape)
     return size * cfg.top_k // cfg.E if "experts" in leaf.axes else size
-
-
-def peak_of(mesh: jax.sharding.Mesh) -> float | None:
-    """The peak of all devices of the mesh together."""
-    one = peak(mesh.devices.flat[0].device_kind)
-    return one and one * mesh.devices.size

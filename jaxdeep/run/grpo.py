@@ -27,13 +27,13 @@ from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, tools_of
 from jaxdeep.data.chat import Chat
-from jaxdeep.data.pack import pack
+from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import lora
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.curriculum import Walk
-from jaxdeep.run import algorithms, setup
+from jaxdeep.run import algorithms, setup, watch
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
@@ -64,14 +64,15 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"dev": setup.EnvConfig},
+        {"dev": setup.EnvConfig, "log": watch.LogConfig, "profile": watch.ProfileConfig},
     )
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    train, settings, limits = part["train"], part["grpo"], part["rollout"].limits
+    train, settings, batch = part["train"], part["grpo"], part["batch"]
+    limits = part["rollout"].limits
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
@@ -97,7 +98,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
         engine.set_adapter(adapter)
         timer, first, void = trace.Timer(trace.Trace(workdir)), True, 0
         try:
-            with log.Metrics(workdir, step=done) as metrics:
+            with watch.Watch(workdir, step=done, mesh=mesh, part=part) as metrics:
                 bar = log.progress(train.steps, "grpo", "step", done=done)
                 for n in range(done + 1, train.steps + 1):
                     before, seed = walk.position(), train.seed * 1_000_003 + n
@@ -105,24 +106,28 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         groups = explore(
                             taskset, walk, engine, chat, settings, rules, part["rollout"], seed
                         )
-                    record.write(
-                        rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer
-                    )
+                    every, logps = [t for g in groups for t in g], []
+                    with timer("data"):
+                        rows, more = advantages.rows(groups, rules)
+                        record.write(rollouts_of(workdir, n), every, chat.tokenizer)
+                        batches = batches_of(rows, batch, more["grpo/loss_tokens"])
                     void = refuse_void(groups, void, n)
                     found = summarize(groups) | engine_counts(engine) | {"grpo/epochs": walk.epochs}
-                    rows, more = advantages.rows(groups, rules)
                     found |= more
                     if rows:
                         with timer("train"):
-                            batches = batches_of(rows, part["batch"], more["grpo/loss_tokens"])
                             tolerance = settings.tolerance if first else None
                             state, more, trouble = learn(
-                                step, state, params, batches, tolerance, settings.passes
+                                step, state, params, batches, tolerance, settings.passes, logps
                             )
                         if trouble:
                             saved.save(n - 1, state, before)
                             saved.close()
                             raise DivergedError(f"step {n}: {trouble}")
+                        with timer("data"):
+                            gaps = gaps_of(every, rows, logps, batch.length)
+                            record.write_gaps(gaps_at(workdir, n), every, gaps)
+                        more["flops"] = step.flops(batches, settings.passes)
                         found |= {f"train/{name}": value for name, value in more.items()}
                         first = False
                         weights, adapter = states.policy(spec, params, state.trained)
@@ -137,7 +142,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
                     bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
                     bar.update()
                     if n % train.save_every == 0 or n == train.steps:
-                        saved.save(n, state, walk.position(), score=score)
+                        with timer("checkpoint"):
+                            saved.save(n, state, walk.position(), score=score)
                 bar.close()
         finally:
             engine.close()
@@ -253,17 +259,19 @@ def learn(
     batches: list[Batch],
     tolerance: float | None,
     passes: int,
+    logps: list[jax.Array] | None = None,
 ) -> tuple[states.State, dict[str, float], str]:
     """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
 
     Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
     before). An update whose loss or gradient is no number is not made: the state before it is returned.
-    Metrics are those of the last pass; what compares with the sampler is of the first.
+    Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
     """
     befores = step.before(state, params, batches, own=passes > 1)
     first: dict[str, float] = {}
     for number in range(passes):
-        grads, found = step.gradients(state, params, batches, befores)
+        kept = logps if number == 0 else None
+        grads, found = step.gradients(state, params, batches, befores, kept)
         found = {k: float(v) for k, v in jax.device_get(found).items()}
         if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
             return state, found, blame(step, state, params, batches, befores, found)
@@ -338,6 +346,20 @@ def engine_counts(engine: Engine) -> dict[str, float]:
     return {f"engine/{name}": found[name] for name in names}
 
 
+def gaps_of(
+    trajectories: Sequence[Trajectory], rows: Sequence[Row], logps: Sequence[jax.Array], T: int
+) -> list[np.ndarray | None]:
+    """The trainer's log-probabilities less the sampler's, of the sampled tokens of each trajectory."""
+    trained = zip(rows, unpack(rows, jax.device_get(logps), T), strict=True)
+    gaps = ((logp - row.logp)[row.learn > 0] for row, logp in trained)
+    return [None if t.advantage is None else next(gaps) for t in trajectories]
+
+
 def rollouts_of(workdir: Path, step: int) -> Path:
     """Where the rollouts of a step are."""
     return workdir / "rollouts" / f"{step:06d}.jsonl"
+
+
+def gaps_at(workdir: Path, step: int) -> Path:
+    """Where the gaps of the rollouts of a step are."""
+    return workdir / "gaps" / f"{step:06d}.npy"

@@ -22,7 +22,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.data import sources
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import load, lora
-from jaxdeep.run import setup
+from jaxdeep.run import setup, watch
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
 
@@ -54,7 +54,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"env": setup.EnvConfig},
+        {"env": setup.EnvConfig, "log": watch.LogConfig, "profile": watch.ProfileConfig},
     )
 
 
@@ -79,16 +79,17 @@ def main(config: ConfigDict, workdir: Path) -> int:
             position = sources.Position(**kept)
         batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
         timer = trace.Timer(trace.Trace(workdir))
-        with log.Metrics(workdir, step=done) as metrics:
+        with watch.Watch(workdir, step=done, mesh=mesh, part=part) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 with timer("data"):
                     group = [next(batches) for _ in range(part["data"].accumulate)]
                     position = group[-1][1]
-                with timer("step"):
+                with timer("train"):
                     grads, found = step.gradients(state, params, [b for b, _ in group])
                     state, more = step.update(state, grads)
                     found = {k: float(v) for k, v in jax.device_get(found | more).items()}
+                    found["flops"] = step.flops([b for b, _ in group])
                 if not found["loss"] < float("inf"):
                     raise ConfigError(
                         f"the loss of step {n} is {found['loss']}: lower optim.lr, or look at the rows "
@@ -99,7 +100,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
                 if n % train.save_every == 0 or n == train.steps:
-                    saved.save(n, state, position._asdict())
+                    with timer("checkpoint"):
+                        saved.save(n, state, position._asdict())
             bar.close()
         saved.close()
         if spec.full:

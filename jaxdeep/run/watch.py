@@ -6,14 +6,12 @@ Sections of a configuration, shared by the verbs that train: `log`, `profile`.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from jaxdeep import log
 from jaxdeep.errors import ConfigError
@@ -67,11 +65,10 @@ class Watch(log.Metrics):
         *,
         step: int,
         mesh: jax.sharding.Mesh,
-        settings: LogConfig | None = None,
-        profile: ProfileConfig | None = None,
+        part: Mapping[str, Any],
     ) -> None:
-        self.settings = settings or LogConfig()
-        self._window = (profile or ProfileConfig()).window()
+        self.settings = part["log"] or LogConfig()
+        self._window = (part["profile"] or ProfileConfig()).window()
         self._profile, self._profiling = workdir / "profile", False
         self._peak = flops.peak_of(mesh)
         path = workdir / "metrics.jsonl"
@@ -112,7 +109,7 @@ class Watch(log.Metrics):
         super().close()
 
     def _tell(self, what: str, times: Sequence[Mapping[str, float]]) -> None:
-        tqdm.write(f"{what}: {spent(times)}", file=sys.stderr)
+        log.say(f"{what}: {spent(times)}")
 
     def _move_window(self, step: int) -> None:
         wanted = step in self._window
