@@ -68,8 +68,8 @@ class Metrics:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one row, on disk when this returns. Numbers that are not finite become null and are
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds one row, on disk when this returns, and returns it. Numbers that are not finite become null and are
         named under "nonfinite". ValueError where `step` does not grow."""
         if step <= self.step:
             raise ValueError(f"{step=} is not after the last row of {self.path}, {self.step}")
@@ -83,6 +83,7 @@ class Metrics:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.step = step
+        return row
 
     def close(self) -> None:
         """Closes the file."""

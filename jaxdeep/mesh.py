@@ -102,7 +102,12 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
     """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`; one that is
     not what `Batch` promises is a ValueError."""
     check(batch)
-    B, T = batch.tokens_BT.shape
+    check_size(mesh, *batch.tokens_BT.shape)
+    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))
+
+
+def check_size(mesh: Mesh, B: int, T: int) -> None:
+    """ConfigError where batches of B rows of T positions do not divide over the mesh."""
     rows = mesh.shape["replica"] * mesh.shape["data"]
     C = mesh.shape["context"]
     chunks = 2 * C if C > 1 else 1  # see model.context
@@ -111,7 +116,6 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
             f"a batch of {B} rows x {T} positions does not divide over replica*data={rows} and "
             f"{chunks} chunks for context={C}: change the rows or the length of a batch"
         )
-    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))
 
 
 def check(batch: Batch) -> None:

@@ -11,6 +11,8 @@ of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +35,10 @@ from jaxdeep.eval import harness
 from jaxdeep.model import lora
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.curriculum import Walk
-from jaxdeep.run import algorithms, setup, watch
+from jaxdeep.rewards.health import health
+from jaxdeep.run import algorithms, monitor, setup
 from jaxdeep.sample.engine import Engine
-from jaxdeep.train import checkpoint, losses, optim
+from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch, Row, Sampling, Stop, Trajectory
 
@@ -64,95 +67,137 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"dev": setup.EnvConfig, "log": watch.LogConfig, "profile": watch.ProfileConfig},
+        {
+            "dev": setup.EnvConfig,
+            "guard": guard.GuardConfig,
+            "log": monitor.LogConfig,
+            "profile": monitor.ProfileConfig,
+        },
     )
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    train, settings, batch = part["train"], part["grpo"], part["batch"]
-    limits = part["rollout"].limits
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
-    check_sizes(part, len(taskset))
-    rules = settings.rules(limits)
     mesh = meshes.make_mesh(part["mesh"])
-    optimizer, objective = settings.updates(part["optim"]), settings.loss(limits)
-    spec = setup.spec_of(part["model"], part["lora"], optimizer, objective)
-    setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
-        about = configs.save(algorithms.expand(config), workdir, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
-        step = states.Step(spec, mesh)
-        base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
-        walk = Walk(len(taskset), train.seed, settings.curriculum)
-        done = 0
-        if saved.latest() is not None:
-            done, state, position = saved.restore(state)
-            walk.restore(position)
-        weights, adapter = states.policy(spec, params, state.trained)
-        engine = setup.engine_of(part["rollout"], weights, spec, mesh)
-        engine.set_adapter(adapter)
-        timer, first, void = trace.Timer(trace.Trace(workdir)), True, 0
-        try:
-            with watch.Watch(workdir, step=done, mesh=mesh, part=part) as metrics:
-                bar = log.progress(train.steps, "grpo", "step", done=done)
-                for n in range(done + 1, train.steps + 1):
-                    before, seed = walk.position(), train.seed * 1_000_003 + n
-                    with timer("rollout"):
-                        groups = explore(
-                            taskset, walk, engine, chat, settings, rules, part["rollout"], seed
-                        )
-                    every, logps = [t for g in groups for t in g], []
-                    with timer("data"):
-                        rows, more = advantages.rows(groups, rules)
-                        record.write(rollouts_of(workdir, n), every, chat.tokenizer)
-                        batches = batches_of(rows, batch, more["grpo/loss_tokens"])
-                    void = refuse_void(groups, void, n)
-                    found = summarize(groups) | engine_counts(engine) | {"grpo/epochs": walk.epochs}
-                    found |= more
-                    if rows:
-                        with timer("train"):
-                            tolerance = settings.tolerance if first else None
-                            state, more, trouble = learn(
-                                step, state, params, batches, tolerance, settings.passes, logps
-                            )
-                        if trouble:
-                            saved.save(n - 1, state, before)
-                            saved.close()
-                            raise DivergedError(f"step {n}: {trouble}")
-                        with timer("data"):
-                            gaps = gaps_of(every, rows, logps, batch.length)
-                            record.write_gaps(gaps_at(workdir, n), every, gaps)
-                        more["flops"] = step.flops(batches, settings.passes)
-                        found |= {f"train/{name}": value for name, value in more.items()}
-                        first = False
-                        weights, adapter = states.policy(spec, params, state.trained)
-                        engine.set_base(weights)
-                        engine.set_adapter(adapter)
-                    score = None
-                    if dev and settings.eval_every and n % settings.eval_every == 0:
-                        with timer("eval"):
-                            seen = asyncio.run(greedy(dev, engine, chat, part["rollout"]))
-                        found["dev/em"] = score = harness.summarize(seen)["em"]
-                    metrics.write(n, found | timer.take())
-                    bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
-                    bar.update()
-                    if n % train.save_every == 0 or n == train.steps:
-                        with timer("checkpoint"):
-                            saved.save(n, state, walk.position(), score=score)
-                bar.close()
-        finally:
-            engine.close()
-        saved.close()
+    check_sizes(part, len(taskset), mesh)
+    with log.lock(workdir), log.Termination() as ending:
+        part["about"] = configs.save(algorithms.expand(config), workdir, sys.argv)
+        while not train(part, chat, taskset, dev, mesh, workdir, ending):
+            pass  # the guard has set the run back
     return 0
 
 
-def check_sizes(part: dict[str, Any], tasks: int) -> None:
+def train(
+    part: dict[str, Any],
+    chat: Chat,
+    taskset: Taskset,
+    dev: Taskset | None,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    ending: log.Termination,
+) -> bool:
+    """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
+    config, settings, rollout = part["train"], part["grpo"], part["rollout"]
+    rules = settings.rules(rollout.limits)
+    spec = spec_of(part, guard.rate(part["guard"], workdir))
+    setup.check_vocabulary(chat, spec.model)
+    params, state = setup.start_of(config, part["model"], spec, mesh, workdir)
+    step = states.Step(spec, mesh)
+    base = setup.base_of(part["model"], spec, params)
+    saved = checkpoint.Checkpoints(workdir, spec, keep=config.keep, base=base, run=part["about"])
+    guard.finish(workdir, saved)
+    walk, done = Walk(len(taskset), config.seed, settings.curriculum), 0
+    if saved.latest() is not None:
+        done, state, position = saved.restore(state)
+        walk.restore(position)
+    with contextlib.ExitStack() as stack:
+        stack.callback(saved.close)
+        weights, adapter = states.policy(spec, params, state.trained)
+        engine = stack.enter_context(setup.engine_of(rollout, weights, spec, mesh))
+        engine.set_adapter(adapter)
+        metrics = monitor.Monitor(workdir, step=done, mesh=mesh, part=part)
+        stack.enter_context(metrics)
+        watch = guard.Guard(part["guard"] or guard.GuardConfig(), log.read(metrics.path))
+        bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
+        timer, first, void = trace.Timer(trace.Trace(workdir)), True, 0
+        for n in range(done + 1, config.steps + 1):
+            position, score = walk.position(), None
+            seed = config.seed * 1_000_003 + n + guard.rollbacks(workdir) * 500_009
+            try:
+                with timer("rollout"), ending.droppable():
+                    groups = explore(taskset, walk, engine, chat, settings, rules, rollout, seed)
+            except log.Terminated:
+                break
+            every, logps = [t for g in groups for t in g], []
+            with timer("data"):
+                rows, shares = advantages.rows(groups, rules)
+                record.write(rollouts_of(workdir, n), every, chat.tokenizer)
+                batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
+            void = refuse_void(groups, void, n)
+            found = (
+                summarize(groups) | engine_counts(engine) | shares | {"grpo/epochs": walk.epochs}
+            )
+            trouble = ""
+            if rows:
+                with timer("train"):
+                    tolerance = settings.tolerance if first else None
+                    state, more, trouble = learn(
+                        step, state, params, batches, tolerance, settings.passes, logps
+                    )
+                if trouble:
+                    saved.save(n - 1, state, position)
+                    saved.wait()
+                    if guard.set_back(workdir, saved, watch, n, [trouble]):
+                        return False
+                    raise DivergedError(f"step {n}: {trouble}")
+                with timer("data"):
+                    gaps = gaps_of(every, rows, logps, part["batch"].length)
+                    record.write_gaps(gaps_at(workdir, n), every, gaps)
+                more["flops"] = step.flops(batches, settings.passes)
+                found |= {f"train/{name}": value for name, value in more.items()}
+                first = False
+                weights, adapter = states.policy(spec, params, state.trained)
+                engine.set_base(weights)
+                engine.set_adapter(adapter)
+            if dev and settings.eval_every and n % settings.eval_every == 0:
+                with timer("eval"):
+                    seen = asyncio.run(greedy(dev, engine, chat, rollout))
+                found["dev/em"] = score = harness.summarize(seen)["em"]
+            done, position = n, walk.position()
+            row = metrics.write(n, found | timer.take())
+            bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
+            bar.update()
+            if n % config.save_every == 0 or n == config.steps:
+                with timer("checkpoint"):
+                    saved.save(n, state, position, score=score)
+            if guard.set_back(workdir, saved, watch, n, watch.see(row)):
+                return False
+            if ending.asked:
+                break
+        if ending.asked and saved.latest() != done > 0:
+            saved.save(done, state, position)
+    if ending.asked:
+        print(f"terminated after step {done}, which is saved: the same command continues")
+    return True
+
+
+def spec_of(part: dict[str, Any], rate: float) -> states.Spec:
+    """What the steps are compiled from, with `rate` times the configured learning rate."""
+    settings, limits = part["grpo"], part["rollout"].limits
+    optimizer = settings.updates(part["optim"])
+    optimizer = dataclasses.replace(
+        optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
+    )
+    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits))
+
+
+def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:
     """ConfigError for sizes that cannot go together."""
+    meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
     length, longest = part["batch"].length, part["rollout"].limits.max_tokens
     if length < longest:
         raise ConfigError(
@@ -334,6 +379,8 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
     for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
         out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
     out |= tools_of(every)
+    signs = [health(t) for t in every]
+    out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
     for stop in Stop:
         out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
     return out

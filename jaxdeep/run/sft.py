@@ -22,7 +22,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.data import sources
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import load, lora
-from jaxdeep.run import setup, watch
+from jaxdeep.run import monitor, setup
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
 
@@ -54,7 +54,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"env": setup.EnvConfig, "log": watch.LogConfig, "profile": watch.ProfileConfig},
+        {"env": setup.EnvConfig, "log": monitor.LogConfig, "profile": monitor.ProfileConfig},
     )
 
 
@@ -79,7 +79,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
             position = sources.Position(**kept)
         batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
         timer = trace.Timer(trace.Trace(workdir))
-        with watch.Watch(workdir, step=done, mesh=mesh, part=part) as metrics:
+        with monitor.Monitor(workdir, step=done, mesh=mesh, part=part) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 with timer("data"):

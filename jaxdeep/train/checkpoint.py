@@ -24,6 +24,7 @@ from jaxdeep.errors import CheckpointError
 from jaxdeep.model import identity
 from jaxdeep.train import state as states
 
+NONE = -sys.float_info.max  # the score of what was not evaluated: Orbax wants a number
 # what Orbax and what it reads with say of a file that is missing, cut short or changed
 TORN = (ValueError, OSError, KeyError)
 
@@ -77,7 +78,10 @@ class Checkpoints:
         score: float | None = None,
     ) -> None:
         """Write the state after `step`, in the background: it is whole on disk after the next `save`,
-        `wait` or `close`, which also raise what went wrong. The best has the highest `score`."""
+        `wait` or `close`, which also raise what went wrong. The best has the highest `score`. A step that
+        is saved already stays as it is."""
+        if step == self.latest():
+            return
         about = {
             "shape": shape_of(self.spec),
             "lora": dataclasses.asdict(self.spec.lora),
@@ -88,7 +92,7 @@ class Checkpoints:
         with _disk(self.path):
             self.manager.save(
                 step,
-                metrics=None if score is None else {"score": score},
+                metrics={"score": NONE if score is None else score},
                 args=ocp.args.Composite(
                     trained=ocp.args.StandardSave(state.trained),
                     optimizer=ocp.args.StandardSave({"opt": state.opt, "step": state.step}),
@@ -101,13 +105,25 @@ class Checkpoints:
         with _disk(self.path):
             self.manager.wait_until_finished()
 
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
+
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
         """The step of the checkpoint with the highest score; None where none has one."""
-        return self.manager.best_step()
+        step = self.manager.best_step()
+        return None if step is None or self.manager.metrics(step)["score"] == NONE else step
 
     def restore(self, state: states.State) -> tuple[int, states.State, dict[str, Any]]:
         """The newest checkpoint in the shardings of `state`: (step, state, position). One that cannot be
@@ -138,16 +154,16 @@ class Checkpoints:
 
         if step is None:
             return self._newest(read)
-        if step not in self.manager.all_steps():
+        if step not in self.steps():
             raise CheckpointError(
-                f"{self.path} holds no step {step}, only {', '.join(map(str, self.manager.all_steps()))}"
+                f"{self.path} holds no step {step}, only {', '.join(map(str, self.steps()))}"
             )
         self._check(step)
         return read(step)
 
     def _newest(self, read: Callable[[int], Any]) -> Any:
         """What `read` makes of the newest checkpoint that can be read."""
-        steps = sorted(self.manager.all_steps(), reverse=True)
+        steps = self.steps()[::-1]
         torn: dict[int, Exception] = {}
         for step in steps:
             try:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
-from collections.abc import Iterable, Mapping
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdeep.errors import ConfigError
+from jaxdeep import log
+from jaxdeep.errors import ConfigError, DivergedError
+from jaxdeep.train.checkpoint import Checkpoints
+
+FILE = "guard.json"  # the times that a run was set back
 
 ACTIONS = ("off", "warn", "stop", "rollback")
 # how a sign is read: above or below its limit; risen, fallen or grown from its first or best window
@@ -75,7 +83,7 @@ class Guard:
     """Reads the rows of a run's metrics one by one; `rows` are those of a run that goes on."""
 
     def __init__(self, config: GuardConfig, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.config, self._healthy = config, 0
+        self.config, self._healthy, self._told = config, 0, set()
         self._seen = {name: collections.deque(maxlen=config.window) for name in SIGNS}
         self._anchor: dict[str, float] = {}  # the mean of the first window, of rewards the best one
         self._beyond = dict.fromkeys(SIGNS, 0)
@@ -125,3 +133,65 @@ class Guard:
         return (
             f"is {mean:.3g} over {len(seen)} steps, {than} (guard.{name}={limit:g})" if bad else ""
         )
+
+    def tell(self, step: int, alarms: Sequence[str]) -> None:
+        """Say what is wrong, each sign once."""
+        for alarm in alarms:
+            sign = alarm.split()[0]
+            if sign not in self._told:
+                print(f"step {step}: {alarm}", file=sys.stderr)
+            self._told.add(sign)
+
+
+def set_back(
+    workdir: pathlib.Path, saved: Checkpoints, guard: Guard, step: int, alarms: Sequence[str]
+) -> bool:
+    """Act on what is wrong after a step. True where the run must go on from its newest checkpoint, which
+    is from before the collapse, with `rate`; what came after it is kept in `collapsed-N`. DivergedError
+    where the run must stop."""
+    guard.tell(step, alarms)
+    if not alarms or guard.config.action in ("off", "warn"):
+        return False
+    saved.wait()
+    done = rollbacks(workdir)
+    good = [at for at in saved.steps() if at <= guard.before] or saved.steps()[:1] or [0]
+    if guard.config.action == "stop" or done >= guard.config.rollbacks:
+        raise DivergedError(
+            f"stopped after step {step}, set back {done} times before: {'; '.join(alarms)}. The last "
+            f"checkpoint from before is that of step {good[-1]}"
+        )
+    back = {"step": step, "to": good[-1], "why": list(alarms)}
+    log.write_atomic(workdir / FILE, json.dumps([*_read(workdir), back], indent=2) + "\n")
+    print(f"step {step}: set back to step {good[-1]}", file=sys.stderr)
+    finish(workdir, saved)
+    return True
+
+
+def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
+    """Put what came after the step that a run was last set back to out of its way, where a kill has kept
+    `set_back` from it."""
+    backs = _read(workdir)
+    place = workdir / f"collapsed-{len(backs)}"
+    if not backs or (place / "metrics.jsonl").exists():
+        return
+    saved.drop_after(backs[-1]["to"])
+    place.mkdir(exist_ok=True)
+    for path in sorted((workdir / "rollouts").glob("*")):
+        if int(path.name.split(".")[0]) > backs[-1]["to"]:
+            shutil.move(path, place / path.name)
+    log.write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
+
+
+def rollbacks(workdir: pathlib.Path) -> int:
+    """How often a run was set back."""
+    return len(_read(workdir))
+
+
+def rate(config: GuardConfig | None, workdir: pathlib.Path) -> float:
+    """What the learning rate is multiplied by."""
+    return (config or GuardConfig()).lr ** rollbacks(workdir)
+
+
+def _read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / FILE
+    return json.loads(path.read_text()) if path.exists() else []

@@ -34,7 +34,7 @@ OBJECTIVES = {
     "k2": Objective(kl=Kl("k2", 0.3), aggregate="sequence"),
     "k3": Objective(kl=Kl("k3", 0.3)),
     "truncate": Objective(correction=Correction("truncate", high=1.2)),
-    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.8, 1.2)),
+    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
     "entropy": Objective(entropy=0.3),
 }
 OWN = {  # the ratio is against the trainer's own log-probabilities of before

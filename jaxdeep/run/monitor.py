@@ -51,7 +51,7 @@ class ProfileConfig:
         return range(int(first), int(last) + 1)
 
 
-class Watch(log.Metrics):
+class Monitor(log.Metrics):
     """Rows as `log.Metrics` writes them, with `time/total` and, where the devices' peak is known, `mfu`:
     the share of it that `train/flops` were in `time/train`. They go to the boards too.
 
@@ -83,21 +83,22 @@ class Watch(log.Metrics):
         self._move_window(step + 1)
         self._begun = time.perf_counter()
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one row, and ends the step."""
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds one row, which it returns, and ends the step."""
         now = time.perf_counter()
         row = dict(values) | {"time/total": now - self._begun}
         self._begun = now
         work, seconds = row.get("train/flops"), row.get("time/train")
         if work and seconds and self._peak:
             row["mfu"] = work / seconds / self._peak
-        super().write(step, row)
+        row = super().write(step, row)
         for board in self._boards:
             board.write(step, row)
         self._spent.append({k: v for k, v in row.items() if k.startswith("time/")})
         if len(self._spent) % self.settings.every == 0:
             self._tell(f"step {step}", self._spent[-self.settings.every :])
         self._move_window(step + 1)
+        return row
 
     def close(self) -> None:
         """Says where the time of all steps went, and closes everything."""

@@ -8,7 +8,7 @@ import pytest
 
 from jaxdeep import log
 from jaxdeep.errors import ConfigError
-from jaxdeep.run import watch
+from jaxdeep.run import monitor
 
 PART = {"log": None, "profile": None}
 
@@ -23,14 +23,14 @@ def test_where_time_goes_is_one_line():
         {"time/total": 10.0, "time/rollout": 6.0, "time/rollout/tools": 2.0, "time/train": 3.0},
         {"time/total": 10.0, "time/rollout": 5.0, "time/train": 4.0, "time/eval": 2.0},
     ]
-    assert watch.spent(times) == (
+    assert monitor.spent(times) == (
         "10 s a step over 2: rollout 55 % (tools 10 %), train 35 %, eval 10 %, other 0 %"
     )
 
 
 def test_it_is_said_every_so_often_and_at_the_end(tmp_path, capsys):
-    part = PART | {"log": watch.LogConfig(every=2)}
-    with watch.Watch(tmp_path, step=3, mesh=mesh(), part=part) as metrics:
+    part = PART | {"log": monitor.LogConfig(every=2)}
+    with monitor.Monitor(tmp_path, step=3, mesh=mesh(), part=part) as metrics:
         for step in range(4, 9):
             metrics.write(step, {"time/train": 1e-9})
     said = capsys.readouterr().err.splitlines()
@@ -45,7 +45,7 @@ def test_it_is_said_every_so_often_and_at_the_end(tmp_path, capsys):
 def test_use_of_the_devices_is_counted_where_their_peak_is_known(tmp_path):
     row = {"train/flops": 989.4e12, "time/train": 4.0}
     for name, kind in (("gpu", "NVIDIA H100 80GB HBM3"), ("cpu", "cpu")):
-        with watch.Watch(tmp_path / name, step=0, mesh=mesh(kind), part=PART) as metrics:
+        with monitor.Monitor(tmp_path / name, step=0, mesh=mesh(kind), part=PART) as metrics:
             metrics.write(1, row)
             metrics.write(2, {"reward/mean": 1.0})  # a step that trained on nothing
     first, second = log.read(tmp_path / "gpu" / "metrics.jsonl")
@@ -67,8 +67,8 @@ def test_the_profiler_watches_its_window(steps, done, watched, tmp_path, monkeyp
 
     monkeypatch.setattr(jax.profiler, "start_trace", start)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: on.__setitem__(0, False))
-    part = PART | {"profile": watch.ProfileConfig(steps)}
-    with watch.Watch(tmp_path, step=done, mesh=mesh(), part=part) as metrics:
+    part = PART | {"profile": monitor.ProfileConfig(steps)}
+    with monitor.Monitor(tmp_path, step=done, mesh=mesh(), part=part) as metrics:
         for step in range(done + 1, 6):
             seen += [step] * on[0]
             metrics.write(step, {})
@@ -79,4 +79,4 @@ def test_the_profiler_watches_its_window(steps, done, watched, tmp_path, monkeyp
 @pytest.mark.parametrize("steps", ["ten", "3:1", "0:2", "-1", "1:x"])
 def test_a_window_that_is_none_is_refused(steps):
     with pytest.raises(ConfigError, match="is not like 10:12"):
-        watch.ProfileConfig(steps)
+        monitor.ProfileConfig(steps)
