@@ -113,6 +113,7 @@ class Trajectory:
     failure: str = ""
     rewards: dict[str, float | None] = dataclasses.field(default_factory=dict)
     reward: float | None = None
+    advantage: float | None = None  # its weight in the loss; None where it has no part in it
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property

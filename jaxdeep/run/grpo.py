@@ -23,20 +23,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.agent.rollout import group, score
+from jaxdeep.agent.rollout import group, score, tools_of
 from jaxdeep.data.chat import Chat
-from jaxdeep.data.pack import pack
+from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import lora
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.curriculum import Walk
 from jaxdeep.rewards.health import health
-from jaxdeep.run import algorithms, setup
+from jaxdeep.run import algorithms, monitor, setup
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
@@ -67,7 +67,12 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"dev": setup.EnvConfig, "guard": guard.GuardConfig},
+        {
+            "dev": setup.EnvConfig,
+            "guard": guard.GuardConfig,
+            "log": monitor.LogConfig,
+            "profile": monitor.ProfileConfig,
+        },
     )
 
 
@@ -114,10 +119,11 @@ def train(
         weights, adapter = states.policy(spec, params, state.trained)
         engine = stack.enter_context(setup.engine_of(rollout, weights, spec, mesh))
         engine.set_adapter(adapter)
-        metrics = stack.enter_context(log.Metrics(workdir, step=done))
+        metrics = monitor.Monitor(workdir, step=done, mesh=mesh, part=part)
+        stack.enter_context(metrics)
         watch = guard.Guard(part["guard"] or guard.GuardConfig(), log.read(metrics.path))
         bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
-        timer, first, void = log.Timer(), True, 0
+        timer, first, void = trace.Timer(trace.Trace(workdir)), True, 0
         for n in range(done + 1, config.steps + 1):
             position, score = walk.position(), None
             seed = config.seed * 1_000_003 + n + guard.rollbacks(workdir) * 500_009
@@ -126,19 +132,21 @@ def train(
                     groups = explore(taskset, walk, engine, chat, settings, rules, rollout, seed)
             except log.Terminated:
                 break
-            record.write(rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer)
+            every, logps = [t for g in groups for t in g], []
+            with timer("data"):
+                rows, shares = advantages.rows(groups, rules)
+                record.write(rollouts_of(workdir, n), every, chat.tokenizer)
+                batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
             void = refuse_void(groups, void, n)
-            rows, shares = advantages.rows(groups, rules)
             found = (
                 summarize(groups) | engine_counts(engine) | shares | {"grpo/epochs": walk.epochs}
             )
             trouble = ""
             if rows:
                 with timer("train"):
-                    batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
                     tolerance = settings.tolerance if first else None
                     state, more, trouble = learn(
-                        step, state, params, batches, tolerance, settings.passes
+                        step, state, params, batches, tolerance, settings.passes, logps
                     )
                 if trouble:
                     saved.save(n - 1, state, position)
@@ -146,6 +154,10 @@ def train(
                     if guard.set_back(workdir, saved, watch, n, [trouble]):
                         return False
                     raise DivergedError(f"step {n}: {trouble}")
+                with timer("data"):
+                    gaps = gaps_of(every, rows, logps, part["batch"].length)
+                    record.write_gaps(gaps_at(workdir, n), every, gaps)
+                more["flops"] = step.flops(batches, settings.passes)
                 found |= {f"train/{name}": value for name, value in more.items()}
                 first = False
                 weights, adapter = states.policy(spec, params, state.trained)
@@ -160,7 +172,8 @@ def train(
             bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
             bar.update()
             if n % config.save_every == 0 or n == config.steps:
-                saved.save(n, state, position, score=score)
+                with timer("checkpoint"):
+                    saved.save(n, state, position, score=score)
             if guard.set_back(workdir, saved, watch, n, watch.see(row)):
                 return False
             if ending.asked:
@@ -291,17 +304,19 @@ def learn(
     batches: list[Batch],
     tolerance: float | None,
     passes: int,
+    logps: list[jax.Array] | None = None,
 ) -> tuple[states.State, dict[str, float], str]:
     """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
 
     Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
     before). An update whose loss or gradient is no number is not made: the state before it is returned.
-    Metrics are those of the last pass; what compares with the sampler is of the first.
+    Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
     """
     befores = step.before(state, params, batches, own=passes > 1)
     first: dict[str, float] = {}
     for number in range(passes):
-        grads, found = step.gradients(state, params, batches, befores)
+        kept = logps if number == 0 else None
+        grads, found = step.gradients(state, params, batches, befores, kept)
         found = {k: float(v) for k, v in jax.device_get(found).items()}
         if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
             return state, found, blame(step, state, params, batches, befores, found)
@@ -363,6 +378,7 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
     for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
         out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
+    out |= tools_of(every)
     signs = [health(t) for t in every]
     out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
     for stop in Stop:
@@ -377,6 +393,20 @@ def engine_counts(engine: Engine) -> dict[str, float]:
     return {f"engine/{name}": found[name] for name in names}
 
 
+def gaps_of(
+    trajectories: Sequence[Trajectory], rows: Sequence[Row], logps: Sequence[jax.Array], T: int
+) -> list[np.ndarray | None]:
+    """The trainer's log-probabilities less the sampler's, of the sampled tokens of each trajectory."""
+    trained = zip(rows, unpack(rows, jax.device_get(logps), T), strict=True)
+    gaps = ((logp - row.logp)[row.learn > 0] for row, logp in trained)
+    return [None if t.advantage is None else next(gaps) for t in trajectories]
+
+
 def rollouts_of(workdir: Path, step: int) -> Path:
     """Where the rollouts of a step are."""
     return workdir / "rollouts" / f"{step:06d}.jsonl"
+
+
+def gaps_at(workdir: Path, step: int) -> Path:
+    """Where the gaps of the rollouts of a step are."""
+    return workdir / "gaps" / f"{step:06d}.npy"

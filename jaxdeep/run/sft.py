@@ -22,12 +22,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
-from jaxdeep.run import rows, setup
+from jaxdeep.run import monitor, rows, setup
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.train.measure import Measure
@@ -66,7 +66,12 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"env": setup.EnvConfig, "sft": SftConfig},
+        {
+            "env": setup.EnvConfig,
+            "sft": SftConfig,
+            "log": monitor.LogConfig,
+            "profile": monitor.ProfileConfig,
+        },
     )
 
 
@@ -94,15 +99,16 @@ def main(config: ConfigDict, workdir: Path) -> int:
             position = mix.Position.load(kept, walk)
         how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
         batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
-        timer = log.Timer()
-        with contextlib.closing(saved), log.Metrics(workdir, step=done) as metrics:
+        timer = trace.Timer(trace.Trace(workdir))
+        watched = monitor.Monitor(workdir, step=done, mesh=mesh, part=part)
+        with contextlib.closing(saved), watched as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 before = position
                 with timer("data"):
                     group = [next(batches) for _ in range(data.accumulate)]
                     position = group[-1][1]
-                with timer("step"):
+                with timer("train"):
                     grads, found = step.gradients(state, params, [b for b, _ in group])
                     found = {k: float(v) for k, v in jax.device_get(found).items()}
                     if not np.isfinite([found["loss"], found["grad_norm"]]).all():
@@ -110,6 +116,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         raise DivergedError(blame(n, found, before, position))
                     state, more = step.update(state, grads)
                     found |= {k: float(v) for k, v in jax.device_get(more).items()}
+                    found["flops"] = step.flops([b for b, _ in group])
                 row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
                 if measured and rows.due(data.eval, n, train.steps):
                     with timer("eval"):
@@ -120,7 +127,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 bar.update()
                 if n % train.save_every == 0 or n == train.steps or ending.asked:
                     score = -row["eval/loss"] if "eval/loss" in row else None
-                    saved.save(n, state, position.save(walk), score=score)
+                    with timer("checkpoint"):
+                        saved.save(n, state, position.save(walk), score=score)
                 if ending.asked:
                     break
             bar.close()

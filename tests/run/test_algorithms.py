@@ -199,7 +199,7 @@ class Step:
         self.own = own
         return [losses.NOTHING for _ in batches]
 
-    def gradients(self, state, params, batches, befores):
+    def gradients(self, state, params, batches, befores, logps=None):
         assert len(batches) == len(befores)
         loss, norm, apart = self.numbers.pop(0)
         same = dict.fromkeys(losses.MISMATCH, apart)

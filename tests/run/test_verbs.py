@@ -36,7 +36,7 @@ def wait_for(workdir, step, process):
 
 def without_time(workdir):
     rows = log.read(workdir / "metrics.jsonl")
-    timed = ("time/", "rollout/tool_seconds", "engine/")
+    timed = ("time/", "rollout/tool_seconds", "engine/", "tool/search/latency")
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
