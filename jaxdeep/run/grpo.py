@@ -6,6 +6,9 @@
 At the first step of every run the trainer's log-probabilities must equal the sampler's, or the run
 stops with both numbers. Each step writes a row of `metrics.jsonl` and its rollouts to `rollouts/`; the
 same command goes on where it was stopped.
+
+Several processes (see `mesh.join`) share out the tasks of a step. Each has an engine and tool loops of
+its own; then all know all rollouts and take the same step together, as one process would.
 """
 
 from __future__ import annotations
@@ -88,6 +91,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
+    meshes.join()
     train, batch, settings, limits = (
         part["train"],
         part["batch"],
@@ -107,23 +111,25 @@ def main(config: ConfigDict, workdir: Path) -> int:
             f"grpo.prompts={settings.prompts}, but there are {len(taskset)} questions"
         )
     mesh = meshes.make_mesh(part["mesh"])
+    own, place = meshes.local(mesh), setup.folder_of(workdir)
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], settings.clip)
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
+    with log.lock(place):
+        configs.save(config, place, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh)
         step = states.Step(spec, mesh)
-        base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
+        name = setup.base_of(part["model"], spec, params)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=name)
         done = 0
         if saved.latest() is not None:
             done, state, _ = saved.restore(state)
-        weights, adapter = states.policy(spec, params, state.trained)
-        engine = setup.engine_of(part["rollout"], weights, spec, mesh)
+        base = setup.sampled_of(part["model"], spec, params, own, train.seed)
+        weights, adapter = sampled(spec, base, state, own)
+        engine = setup.engine_of(part["rollout"], weights, spec, own)
         engine.set_adapter(adapter)
         timer, first = log.Timer(), True
         try:
-            with log.Metrics(workdir, step=done) as metrics:
+            with log.Metrics(place, step=done) as metrics:
                 bar = log.progress(train.steps, "grpo", "step", done=done)
                 for n in range(done + 1, train.steps + 1):
                     tasks = draw(len(taskset), settings.prompts, n - 1, train.seed)
@@ -131,7 +137,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
                         groups = asyncio.run(
                             collect(
                                 taskset,
-                                tasks,
+                                meshes.share(tasks),
                                 engine,
                                 chat,
                                 size=settings.group,
@@ -140,8 +146,10 @@ def main(config: ConfigDict, workdir: Path) -> int:
                             )
                         )
                     record.write(
-                        rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer
+                        rollouts_of(place, n), [t for g in groups for t in g], chat.tokenizer
                     )
+                    with timer("exchange"):
+                        groups = meshes.exchange(groups)
                     found = summarize(groups) | engine_counts(engine)
                     rows, more = advantages.rows(groups)
                     found |= more
@@ -152,13 +160,14 @@ def main(config: ConfigDict, workdir: Path) -> int:
                             state, losses_ = learn(step, state, params, batches, tolerance)
                         found |= {f"train/{name}": value for name, value in losses_.items()}
                         first = False
-                        weights, adapter = states.policy(spec, params, state.trained)
+                        weights, adapter = sampled(spec, base, state, own)
                         engine.set_base(weights)
                         engine.set_adapter(adapter)
                     if dev and settings.eval_every and n % settings.eval_every == 0:
                         with timer("eval"):
-                            seen = asyncio.run(greedy(dev, engine, chat, part["rollout"]))
-                        found["dev/em"] = harness.summarize(seen)["em"]
+                            some = meshes.share(range(len(dev)))
+                            seen = asyncio.run(greedy(dev, engine, chat, part["rollout"], some))
+                        found["dev/em"] = harness.summarize(meshes.exchange(seen))["em"]
                     metrics.write(n, found | timer.take())
                     bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
                     bar.update()
@@ -180,6 +189,15 @@ def draw(count: int, size: int, step: int, seed: int) -> list[int]:
         random.Random(f"tasks {seed} {epoch}").shuffle(order)
         out.append(order[place])
     return out
+
+
+def sampled(
+    spec: states.Spec, base: Any, state: states.State, mesh: jax.sharding.Mesh
+) -> tuple[dict, dict | None]:
+    """The weights and the adapter for a sampler on its own mesh: of all that a step changes, what it
+    trained is the only thing that crosses from process to process."""
+    trained = meshes.bring(state.trained, states.shardings(spec, mesh).trained)
+    return states.policy(spec, base, trained)
 
 
 async def collect(
@@ -214,9 +232,14 @@ async def collect(
 
 
 async def greedy(
-    taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig, on_done: Any = None
+    taskset: Taskset,
+    engine: Engine,
+    chat: Chat,
+    rollout: setup.RolloutConfig,
+    indices: Sequence[int],
+    on_done: Any = None,
 ) -> list[Trajectory]:
-    """One rollout of each task that always takes the most likely token."""
+    """One rollout of each task of `indices` that always takes the most likely token."""
     return await harness.evaluate(
         taskset,
         engine,
@@ -224,6 +247,7 @@ async def greedy(
         limits=rollout.limits,
         sampling=Sampling(0.0),
         seed=0,
+        indices=indices,
         concurrency=rollout.slots,
         on_done=on_done,
     )

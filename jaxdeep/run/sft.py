@@ -61,14 +61,16 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
+    meshes.join()
     train, batch = part["train"], part["batch"]
     chat = setup.chat_of(part["model"])
     source = setup.source_of(part["data"].source, chat, part["env"])
     mesh = meshes.make_mesh(part["mesh"])
     spec = setup.spec_of(part["model"], part["lora"], part["optim"])
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
+    place = setup.folder_of(workdir)
+    with log.lock(place):
+        configs.save(config, place, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh)
         step = states.Step(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
@@ -79,7 +81,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
             position = sources.Position(**kept)
         batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
         timer = log.Timer()
-        with log.Metrics(workdir, step=done) as metrics:
+        with log.Metrics(place, step=done) as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 with timer("data"):

@@ -501,6 +501,6 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
     other = [row for row in every if row[4].tokens != row[5].tokens]
     # two scores that are equal but for rounding: rare, and then still what the policy says
     assert len(other) <= requests / 1000
-    for prompt, how, _, of, said, _ in [*other, *every[:50]]:
+    for prompt, _, _, of, said, _ in [*other, *every[:50]]:
         logps = tiny.logps(prompt + said.tokens, None if of is None else soak.versions[of])
         np.testing.assert_allclose(said.logps, logps[len(prompt) :], atol=1e-5)
