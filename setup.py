@@ -1,4 +1,4 @@
-"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch)."""
+"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
 
 import pathlib
 import re
@@ -52,6 +52,6 @@ setup(
         "gpu": [f"jax[cuda12]{JAX}"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": ["pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH],
-        "bench": [TORCH, "peft>=0.18,<1"],
+        "bench": [TORCH, "peft>=0.18,<1", "trl==1.16.0"],  # a test calls what trl keeps to itself
     },
 )

@@ -33,7 +33,7 @@ def get_config():
         dtype="float32",
         thinking="none",
         tools_in_prompt=False,  # its SFT teaches the tool
-        remat="none",
+        remat="dots",
     )
     lora = dict(rank=16, alpha=16.0)
 

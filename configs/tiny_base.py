@@ -22,7 +22,7 @@ def get_config(stage="reading"):
             dtype="float32",
             thinking="none",
             tools_in_prompt=False,
-            remat="none",
+            remat="dots",
         )
     )
     config.lora = ConfigDict(dict(rank=0, alpha=1.0))

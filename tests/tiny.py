@@ -8,7 +8,7 @@ import numpy as np
 from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, lora, paged, qwen3
 
-HOW = dict(dtype="float32", remat="none", chunk=16, lora_scale=2.0)
+HOW = dict(dtype="float32", remat="dots", chunk=16, lora_scale=2.0)
 CFG = arch.Config(
     **dict(V=96, D=32, F=48, L=2, N=8, K=2, H=16, theta=1e4, eps=1e-6, tie=True, limit=512), **HOW
 )

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_lib
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
 from jax.sharding import NamedSharding
@@ -227,6 +228,7 @@ def _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, 
     parts = (_split(q_BQNH, 1, block), _split(segments_BQ, 1, block), _split(index_Q, 0, block))
     out_nBqNH, lse_nBNq = jax.lax.map(some, parts)
     out_BQNH = jnp.moveaxis(out_nBqNH, 0, 1).reshape(B, -1, N, H)[:, :Q]
+    out_BQNH, lse_nBNq = (checkpoint_name(x, "attention") for x in (out_BQNH, lse_nBNq))
     return out_BQNH, (q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, out_BQNH, lse_nBNq)
 
 
@@ -329,6 +331,7 @@ def _splash_kernel(T: int) -> splash_lib.SplashAttentionKernel:
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=C,
+        residual_checkpoint_name="attention",
         interpret=platform() != "tpu",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, load
+from jaxdeep.model import arch, load, tensors
 
 FIELDS = ("V", "D", "F", "L", "N", "K", "H", "theta", "eps", "tie", "E", "top_k", "norm_top_k")
 
@@ -33,23 +35,44 @@ def identity(params: Mapping[str, Any], cfg: arch.Config) -> str:
     layers = dict(params["layers"])
     linears = {name: layers.pop(name) for name in arch.LINEARS}
     halves = [{**params, "layers": layers}] + ([] if cfg.quant else [linears])
+    return "-".join(_hash(cfg, jax.tree.map(load.on_host, half)) for half in _largest(halves))
+
+
+def of_files(name: str, cfg: arch.Config) -> str:
+    """The first half of the `identity` of checkpoint `name`, read a tensor at a time: most other bases
+    show before anything is on a device."""
+    plan = load.parts(cfg)
+    held = load.check(load.folder(name), plan)
+    half: dict[str, Any] = {"layers": collections.defaultdict(list)}
+    for key, part in plan.items():
+        if part.leaf in arch.LINEARS:
+            continue
+        x = tensors.read(held[key])
+        x = x.T if part.flip else x
+        if part.layer is None:
+            half[part.leaf] = _largest_of(part.leaf, x)
+        else:
+            half["layers"][part.leaf].append(_largest_of(part.leaf, x[None]))
+    half["layers"] = {name: np.concatenate(x) for name, x in half["layers"].items()}
+    return _hash(cfg, half)
+
+
+def _hash(cfg: arch.Config, half: Any) -> str:
     about = json.dumps([getattr(cfg, name) for name in FIELDS]).encode()
-    hashes = []
-    for half in _largest(halves):
-        arrays = [load.on_host(x).tobytes() for x in jax.tree.leaves(half)]
-        hashes.append(hashlib.sha256(b"".join([about, *arrays])).hexdigest()[:12])
-    return "-".join(hashes)
+    arrays = [x.tobytes() for x in jax.tree.leaves(half)]
+    return hashlib.sha256(b"".join([about, *arrays])).hexdigest()[:12]
 
 
 @jax.jit
 def _largest(tree: Any) -> Any:
-    def one(path: tuple, x: jax.Array) -> jax.Array:
-        # of layers [L, ..., out] those two stay; of the rest the vocabulary, or the norm's width
-        keep = {"embed": {0}, "head": {1}}.get(path[-1].key, {0, x.ndim - 1})
-        axes = [d for d in range(x.ndim) if d not in keep]
-        return jnp.max(jnp.abs(x), axis=axes).astype(jnp.bfloat16)
+    return jax.tree.map_with_path(lambda path, x: _largest_of(path[-1].key, x), tree)
 
-    return jax.tree.map_with_path(one, tree)
+
+def _largest_of(name: str, x: Any) -> Any:
+    # of layers [L, ..., out] those two stay; of the rest the vocabulary, or the norm's width
+    keep = {"embed": {0}, "head": {1}}.get(name, {0, x.ndim - 1})
+    axes = tuple(d for d in range(x.ndim) if d not in keep)
+    return abs(x).max(axis=axes).astype(jnp.bfloat16)
 
 
 def check(what: str, theirs: Base | None, ours: Base | None) -> None:

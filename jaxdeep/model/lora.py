@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch
@@ -117,6 +118,30 @@ def parts(lora: Any) -> tuple[tuple[dict, ...], tuple[jax.Array | None, ...]]:
     )
 
 
+@jax.custom_vjp
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`x @ a @ b` in the precision of `x`, [..., out]; gradients of the factors in their own."""
+    return _low_rank_forward(x, a, b)[0]
+
+
+def _low_rank_forward(x: jax.Array, a: jax.Array, b: jax.Array) -> tuple:
+    low = x @ a.astype(x.dtype)
+    return low @ b.astype(x.dtype), (x, low, a, b)
+
+
+def _low_rank_backward(kept: tuple, grad: jax.Array) -> tuple:
+    """The narrow operand comes first in each product: XLA's CPU backend transposes, so copies, that one,
+    where the order of automatic differentiation has it copy the wide one."""
+    x, low, a, b = kept
+    back = grad @ b.astype(x.dtype).T
+    da = jnp.einsum("...r,...i->ri", back, x, preferred_element_type=a.dtype).T
+    db = jnp.einsum("...r,...o->ro", low, grad, preferred_element_type=b.dtype)
+    return back @ a.astype(x.dtype).T, da, db
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer's weights with what is added to its linears: `factors` of each adapter and `mixes`,
@@ -137,11 +162,11 @@ class Layer:
         for factors, mix_BA in zip(self.factors, self.mixes, strict=True):
             if name not in factors:
                 continue
-            a, b = (factors[name][key].astype(dtype) for key in ("a", "b"))
+            a, b = factors[name]["a"], factors[name]["b"]
             if mix_BA is None:
-                y_BTo = y_BTo + x_BTi @ a @ b * jnp.asarray(self.scale, dtype)
+                y_BTo = y_BTo + low_rank(x_BTi, a, b) * jnp.asarray(self.scale, dtype)
             else:
-                low_BTAR = jnp.einsum("bti,air->btar", x_BTi, a)
+                low_BTAR = jnp.einsum("bti,air->btar", x_BTi, a.astype(dtype))
                 low_BTAR = low_BTAR * mix_BA[:, None, :, None].astype(dtype)
-                y_BTo = y_BTo + jnp.einsum("btar,aro->bto", low_BTAR, b)
-        return y_BTo
+                y_BTo = y_BTo + jnp.einsum("btar,aro->bto", low_BTAR, b.astype(dtype))
+        return checkpoint_name(y_BTo, "linear")

@@ -1,5 +1,6 @@
 """A mixture of experts in the place of the mlp: a softmax router, the best `top_k` experts of each
-token, and one ragged matmul per linear over tokens sorted by expert. No token is dropped.
+token, and one ragged matmul per linear over tokens sorted by expert. No token is dropped. On TPUs XLA
+compiles the ragged matmul to a kernel that computes each row with its own expert alone.
 
 Experts are spread over the mesh axis `model`: each device computes its own experts for the tokens of
 its rows, and the results are summed over the axis, as for a tensor-parallel mlp.
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.mesh import ROWS
@@ -71,7 +73,7 @@ def _experts(
             for i in range(a.shape[0]):
                 low = _ragged(x_ni, a[i], size_E, expert_n) * mix_nA[:, i : i + 1]
                 y_no += _ragged(low, b[i], size_E, expert_n)
-        return y_no
+        return checkpoint_name(y_no, "linear")
 
     x_nD = x_BTD.reshape(-1, D)[token_n]
     h_nF = jax.nn.silu(through(x_nD, "w_gate")) * through(x_nD, "w_up")

@@ -138,14 +138,19 @@ class _Piece(NamedTuple):
     b: np.ndarray
 
 
+def base_in(path: pathlib.Path) -> Base | None:
+    """The base that the adapter in a folder says it belongs to; None where it does not say."""
+    if not (path / BASE).exists():
+        return None
+    return Base(**json.loads((path / BASE).read_text())["base"])
+
+
 def load(path: pathlib.Path, cfg: arch.Config, base: Base | None = None) -> Adapter:
     """The adapter in a PEFT folder, for a base of this architecture. Its rank is the largest of any
     module. CheckpointError names a setting or tensor that has no place in it, and where the adapter says
     that it belongs to another base than `base`, both."""
     about = _config(path)
-    theirs = None
-    if (path / BASE).exists():
-        theirs = Base(**json.loads((path / BASE).read_text())["base"])
+    theirs = base_in(path)
     identity.check(f"the adapter in {path}", theirs, base)
     pieces = []
     for module, pair in _pairs(path).items():

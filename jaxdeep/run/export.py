@@ -57,6 +57,7 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
     trained = newest(workdir, spec, mesh)
     base = checkpoint.base_in(about)
     params = None
+    setup.refuse_other_base(workdir, model, spec)
     if not spec.full and (what == "merged" or base is None):
         params = setup.weights_of(model, spec, mesh, part["train"].seed)
         ours = setup.base_of(model, spec, params)

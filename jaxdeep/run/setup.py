@@ -44,7 +44,7 @@ class ModelConfig:
     tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
     thinking: Thinking = "write"
     tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
-    remat: str = "full"  # what the backward pass computes again: none, dots (all but matmuls), full
+    remat: str = "full"  # what the backward pass computes again: all but matmuls (dots), or all
     attention: str = "auto"  # the kernel: auto, plain, splash (TPU), cudnn (GPU)
     quant: str = ""  # "int8" holds the frozen linears in a byte a weight
     chunk: int = 256
@@ -84,13 +84,15 @@ class EnvConfig:
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """The limits of a conversation, and conversations at a time. `cache_gb` is the room for keys and
-    values; 0 is enough for all of them at `limits.max_tokens`."""
+    values; 0 is enough for all of them at `limits.max_tokens`. `exact` makes a run repeat itself to the
+    last bit on CPUs, after an interruption too, for slower rollouts."""
 
     limits: Limits
     slots: int
     cache_gb: float = 0.0
     chunk: int = 256
     steps: int = 8
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +152,7 @@ def spec_of(
     model: ModelConfig,
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
-    clip: losses.Clip | None = None,
+    objective: losses.Objective = losses.SFT,
 ) -> states.Spec:
     """What the steps of a run are compiled from."""
     if model.quant and not adapter.rank:
@@ -166,7 +168,7 @@ def spec_of(
         chunk=model.chunk,
         lora_scale=adapter.scale,
     )
-    return states.Spec(cfg, adapter, optimizer, clip)
+    return states.Spec(cfg, adapter, optimizer, objective)
 
 
 def weights_of(
@@ -185,9 +187,13 @@ def start_of(
     model: ModelConfig,
     spec: states.Spec,
     mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path | None = None,
 ) -> tuple[dict[str, Any] | None, states.State]:
     """The frozen weights (None where they are what is trained) and a fresh state: around the adapter or
-    the result of the run in `train.start`, else around a new adapter or the base."""
+    the result of the run in `train.start`, else around a new adapter or the base. Where that, or the run
+    that goes on in `workdir`, belongs to another base, CheckpointError before any weight is loaded."""
+    for path in filter(None, (train.start and pathlib.Path(train.start), workdir)):
+        refuse_other_base(path, model, spec)
     params = weights_of(model, spec, mesh, train.seed)
     key = jax.random.key(train.seed)
     trained = params if spec.full else None
@@ -204,6 +210,21 @@ def start_of(
             state = state.replace(trained=run.trained(state.trained))
             run.close()
     return (None if spec.full else params), state
+
+
+def refuse_other_base(path: pathlib.Path, model: ModelConfig, spec: states.Spec) -> None:
+    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the files
+    of `model` show without loading it."""
+    if spec.full or model.weights == "random":
+        return
+    if (path / peft.CONFIG).exists():
+        theirs = peft.base_in(path)
+    elif checkpoint.exists(path):
+        theirs = checkpoint.base_in(checkpoint.about(path))
+    else:
+        return
+    ours = identity.Base(model.path, identity.of_files(model.place, spec.model))
+    identity.check(f"what is in {path}", theirs, ours)
 
 
 def base_of(
@@ -256,8 +277,8 @@ def sampled_of(
 
 
 def folder_of(workdir: pathlib.Path) -> pathlib.Path:
-    """Where this process leaves metrics and rollouts: the first of several in `workdir`, each other in
-    a folder of its own there. Checkpoints are written by all together."""
+    """Where this process keeps its configuration, lock and metrics: the first of several in `workdir`,
+    where the rollouts of all are too, each other in a folder of its own there."""
     index = jax.process_index()
     return workdir / f"process-{index}" if index else workdir
 
@@ -346,6 +367,7 @@ def engine_of(
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
+        exact=rollout.exact,
     )
     return Engine(params, spec.model, mesh, size)
 

@@ -70,11 +70,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
     with log.lock(place):
-        configs.save(config, place, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh)
+        about = configs.save(config, place, sys.argv)
+        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step = states.Step(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
         done, position = 0, sources.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)

@@ -60,7 +60,7 @@ def jaxdeep(work: list[dict]) -> dict:
 
     cfg = arch.Config(
         V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=LENGTH,
-        dtype="float32", remat="none", lora_scale=1.0,
+        dtype="float32", remat="dots", lora_scale=1.0,
     )  # fmt: skip
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()

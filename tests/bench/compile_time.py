@@ -1,6 +1,7 @@
 """Seconds until the first LoRA SFT step of a model of Qwen3-8B's shape is compiled, side by side: jaxdeep,
 which scans its layers, and google-tunix, which unrolls them. All weights bfloat16, rank 32 on all
-linears, AdamW, 4 x 1,024 tokens, nothing recomputed, one CPU device; from shapes, nothing is allocated.
+linears, AdamW, 4 x 1,024 tokens (jaxdeep recomputes what is between matmuls, google-tunix nothing), one CPU
+device; from shapes, nothing is allocated.
 
     make bench           (python tests/bench/compile_time.py [--layers=36] [--rounds=1])
 
@@ -30,7 +31,7 @@ def jaxdeep(L: int):
     from jaxdeep.model import arch, lora
     from jaxdeep.train import optim, state
 
-    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="none")
+    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
     spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
     return [lambda: ahead.gradients(spec, mesh, B, T), lambda: ahead.update(spec, mesh)]

@@ -52,7 +52,7 @@ def main() -> None:
     batches = texts(flags.rows)
 
     def model(dtype: str, quant: str):
-        cfg = arch.Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="none")
+        cfg = arch.Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="dots")
         return cfg, load.load(str(PLACE), cfg, mesh)
 
     def predictions(cfg: arch.Config, params: dict, batch: Batch) -> jax.Array:

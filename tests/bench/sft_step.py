@@ -34,7 +34,7 @@ def jaxdeep(V: int):
     def build():
         cfg = arch.Config(
             V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=4096,
-            dtype="float32", remat="none", lora_scale=1.0,
+            dtype="float32", remat="dots", lora_scale=1.0,
         )  # fmt: skip
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
         spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))

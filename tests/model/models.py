@@ -15,7 +15,7 @@ DENSE = arch.Config(
     **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
     limit=512,
     dtype="float32",
-    remat="none",
+    remat="dots",
     lora_scale=2.0,
 )
 MIXTURE = dataclasses.replace(DENSE, F=24, tie=False, E=4, top_k=2)

@@ -9,7 +9,7 @@ from model.models import CONFIGS, DENSE
 
 from jaxdeep.errors import CheckpointError
 from jaxdeep.model import load, lora
-from jaxdeep.model.identity import Base, check, identity
+from jaxdeep.model.identity import Base, check, identity, of_files
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -18,6 +18,7 @@ def test_it_is_the_same_in_every_dtype_on_every_mesh_and_in_half_as_int8(name, t
     found = identity(params, cfg)
     assert len(found) == 25
     load.save(tmp_path / "x", params, cfg)
+    assert of_files(str(tmp_path / "x"), cfg) == found.split("-")[0]
     for mesh, dtype, quant in (
         (models.four_devices(), "bfloat16", ""),
         (models.four_devices(), "float32", "int8"),

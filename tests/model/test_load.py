@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_saved_is_loaded_equal_on_one_device_and_on_many(name, saved):
-    cfg = arch.Config.from_hf(saved / name, dtype="float32", remat="none", lora_scale=2.0)
+    cfg = arch.Config.from_hf(saved / name, dtype="float32", remat="dots", lora_scale=2.0)
     assert cfg == CONFIGS[name]
     files = sorted(file.name for file in (saved / name).iterdir())
     if name == "dense":
@@ -90,7 +90,7 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
     model = models.transformers_model(saved / "mixture")
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    cfg = arch.Config.from_hf(tmp_path, dtype="float32", remat="none", lora_scale=2.0)
+    cfg = arch.Config.from_hf(tmp_path, dtype="float32", remat="dots", lora_scale=2.0)
     equal(load.load(str(tmp_path), cfg, models.one_device()), models.params("mixture"))
 
 

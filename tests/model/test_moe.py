@@ -1,6 +1,9 @@
 """Experts against a loop over tokens in float64, and spread over a mesh against one device."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -116,3 +119,31 @@ def test_a_config_of_experts_goes_out_and_in_again():
     ):
         with pytest.raises(CheckpointError, match=said):
             arch.Config.from_hf(CFG.to_hf() | change)
+
+
+AHEAD = """
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from jaxdeep.model import moe
+
+device = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+shapes = dict(x=((4096, 1024), "bfloat16"), w=((32, 1024, 512), "bfloat16"),
+              size=((32,), "int32"), expert=((4096,), "int32"))
+args = {name: jax.ShapeDtypeStruct(*of, sharding=SingleDeviceSharding(device))
+        for name, of in shapes.items()}
+run = jax.jit(lambda x, w, size, expert: moe._ragged(x, w, size, expert))
+done = run.lower(**args).compile()
+print(int(done.cost_analysis()["flops"]), "tpu_custom_call" in done.as_text())
+"""
+
+
+@pytest.mark.slow
+def test_tpus_compute_each_row_with_its_own_expert_alone():
+    pytest.importorskip("libtpu")
+    env = os.environ | {"TPU_SKIP_MDS_QUERY": "1", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run([sys.executable, "-c", AHEAD], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == [str(2 * 4096 * 1024 * 512), "True"]

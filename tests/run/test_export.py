@@ -144,7 +144,8 @@ def test_a_run_of_all_weights_exports_what_it_left(place):
         assert (folder / "tokenizer.json").read_text() == chat.tokenizer.text
 
 
-def test_another_base_is_refused_with_both_names(place, capsys):
+def test_another_base_is_refused_with_both_names_before_it_is_loaded(place, capsys, monkeypatch):
+    monkeypatch.setattr(load, "load", lambda *_: pytest.fail("weights were loaded"))
     commands = {
         "an adapter": lambda: train(
             place, "x", f"--config.train.start={place / 'adapter'}", base="other"
