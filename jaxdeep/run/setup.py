@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
+from jaxdeep import mesh as meshes
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.data.chat import Chat, Thinking
@@ -257,6 +258,28 @@ def revived(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
     have no gradient, ever. The product stays as it is."""
     dead = ~pair["a"].any(-2, keepdims=True) & ~pair["b"].any(-1)[..., None, :]
     return np.where(dead, fresh_a, pair["a"])
+
+
+def sampled_of(
+    model: ModelConfig,
+    spec: states.Spec,
+    params: dict[str, Any] | None,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> dict[str, Any] | None:
+    """The frozen weights on the mesh that a sampler has to itself: the same arrays where its devices
+    hold all of them, else read once more."""
+    if params is None:
+        return None
+    found = meshes.held(params, arch.shardings(spec.model, mesh))
+    return weights_of(model, spec, mesh, seed) if found is None else found
+
+
+def folder_of(workdir: pathlib.Path) -> pathlib.Path:
+    """Where this process keeps its configuration, lock and metrics: the first of several in `workdir`,
+    where the rollouts of all are too, each other in a folder of its own there."""
+    index = jax.process_index()
+    return workdir / f"process-{index}" if index else workdir
 
 
 def source_folder(model: ModelConfig) -> pathlib.Path | None:

@@ -78,6 +78,7 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
+    meshes.join()
     train, batch, data = part["train"], part["batch"], part["data"]
     chat = setup.chat_of(part["model"])
     size = dict(B=batch.rows, T=batch.length)
@@ -87,8 +88,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
     objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
     spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir), log.Termination() as ending:
-        about = configs.save(config, workdir, sys.argv)
+    place = setup.folder_of(workdir)
+    with log.lock(place), log.Termination() as ending:
+        about = configs.save(config, place, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
@@ -99,8 +101,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
             position = mix.Position.load(kept, walk)
         how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
         batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
-        timer = trace.Timer(trace.Trace(workdir))
-        watched = monitor.Monitor(workdir, step=done, mesh=mesh, part=part)
+        timer = trace.Timer(trace.Trace(place))
+        watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
         with contextlib.closing(saved), watched as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
@@ -125,14 +127,15 @@ def main(config: ConfigDict, workdir: Path) -> int:
                 metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
-                if n % train.save_every == 0 or n == train.steps or ending.asked:
+                ended = any(meshes.exchange([ending.asked]))
+                if n % train.save_every == 0 or n == train.steps or ended:
                     score = -row["eval/loss"] if "eval/loss" in row else None
                     with timer("checkpoint"):
                         saved.save(n, state, position.save(walk), score=score)
-                if ending.asked:
+                if ended:
                     break
             bar.close()
-        if ending.asked:
+        if done < train.steps and ended:
             print(log.ENDED.format(step=n))
             return 0
         if spec.full:

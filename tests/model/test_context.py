@@ -123,10 +123,10 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
     mesh = mesh_of(context=4)
     with pytest.raises(ConfigError, match=r"60 positions.*8 chunks for context=4"):
         meshes.put(mesh, jax.tree.map(lambda x: x[:, :60], BATCH))
+    params = tiny.params()  # shared with other tests: not to be made on this mesh
     with meshes.use(mesh), pytest.raises(ConfigError, match=r"60 positions.*2\*context=8"):
         jax.eval_shape(
-            lambda p: qwen3.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG),
-            tiny.params(),
+            lambda p: qwen3.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG), params
         )
     q, k = (jax.ShapeDtypeStruct((1, 64, n, 8), jnp.float32) for n in (6, 2))
     with meshes.use(mesh_of(model=4)), pytest.raises(ConfigError, match=r"6 attention.*model=4"):
