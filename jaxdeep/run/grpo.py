@@ -28,6 +28,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, tools_of
+from jaxdeep.data import tokenizer
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
@@ -86,6 +87,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     check_sizes(part, len(taskset), mesh)
     with log.lock(workdir), log.Termination() as ending:
         part["about"] = configs.save(algorithms.expand(config), workdir, sys.argv)
+        log.write_atomic(workdir / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
     return 0
