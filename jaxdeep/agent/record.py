@@ -2,7 +2,7 @@
 
 One trajectory a line, with everything it holds; `read` gives back what `write` was given. With a
 tokenizer each piece also says its text, for people: `read` does not look at it. What training found out
-about the sampled tokens lies in a file of its own: `write_gaps`, `read_gaps`.
+about the sampled tokens lies in a file of its own: `write_gaps`, `with_gaps`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -83,15 +83,17 @@ def write_gaps(
     np.save(path, np.concatenate(flat))
 
 
-def read_gaps(path: str | Path, sampled: Sequence[int]) -> list[np.ndarray | None]:
-    """The gaps of trajectories with so many `sampled` tokens; all None where nothing was written."""
-    if not Path(path).exists():
-        return [None] * len(sampled)
-    flat = np.load(path, allow_pickle=False).astype(np.float32)
-    if len(flat) != sum(sampled):
-        raise DataError(f"{path} is of {len(flat)} tokens, its record of {sum(sampled)}")
-    parts = np.split(flat, np.cumsum(sampled)[:-1])
-    return [None if np.isnan(part).all() else part for part in parts]
+def with_gaps(
+    trajectories: Iterable[Trajectory], path: str | Path
+) -> Iterator[tuple[Trajectory, np.ndarray | None]]:
+    """The trajectories of a record, each with its gaps; None where there are none."""
+    flat = np.load(path, allow_pickle=False) if Path(path).exists() else None
+    at = 0
+    for trajectory in trajectories:
+        gap = None if flat is None else flat[at : (at := at + trajectory.sampled)]
+        if gap is not None and len(gap) != trajectory.sampled:
+            raise DataError(f"{path} is of {len(flat)} tokens, its record of more: remove it")
+        yield trajectory, None if gap is None or np.isnan(gap).all() else gap.astype(np.float32)
 
 
 def _read_line(line: str, where: str) -> Trajectory:

@@ -20,6 +20,7 @@ from jaxdeep import config as configs
 from jaxdeep import log
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
+from jaxdeep.data import tokenizer
 from jaxdeep.errors import DataError
 from jaxdeep.eval import harness, report
 from jaxdeep.model import lora
@@ -115,5 +116,6 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
         finally:
             bar.close()
             engine.close()
+        log.write_atomic(workdir / tokenizer.FILE, chat.tokenizer.text)
         record.write(workdir / "eval.jsonl", seen, chat.tokenizer)
     return seen

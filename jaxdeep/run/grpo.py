@@ -31,6 +31,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, tools_of
+from jaxdeep.data import tokenizer
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
@@ -91,6 +92,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     place = setup.folder_of(workdir)
     with log.lock(place), log.Termination() as ending:
         part["about"] = configs.save(algorithms.expand(config), place, sys.argv)
+        log.write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
     return 0

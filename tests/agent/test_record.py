@@ -143,11 +143,11 @@ def test_what_training_found_out_lies_beside_the_record(tmp_path):
     path = tmp_path / "gaps" / "1.npy"
     gaps = [np.array([1e-6, -2.5], np.float32), None, None]
     record.write_gaps(path, [full, none, again], gaps)
-    found = record.read_gaps(path, [2, 0, 2])
+    found = [gap for _, gap in record.with_gaps([full, none, again], path)]
     assert found[0] == pytest.approx([1e-6, -2.5], rel=0.05) and found[1:] == [None, None]
-    assert record.read_gaps(tmp_path / "none.npy", [2, 0]) == [None, None]
-    with pytest.raises(DataError, match="of 4 tokens, its record of 3"):
-        record.read_gaps(path, [2, 1])
+    assert list(record.with_gaps([full], tmp_path / "none.npy")) == [(full, None)]
+    with pytest.raises(DataError, match="of 4 tokens, its record of more"):
+        list(record.with_gaps([full, again, again], path))
     record.write(tmp_path / "r.jsonl", [full])
     assert record.read(tmp_path / "r.jsonl")[0].advantage == -0.5
 
