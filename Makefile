@@ -20,8 +20,9 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers.
+# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl.
 test-slow: $(VENV)/.installed-dev
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
 # Side by side with peers, each in a process of its own; then memory and what int8 costs. Takes minutes.

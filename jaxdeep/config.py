@@ -116,12 +116,15 @@ def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets one value. A key that the file leaves at its default is set too, and checked by `build`: it
-    is refused here where its section does not exist."""
+    """Sets one value. A key that the file leaves at its default, alone or with the section it is in, is
+    set too, and checked by `build`: it is refused here where there is no such section of the file."""
     leaves = _flatten(config)
     *parents, last = key.split(".")
     section: Any = config
-    for parent in parents:
+    for depth, parent in enumerate(parents):
+        if depth and isinstance(section, ConfigDict) and section.get(parent) is None:
+            with section.unlocked():
+                section[parent] = ConfigDict()
         section = section.get(parent) if isinstance(section, ConfigDict) else None
     inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
     if inside:
@@ -207,6 +210,10 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (origin is typing.Literal and value in args):
         return value
+    if origin is typing.Literal:
+        raise ConfigError(
+            f"{where} is {value!r}, none of {', '.join(map(repr, args))}.{suggest(str(value), map(str, args))}"
+        )
     if origin in (typing.Union, types.UnionType):
         choices = [arg for arg in args if arg is not type(None)]
         if value is None and len(choices) < len(args):
@@ -247,15 +254,18 @@ def _cast_tuple(value: tuple, args: tuple, where: str) -> tuple:
 # What was run.
 
 
-def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> None:
-    """Writes `workdir/config.json`: the resolved configuration, the command, the commit, the versions."""
+def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """Writes `workdir/config.json`, and returns what is in it: the resolved configuration, the command,
+    the commit, the versions."""
     record = {
         "config": config.copy_and_resolve_references().to_dict(),
         "command": shlex.join(argv),
         "commit": _commit(),
         "versions": {"python": sys.version.split()[0], "jaxdeep": __version__} | _versions(),
     }
-    log.write_atomic(workdir / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+    text = json.dumps(record, indent=2, default=str)
+    log.write_atomic(workdir / "config.json", text + "\n")
+    return json.loads(text)
 
 
 def _commit() -> str:

@@ -1,6 +1,7 @@
 """The three kinds of failure, and where each is handled.
 
-    ours          ConfigError, DataError, CheckpointError, MismatchError   stops the run, with the values
+    ours          ConfigError, DataError, CheckpointError, MismatchError,
+                  DivergedError                                            stops the run, with the values
     the world's   WorldError                                               recorded on the trajectory, kept
       ToolTimeout                                                          out of baseline and loss
     the model's   no exception: an observation the model reads             agent.tool, agent.rollout
@@ -27,6 +28,10 @@ class CheckpointError(JaxdeepError):
 
 class MismatchError(JaxdeepError):
     """Sampler and trainer disagree about the log-probabilities of the same tokens."""
+
+
+class DivergedError(JaxdeepError):
+    """A loss or a gradient that is no number. The state before it was kept."""
 
 
 class WorldError(Exception):

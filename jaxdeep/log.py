@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,8 +69,8 @@ class Metrics:
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one row, on disk when this returns. Numbers that are not finite become null and are
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds one row, on disk when this returns, and returns it. Numbers that are not finite become null and are
         named under "nonfinite". ValueError where `step` does not grow."""
         if step <= self.step:
             raise ValueError(f"{step=} is not after the last row of {self.path}, {self.step}")
@@ -83,6 +84,7 @@ class Metrics:
         self._file.flush()
         os.fsync(self._file.fileno())
         self.step = step
+        return row
 
     def close(self) -> None:
         """Closes the file."""
@@ -149,6 +151,41 @@ class Timer:
         """`{"time/<stage>": seconds}` since the last call, and starts again from nothing."""
         taken, self._seconds = self._seconds, {}
         return {f"time/{stage}": seconds for stage, seconds in taken.items()}
+
+
+class Terminated(BaseException):
+    """SIGTERM came while work was done that may be dropped."""
+
+
+class Termination:
+    """Makes SIGTERM, what machines that are taken away get, an end in good order: `asked` becomes true
+    for the loop to see between two steps, and work inside `droppable()` ends at once by Terminated."""
+
+    def __init__(self) -> None:
+        self.asked, self._droppable = False, False
+
+    def __enter__(self) -> Termination:
+        self._before = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _handle(self, *_: object) -> None:
+        self.asked = True
+        if self._droppable:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def droppable(self) -> Iterator[None]:
+        """Work that is as if never begun when it is cut off."""
+        self._droppable = True
+        try:
+            if self.asked:
+                raise Terminated
+            yield
+        finally:
+            self._droppable = False
 
 
 @contextlib.contextmanager

@@ -99,8 +99,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(mesh: Mesh, batch: Batch) -> Batch:
-    """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`."""
-    B, T = batch.tokens_BT.shape
+    """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`; one that is
+    not what `Batch` promises is a ValueError."""
+    check(batch)
+    check_size(mesh, *batch.tokens_BT.shape)
+    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))
+
+
+def check_size(mesh: Mesh, B: int, T: int) -> None:
+    """ConfigError where batches of B rows of T positions do not divide over the mesh."""
     rows = mesh.shape["replica"] * mesh.shape["data"]
     C = mesh.shape["context"]
     chunks = 2 * C if C > 1 else 1  # see model.context
@@ -109,4 +116,35 @@ def put(mesh: Mesh, batch: Batch) -> Batch:
             f"a batch of {B} rows x {T} positions does not divide over replica*data={rows} and "
             f"{chunks} chunks for context={C}: change the rows or the length of a batch"
         )
-    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))
+
+
+def check(batch: Batch) -> None:
+    """ValueError with the first place where a batch breaks what `Batch` promises: a wrong mask or a
+    sequence out of line would train, quietly, on something else."""
+    _, segments_BT, positions_BT, learn_BT, logp_BT, advantage_BT = batch
+    shapes = {name: part.shape for name, part in batch._asdict().items()}
+    if len(set(shapes.values())) != 1 or segments_BT.ndim != 2:
+        raise ValueError(f"the parts of a batch must have one shape [B, T]: {shapes}")
+    left_BT, place_BT = (np.roll(x_BT, 1, axis=1) for x_BT in (segments_BT, positions_BT))
+    left_BT[:, :1], place_BT[:, :1] = 0, -1
+    learned_BT, used_BT, starts_BT = learn_BT != 0, segments_BT != 0, segments_BT != left_BT
+    gap_BT = (left_BT == 0) & (np.arange(segments_BT.shape[1]) > 0)
+    wrong = {
+        "segments do not count 1, 2, ... up to the padding": used_BT
+        & starts_BT
+        & (gap_BT | (segments_BT != left_BT + 1)),
+        "positions do not count up from 0 in each segment": used_BT
+        & (positions_BT != np.where(starts_BT, 0, place_BT + 1)),
+        "the mask is negative or no number": ~((learn_BT >= 0) & (learn_BT < np.inf)),
+        "padding is learned": learned_BT & ~used_BT,
+        "the first token of a segment is learned, which nothing predicts": learned_BT & starts_BT,
+        "there is an advantage where nothing is learned": (advantage_BT != 0) & ~learned_BT,
+        "an advantage is no number": ~np.isfinite(advantage_BT),
+        "the log-probability of a learned token is none": learned_BT
+        & ~((logp_BT <= 1e-3) & (logp_BT > -np.inf)),
+    }
+    for what, places_BT in wrong.items():
+        if places_BT.any():
+            b, t = np.argwhere(places_BT)[0].tolist()
+            row = batch.__class__(*(part[b, t].item() for part in batch))
+            raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")

@@ -255,6 +255,12 @@ def test_the_commit_is_the_checkouts_and_unknown_outside_one(tmp_path, monkeypat
     assert config._commit() == f"{clean}-dirty"
 
 
+def test_a_section_inside_one_that_the_file_leaves_out_is_set_too(file):
+    loaded = config.load(file, ["--config.train.data.cap=3", "--config.train.data.name=x"])
+    assert loaded.train.data.to_dict() == {"cap": 3, "name": "x"} and loaded.is_locked
+    assert "data.cap is not" in refusal(file, "--config.data.cap=3")
+
+
 def test_a_key_that_the_file_leaves_out_is_set_and_left_to_the_dataclass(file):
     loaded = config.load(file, ["--config.train.fresh=3"])
     assert loaded.train.fresh == 3 and loaded.is_locked

@@ -22,6 +22,15 @@ def test_the_check_finds_a_lie():
     )
 
 
+OBJECTIVES = [
+    losses.SFT,
+    losses.Objective("clip", losses.Clip(dual=2.0), "sequence", entropy=0.1),
+    losses.Objective("gspo", kl=losses.Kl("k3", 0.1), correction=losses.Correction("mask")),
+    losses.Objective("cispo"),
+    losses.Objective("binary_tv"),
+]
+
+
 @pytest.mark.slow
 def test_no_suffix_lies():
     B, T = 3, 13  # shapes that no other test traces
@@ -32,7 +41,10 @@ def test_no_suffix_lies():
 
     def train(params, adapter, batch):
         logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=tiny.CFG)
-        return losses.loss(logp_BT, entropy_BT, batch, clip=losses.Clip())[0]
+        before = losses.Before(logp_BT, logp_BT)
+        for objective in OBJECTIVES:
+            losses.loss(logp_BT, entropy_BT, batch, before, objective=objective)
+        return logp_BT
 
     how = sampler.Draw(
         seed_B=np.zeros(B, np.uint32),
@@ -67,4 +79,5 @@ def test_no_suffix_lies():
         "loss",
         "draw",
     } <= seen
+    assert {"policy_loss", "mismatch", "clipped", "trusted", "bonus", "sizes", "row"} <= seen
     assert {"token_logps", "prefill", "decode", "one", "rotate", "angles"} <= seen

@@ -10,8 +10,8 @@ was cut runs nothing. `pieces` holds what the policy wrote or was about to read,
 happened: what the world says after the last turn of a policy is in `messages` only.
 
 Failures: the model's become text it reads; the world's (`WorldError`, and whatever else the code of
-an environment or a tool raises) end this rollout as FAILED; those of the policy and of this code are
-ours and propagate. Whatever happens, the environment is closed.
+an environment or a tool raises) end this rollout as FAILED, and those of a reward leave it without one;
+those of the policy and of this code are ours and propagate. Whatever happens, the environment is closed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxdeep.agent.base import Env, Policy, Taskset
+from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult
 from jaxdeep.data.chat import Chat, Mark
 from jaxdeep.errors import ConfigError, WorldError
@@ -118,8 +118,8 @@ async def group(
 async def score(taskset: Taskset, trajectory: Trajectory) -> None:
     """Fill in the rewards by name and the weighted total.
 
-    A reward is None where the trajectory cannot be judged: the world failed, the function says so,
-    or it raised `WorldError` (noted in `failure`). One None makes the total None.
+    A reward is None where the trajectory cannot be judged: the world failed, the function says so, it
+    raised, or gave what is no number (noted in `failure`, with its name). One None makes the total None.
     """
     trajectory.rewards = dict.fromkeys(taskset.rewards)
     trajectory.reward = None
@@ -127,14 +127,19 @@ async def score(taskset: Taskset, trajectory: Trajectory) -> None:
         return
     for name, (_, judge) in taskset.rewards.items():
         with _noted(trajectory, void=False):
-            value = judge(trajectory.task, trajectory)
-            value = await value if inspect.isawaitable(value) else value
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"reward {name!r} of task {trajectory.task.id!r} is {value}")
-            trajectory.rewards[name] = None if value is None else float(value)
+            value = await _world(f"reward {name!r}", _judged(judge, trajectory))
+            trajectory.rewards[name] = value
     if None not in trajectory.rewards.values():
         weights = ((weight, trajectory.rewards[n]) for n, (weight, _) in taskset.rewards.items())
         trajectory.reward = float(sum(weight * value for weight, value in weights))
+
+
+async def _judged(judge: Reward, trajectory: Trajectory) -> float | None:
+    value = judge(trajectory.task, trajectory)
+    value = await value if inspect.isawaitable(value) else value
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"it is {value}")
+    return None if value is None else float(value)
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,18 +1,18 @@
 """Improve a policy by GRPO on its own tool-using rollouts.
 
     P tasks -> P x G rollouts through the tool loop -> rewards -> group advantages -> packed batches
-    -> one optimizer pass -> the new adapter to the sampler, and again
+    -> one optimizer pass, or several -> the new adapter to the sampler, and again
 
-At the first step of every run the trainer's log-probabilities must equal the sampler's, or the run
-stops with both numbers. Each step writes a row of `metrics.jsonl` and its rollouts to `rollouts/`; the
-same command goes on where it was stopped.
+`grpo.algorithm` says by which rules (`run.algorithms`). At the first step of every run the trainer's
+log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a row
+of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,15 +30,17 @@ from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack
-from jaxdeep.errors import ConfigError, MismatchError
+from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import lora
 from jaxdeep.rewards import advantages
-from jaxdeep.run import setup
+from jaxdeep.rewards.curriculum import Walk
+from jaxdeep.rewards.health import health
+from jaxdeep.run import algorithms, setup
 from jaxdeep.sample.engine import Engine
-from jaxdeep.train import checkpoint, losses, optim
+from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
-from jaxdeep.types import Sampling, Stop, Trajectory
+from jaxdeep.types import Batch, Row, Sampling, Stop, Trajectory
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
@@ -47,29 +49,13 @@ EXAMPLE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class GrpoConfig:
-    """Prompts a step, rollouts a prompt, the clip, and how far trainer and sampler may be apart (nats,
-    the largest difference of any token) at the first step."""
-
-    prompts: int
-    group: int
-    tolerance: float
-    clip: losses.Clip = dataclasses.field(default_factory=losses.Clip)
-    eval_every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.prompts < 1 or self.group < 2:
-            raise ConfigError(
-                f"grpo.prompts={self.prompts} must be at least 1 and grpo.group={self.group} at least 2: "
-                "the baseline is the mean of the group"
-            )
+VOID_STEPS = 3  # this many steps in a row without a single reward stop a run
 
 
 def parts(config: ConfigDict) -> dict[str, Any]:
     """The sections of the configuration, checked."""
     return setup.sections(
-        config,
+        algorithms.expand(config),
         {
             "model": setup.ModelConfig,
             "lora": lora.LoraConfig,
@@ -77,109 +63,167 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "mesh": meshes.MeshConfig,
             "env": setup.EnvConfig,
             "rollout": setup.RolloutConfig,
-            "grpo": GrpoConfig,
+            "grpo": algorithms.GrpoConfig,
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"dev": setup.EnvConfig},
+        {"dev": setup.EnvConfig, "guard": guard.GuardConfig},
     )
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    train, batch, settings, limits = (
-        part["train"],
-        part["batch"],
-        part["grpo"],
-        part["rollout"].limits,
-    )
-    if batch.length < limits.max_tokens:
-        raise ConfigError(
-            f"batch.length={batch.length} must hold a whole rollout: "
-            f"rollout.limits.max_tokens={limits.max_tokens}"
-        )
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
-    if settings.prompts > len(taskset):
-        raise ConfigError(
-            f"grpo.prompts={settings.prompts}, but there are {len(taskset)} questions"
-        )
     mesh = meshes.make_mesh(part["mesh"])
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"], settings.clip)
-    setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
-        step = states.Step(spec, mesh)
-        base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
-        done = 0
-        if saved.latest() is not None:
-            done, state, _ = saved.restore(state)
-        weights, adapter = states.policy(spec, params, state.trained)
-        engine = setup.engine_of(part["rollout"], weights, spec, mesh)
-        engine.set_adapter(adapter)
-        timer, first = log.Timer(), True
-        try:
-            with log.Metrics(workdir, step=done) as metrics:
-                bar = log.progress(train.steps, "grpo", "step", done=done)
-                for n in range(done + 1, train.steps + 1):
-                    tasks = draw(len(taskset), settings.prompts, n - 1, train.seed)
-                    with timer("rollout"):
-                        groups = asyncio.run(
-                            collect(
-                                taskset,
-                                tasks,
-                                engine,
-                                chat,
-                                size=settings.group,
-                                rollout=part["rollout"],
-                                seed=train.seed * 1_000_003 + n,
-                            )
-                        )
-                    record.write(
-                        rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer
-                    )
-                    found = summarize(groups) | engine_counts(engine)
-                    rows, more = advantages.rows(groups)
-                    found |= more
-                    if rows:
-                        with timer("train"):
-                            tolerance = settings.tolerance if first else None
-                            batches = pack(rows, B=batch.rows, T=batch.length)
-                            state, losses_ = learn(step, state, params, batches, tolerance)
-                        found |= {f"train/{name}": value for name, value in losses_.items()}
-                        first = False
-                        weights, adapter = states.policy(spec, params, state.trained)
-                        engine.set_base(weights)
-                        engine.set_adapter(adapter)
-                    if dev and settings.eval_every and n % settings.eval_every == 0:
-                        with timer("eval"):
-                            seen = asyncio.run(greedy(dev, engine, chat, part["rollout"]))
-                        found["dev/em"] = harness.summarize(seen)["em"]
-                    metrics.write(n, found | timer.take())
-                    bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
-                    bar.update()
-                    if n % train.save_every == 0 or n == train.steps:
-                        saved.save(n, state, {})
-                bar.close()
-        finally:
-            engine.close()
-        saved.close()
+    check_sizes(part, len(taskset), mesh)
+    with log.lock(workdir), log.Termination() as ending:
+        part["about"] = configs.save(algorithms.expand(config), workdir, sys.argv)
+        while not train(part, chat, taskset, dev, mesh, workdir, ending):
+            pass  # the guard has set the run back
     return 0
 
 
-def draw(count: int, size: int, step: int, seed: int) -> list[int]:
-    """The `size` tasks of a step: the set is walked again and again, shuffled anew each time."""
-    out = []
-    for index in range(step * size, (step + 1) * size):
-        epoch, place = divmod(index, count)
-        order = list(range(count))
-        random.Random(f"tasks {seed} {epoch}").shuffle(order)
-        out.append(order[place])
-    return out
+def train(
+    part: dict[str, Any],
+    chat: Chat,
+    taskset: Taskset,
+    dev: Taskset | None,
+    mesh: jax.sharding.Mesh,
+    workdir: Path,
+    ending: log.Termination,
+) -> bool:
+    """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
+    config, settings, rollout = part["train"], part["grpo"], part["rollout"]
+    rules = settings.rules(rollout.limits)
+    spec = spec_of(part, guard.rate(part["guard"], workdir))
+    setup.check_vocabulary(chat, spec.model)
+    params, state = setup.start_of(config, part["model"], spec, mesh, workdir)
+    step = states.Step(spec, mesh)
+    base = setup.base_of(part["model"], spec, params)
+    saved = checkpoint.Checkpoints(workdir, spec, keep=config.keep, base=base, run=part["about"])
+    guard.finish(workdir, saved)
+    walk, done = Walk(len(taskset), config.seed, settings.curriculum), 0
+    if saved.latest() is not None:
+        done, state, position = saved.restore(state)
+        walk.restore(position)
+    with contextlib.ExitStack() as stack:
+        stack.callback(saved.close)
+        weights, adapter = states.policy(spec, params, state.trained)
+        engine = stack.enter_context(setup.engine_of(rollout, weights, spec, mesh))
+        engine.set_adapter(adapter)
+        metrics = stack.enter_context(log.Metrics(workdir, step=done))
+        watch = guard.Guard(part["guard"] or guard.GuardConfig(), log.read(metrics.path))
+        bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
+        timer, first, void = log.Timer(), True, 0
+        for n in range(done + 1, config.steps + 1):
+            position, score = walk.position(), None
+            seed = config.seed * 1_000_003 + n + guard.rollbacks(workdir) * 500_009
+            try:
+                with timer("rollout"), ending.droppable():
+                    groups = explore(taskset, walk, engine, chat, settings, rules, rollout, seed)
+            except log.Terminated:
+                break
+            record.write(rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer)
+            void = refuse_void(groups, void, n)
+            rows, shares = advantages.rows(groups, rules)
+            found = (
+                summarize(groups) | engine_counts(engine) | shares | {"grpo/epochs": walk.epochs}
+            )
+            trouble = ""
+            if rows:
+                with timer("train"):
+                    batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
+                    tolerance = settings.tolerance if first else None
+                    state, more, trouble = learn(
+                        step, state, params, batches, tolerance, settings.passes
+                    )
+                if trouble:
+                    saved.save(n - 1, state, position)
+                    saved.wait()
+                    if guard.set_back(workdir, saved, watch, n, [trouble]):
+                        return False
+                    raise DivergedError(f"step {n}: {trouble}")
+                found |= {f"train/{name}": value for name, value in more.items()}
+                first = False
+                weights, adapter = states.policy(spec, params, state.trained)
+                engine.set_base(weights)
+                engine.set_adapter(adapter)
+            if dev and settings.eval_every and n % settings.eval_every == 0:
+                with timer("eval"):
+                    seen = asyncio.run(greedy(dev, engine, chat, rollout))
+                found["dev/em"] = score = harness.summarize(seen)["em"]
+            done, position = n, walk.position()
+            row = metrics.write(n, found | timer.take())
+            bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
+            bar.update()
+            if n % config.save_every == 0 or n == config.steps:
+                saved.save(n, state, position, score=score)
+            if guard.set_back(workdir, saved, watch, n, watch.see(row)):
+                return False
+            if ending.asked:
+                break
+        if ending.asked and saved.latest() != done > 0:
+            saved.save(done, state, position)
+    if ending.asked:
+        print(f"terminated after step {done}, which is saved: the same command continues")
+    return True
+
+
+def spec_of(part: dict[str, Any], rate: float) -> states.Spec:
+    """What the steps are compiled from, with `rate` times the configured learning rate."""
+    settings, limits = part["grpo"], part["rollout"].limits
+    optimizer = settings.updates(part["optim"])
+    optimizer = dataclasses.replace(
+        optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
+    )
+    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits))
+
+
+def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:
+    """ConfigError for sizes that cannot go together."""
+    meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
+    length, longest = part["batch"].length, part["rollout"].limits.max_tokens
+    if length < longest:
+        raise ConfigError(
+            f"batch.length={length} must hold a whole rollout: rollout.limits.max_tokens={longest}"
+        )
+    if part["grpo"].prompts > tasks:
+        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
+
+
+def explore(
+    taskset: Taskset,
+    walk: Walk,
+    engine: Engine,
+    chat: Chat,
+    settings: algorithms.GrpoConfig,
+    rules: advantages.Rules,
+    rollout: setup.RolloutConfig,
+    seed: int,
+) -> list[list[Trajectory]]:
+    """The scored groups of a step: `settings.prompts` of them; where groups of equal rewards are to be
+    replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times."""
+    groups: list[list[Trajectory]] = []
+    drawn: list[int] = []
+    missing = settings.prompts
+    for _ in range(settings.tries if settings.flat == "resample" else 1):
+        tasks = walk.draw(missing, drawn)
+        if not tasks:
+            break
+        found = asyncio.run(
+            collect(taskset, tasks, engine, chat, size=settings.group, rollout=rollout, seed=seed)
+        )
+        for index, group_ in zip(tasks, found, strict=True):
+            walk.note(index, advantages.solved_share(group_, settings.solved))
+        drawn += tasks
+        groups += found
+        missing = settings.prompts - sum(advantages.informative(g, rules) for g in groups)
+        if missing < 1:
+            break
+    return groups
 
 
 async def collect(
@@ -229,25 +273,84 @@ async def greedy(
     )
 
 
+def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) -> list[Batch]:
+    """The rows in microbatches, whose masks must add up to the tokens that were sampled for them."""
+    batches = pack(rows, B=batch.rows, T=batch.length)
+    masked = sum(int(np.count_nonzero(b.learn_BT)) for b in batches)
+    if masked != sampled:
+        raise ValueError(
+            f"the masks of a step hold {masked} tokens, but its rollouts sampled {sampled:.0f}"
+        )
+    return batches
+
+
 def learn(
-    step: states.Step, state: states.State, params: Any, batches: list, tolerance: float | None
-) -> tuple[states.State, dict[str, float]]:
-    """One update. `state` is used up only once trainer and sampler are known to agree to `tolerance`
-    (None: they were compared before) and the loss to be a number."""
-    grads, found = step.gradients(state, params, batches)
-    found = {k: float(v) for k, v in jax.device_get(found).items()}
-    if not np.isfinite(found["loss"]):
-        raise ConfigError(
-            f"the loss of step {int(state.step) + 1} is {found['loss']}: lower optim.lr"
+    step: states.Step,
+    state: states.State,
+    params: Any,
+    batches: list[Batch],
+    tolerance: float | None,
+    passes: int,
+) -> tuple[states.State, dict[str, float], str]:
+    """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
+
+    Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
+    before). An update whose loss or gradient is no number is not made: the state before it is returned.
+    Metrics are those of the last pass; what compares with the sampler is of the first.
+    """
+    befores = step.before(state, params, batches, own=passes > 1)
+    first: dict[str, float] = {}
+    for number in range(passes):
+        grads, found = step.gradients(state, params, batches, befores)
+        found = {k: float(v) for k, v in jax.device_get(found).items()}
+        if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
+            return state, found, blame(step, state, params, batches, befores, found)
+        apart = found["max_logp_diff"]
+        if tolerance is not None and number == 0 and not apart <= tolerance:
+            raise MismatchError(
+                f"the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
+                f"more than grpo.tolerance={tolerance:g}: the gradient would be of another policy"
+            )
+        first = first or {name: found[name] for name in losses.MISMATCH}
+        state, moved = step.update(state, grads)
+        found |= {k: float(v) for k, v in jax.device_get(moved).items()}
+    return state, found | first, ""
+
+
+def blame(
+    step: states.Step,
+    state: states.State,
+    params: Any,
+    batches: list[Batch],
+    befores: list[losses.Before],
+    found: dict[str, float],
+) -> str:
+    """Which microbatches have a loss or a gradient that is no number."""
+    wrong = []
+    for i, (batch, before) in enumerate(zip(batches, befores, strict=True), 1):
+        if batch.learn_BT.any():
+            _, each = step.gradients(state, params, [batch], [before])
+            if not np.isfinite([float(each["loss"]), float(each["grad_norm"])]).all():
+                wrong.append(f"{i} (tokens {int(each['tokens'])})")
+    return (
+        f"the loss is {found['loss']:.4g} and the norm of its gradient {found['grad_norm']:.4g}, in "
+        f"microbatch {', '.join(wrong) or 'none alone'} of {len(batches)}; the state before it is kept. "
+        "Lower optim.lr, or look at the rollouts of this step"
+    )
+
+
+def refuse_void(groups: Sequence[Sequence[Trajectory]], void: int, step: int) -> int:
+    """How many steps in a row had no reward at all, this one included; DataError where they are too many."""
+    every = [t for g in groups for t in g]
+    if any(t.reward is not None for t in every):
+        return 0
+    if void + 1 >= VOID_STEPS:
+        why = next((t.failure for t in every if t.failure), "the rewards are None")
+        raise DataError(
+            f"none of the {len(every)} rollouts of step {step} has a reward, nor of the {void} steps "
+            f"before it. The first of them: {why}"
         )
-    apart = found["max_logp_diff"]
-    if tolerance is not None and not apart <= tolerance:
-        raise MismatchError(
-            f"the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
-            f"more than grpo.tolerance={tolerance:g}: the gradient would be of another policy"
-        )
-    state, moved = step.update(state, grads)
-    return state, found | {k: float(v) for k, v in jax.device_get(moved).items()}
+    return void + 1
 
 
 def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
@@ -260,6 +363,8 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
     for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
         out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
+    signs = [health(t) for t in every]
+    out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
     for stop in Stop:
         out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
     return out

@@ -83,13 +83,15 @@ class EnvConfig:
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
     """The limits of a conversation, and conversations at a time. `cache_gb` is the room for keys and
-    values; 0 is enough for all of them at `limits.max_tokens`."""
+    values; 0 is enough for all of them at `limits.max_tokens`. `exact` makes a run repeat itself to the
+    last bit on CPUs, after an interruption too, for slower rollouts."""
 
     limits: Limits
     slots: int
     cache_gb: float = 0.0
     chunk: int = 256
     steps: int = 8
+    exact: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +151,7 @@ def spec_of(
     model: ModelConfig,
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
-    clip: losses.Clip | None = None,
+    objective: losses.Objective = losses.SFT,
 ) -> states.Spec:
     """What the steps of a run are compiled from."""
     if model.quant and not adapter.rank:
@@ -165,7 +167,7 @@ def spec_of(
         chunk=model.chunk,
         lora_scale=adapter.scale,
     )
-    return states.Spec(cfg, adapter, optimizer, clip)
+    return states.Spec(cfg, adapter, optimizer, objective)
 
 
 def weights_of(
@@ -342,6 +344,7 @@ def engine_of(
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
+        exact=rollout.exact,
     )
     return Engine(params, spec.model, mesh, size)
 

@@ -68,11 +68,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
     spec = setup.spec_of(part["model"], part["lora"], part["optim"])
     setup.check_vocabulary(chat, spec.model)
     with log.lock(workdir):
-        configs.save(config, workdir, sys.argv)
+        about = configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
         step = states.Step(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base)
+        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
         done, position = 0, sources.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)

@@ -42,6 +42,10 @@ class EngineConfig:
     `cache_gb` is the room for keys and values on all devices of the engine together, in pages of `page`
     tokens; 0 is enough for all slots at full length. Prompts enter up to `chunk` tokens at a time, cut
     into tiles of `tile`; answers leave every `steps` tokens. `adapters` may be held at once.
+
+    Log-probabilities depend in their last bits on the size of a call and on which call computed a key.
+    `exact` makes both independent of time, as long as no row is paused: calls have one size, at the cost
+    of speed where few rows are left, and a conversation that goes on computes up to a page again.
     """
 
     slots: int
@@ -52,11 +56,12 @@ class EngineConfig:
     tile: int = 16
     steps: int = 8
     adapters: int = 1
+    exact: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name != "cache_gb"):
+            if value < 0 or (value == 0 and field.name not in ("cache_gb", "exact")):
                 raise ConfigError(f"engine.{field.name} must be positive, got {value}")
         if self.chunk % self.tile:
             raise ConfigError(f"engine.chunk={self.chunk} must be tiles of engine.tile={self.tile}")
@@ -137,7 +142,9 @@ class Engine:
                 f"engine.cache_gb={engine.cache_gb} holds {pages} pages of {engine.page} tokens: "
                 f"each of {shards} replica*data devices needs one"
             )
-        self._pools = [Pool(pages // shards, engine.page) for _ in range(shards)]
+        self._pools = [
+            Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)
+        ]
         self._params, self._bank = params, None
         self._policies = {"": _Policy(np.zeros(engine.adapters, np.float32))}
         self._table = -(-(engine.length + engine.tile) // engine.page)
@@ -269,6 +276,12 @@ class Engine:
             self._wake.notify()
         self._thread.join()
         self._kv = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _submit(self, prompt, seed, max_new, adapter, sampling, sink) -> concurrent.futures.Future:
         prompt = [int(token) for token in prompt]
@@ -492,6 +505,7 @@ class Engine:
     def _size(self, most: int, part: int) -> int:
         """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
         would copy all pages to write to one (seen on CPUs)."""
+        part = 1 if self.engine.exact else part
         return max(most // part // self._shards, 2) * self._shards
 
     def _places(self, work: Sequence[Sequence[Any]], size: int) -> Iterator[tuple[int, Any]]:

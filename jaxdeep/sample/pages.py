@@ -40,10 +40,10 @@ class Lease:
 
 
 class Pool:
-    """`count` pages of `size` tokens each."""
+    """`count` pages of `size` tokens each. Without `partial`, last pages that are not full are not kept."""
 
-    def __init__(self, count: int, size: int) -> None:
-        self.count, self.size = count, size
+    def __init__(self, count: int, size: int, *, partial: bool = True) -> None:
+        self.count, self.size, self.partial = count, size, partial
         self._free = list(range(count))[::-1]
         self._roots: dict[Hashable, Node] = {}
         # pages in the tree that nobody uses, oldest first. Who gives a path back gives its end first,
@@ -118,7 +118,7 @@ class Pool:
         self.publish(lease, tokens)
         node, dead = lease.path[-1] if lease.path else lease.root, self._dead(lease.root)
         rest = tuple(tokens[len(lease.path) * self.size :])
-        if lease.own and 0 < len(rest) < self.size and not dead:
+        if self.partial and lease.own and 0 < len(rest) < self.size and not dead:
             last = Node(node, rest, lease.own.pop(0))
             node.partial.append(last)
             self._idle[last] = None

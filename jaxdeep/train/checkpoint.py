@@ -1,12 +1,20 @@
 """Checkpoints of a run: what is trained, the optimizer, the step, and where the data stands.
 
-Orbax writes each to a temporary folder and renames it, so a kill leaves the last good one whole.
+Orbax writes each in the background to a temporary folder and renames it, so a kill leaves the last good
+one whole. One that a disk has damaged is passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import logging
+import os
 import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +23,10 @@ import orbax.checkpoint as ocp
 from jaxdeep.errors import CheckpointError
 from jaxdeep.model import identity
 from jaxdeep.train import state as states
+
+NONE = -sys.float_info.max  # the score of what was not evaluated: Orbax wants a number
+# what Orbax and what it reads with say of a file that is missing, cut short or changed
+TORN = (ValueError, OSError, KeyError)
 
 
 def shape_of(spec: states.Spec) -> dict[str, Any]:
@@ -28,8 +40,9 @@ def shape_of(spec: states.Spec) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, the last `keep` of them. Where something is trained over
-    a frozen `base`, they remember it, and a run over another one is refused."""
+    """The checkpoints in `workdir/checkpoints`: the last `keep` of them, and the best of those saved with
+    a score. Each describes itself: shape, base, and the `run` (configuration, command, commit). Where
+    something is trained over a frozen `base`, a run over another one is refused."""
 
     def __init__(
         self,
@@ -38,72 +51,145 @@ class Checkpoints:
         *,
         keep: int = 2,
         base: identity.Base | None = None,
+        run: dict[str, Any] | None = None,
     ) -> None:
-        self.path, self.spec, self.base = workdir.absolute() / "checkpoints", spec, base
+        self.path, self.spec, self.base, self.run = (
+            workdir.absolute() / "checkpoints", spec, base, run
+        )  # fmt: skip
+        last = ocp.checkpoint_managers.LatestN(keep)
+        best = ocp.checkpoint_managers.BestN(
+            get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
+        )
         self.manager = ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False, create=True
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([last, best]),
+                best_fn=_score,
+                create=True,
             ),
         )
 
-    def save(self, step: int, state: states.State, position: dict[str, Any]) -> None:
-        """Write the state after `step`; it is whole on disk when this returns."""
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                trained=ocp.args.StandardSave(state.trained),
-                optimizer=ocp.args.StandardSave({"opt": state.opt, "step": state.step}),
-                about=ocp.args.JsonSave(
-                    {
-                        "shape": shape_of(self.spec),
-                        "lora": dataclasses.asdict(self.spec.lora),
-                        "position": position,
-                        "base": self.base and self.base._asdict(),
-                    }
+    def save(
+        self,
+        step: int,
+        state: states.State,
+        position: dict[str, Any],
+        *,
+        score: float | None = None,
+    ) -> None:
+        """Write the state after `step`, in the background: it is whole on disk after the next `save`,
+        `wait` or `close`, which also raise what went wrong. The best has the highest `score`. A step that
+        is saved already stays as it is."""
+        if step == self.latest():
+            return
+        about = {
+            "shape": shape_of(self.spec),
+            "lora": dataclasses.asdict(self.spec.lora),
+            "position": position,
+            "base": self.base and self.base._asdict(),
+            "run": self.run,
+        }
+        with _disk(self.path):
+            self.manager.save(
+                step,
+                metrics={"score": NONE if score is None else score},
+                args=ocp.args.Composite(
+                    trained=ocp.args.StandardSave(state.trained),
+                    optimizer=ocp.args.StandardSave({"opt": state.opt, "step": state.step}),
+                    about=ocp.args.JsonSave(about),
                 ),
-            ),
-        )
+            )
+
+    def wait(self) -> None:
+        """Until all that was saved is on disk."""
+        with _disk(self.path):
+            self.manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def drop_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
+    def best(self) -> int | None:
+        """The step of the checkpoint with the highest score; None where none has one."""
+        step = self.manager.best_step()
+        return None if step is None or self.manager.metrics(step)["score"] == NONE else step
+
     def restore(self, state: states.State) -> tuple[int, states.State, dict[str, Any]]:
-        """The newest checkpoint in the shardings of `state`: (step, state, position)."""
-        step = self._newest()
-        self._check(step)
-        back = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                trained=ocp.args.StandardRestore(_abstract(state.trained)),
-                optimizer=ocp.args.StandardRestore(
-                    _abstract({"opt": state.opt, "step": state.step})
+        """The newest checkpoint in the shardings of `state`: (step, state, position). One that cannot be
+        read, where an older one can, is named, and moved to `checkpoints-torn`."""
+
+        def read(step: int) -> tuple[int, states.State, dict[str, Any]]:
+            optimizer = {"opt": state.opt, "step": state.step}
+            back = self.manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    trained=ocp.args.StandardRestore(_abstract(state.trained)),
+                    optimizer=ocp.args.StandardRestore(_abstract(optimizer)),
+                    about=ocp.args.JsonRestore(),
                 ),
-                about=ocp.args.JsonRestore(),
-            ),
-        )
-        opt = back["optimizer"]
-        return (
-            step,
-            states.State(back["trained"], opt["opt"], opt["step"]),
-            back["about"]["position"],
-        )
+            )
+            opt = back["optimizer"]
+            held = states.State(back["trained"], opt["opt"], opt["step"])
+            return step, held, back["about"]["position"]
 
-    def trained(self, like: Any) -> Any:
-        """What the newest checkpoint trained, in the shardings of `like`."""
-        step = self._newest()
-        self._check(step)
-        args = ocp.args.Composite(trained=ocp.args.StandardRestore(_abstract(like)))
-        return self.manager.restore(step, args=args)["trained"]
+        return self._newest(read)
 
-    def _newest(self) -> int:
-        step = self.latest()
+    def trained(self, like: Any, step: int | None = None) -> Any:
+        """What the newest checkpoint trained, or that of `step`, in the shardings of `like`."""
+
+        def read(step: int) -> Any:
+            args = ocp.args.Composite(trained=ocp.args.StandardRestore(_abstract(like)))
+            return self.manager.restore(step, args=args)["trained"]
+
         if step is None:
+            return self._newest(read)
+        if step not in self.steps():
+            raise CheckpointError(
+                f"{self.path} holds no step {step}, only {', '.join(map(str, self.steps()))}"
+            )
+        self._check(step)
+        return read(step)
+
+    def _newest(self, read: Callable[[int], Any]) -> Any:
+        """What `read` makes of the newest checkpoint that can be read."""
+        steps = self.steps()[::-1]
+        torn: dict[int, Exception] = {}
+        for step in steps:
+            try:
+                self._check(step)
+                found = read(step)
+            except TORN as error:
+                torn[step] = error
+                continue
+            for bad, error in torn.items():
+                self._set_aside(bad, error)
+            return found
+        if not steps:
             raise CheckpointError(
                 f"{self.path} holds no checkpoint: has a run finished a step there?"
             )
-        return step
+        reason = torn[steps[0]]
+        raise CheckpointError(f"no checkpoint in {self.path} can be read: {reason}") from reason
+
+    def _set_aside(self, step: int, reason: Exception) -> None:
+        place = self.path.with_name("checkpoints-torn")
+        said = (str(reason).splitlines() or [repr(reason)])[0]
+        print(f"checkpoint {step} cannot be read ({said:.200}): moved to {place}", file=sys.stderr)
+        place.mkdir(exist_ok=True)
+        shutil.rmtree(place / str(step), ignore_errors=True)
+        (self.path / str(step)).rename(place / str(step))
+        self.manager.reload()
 
     def _check(self, step: int) -> None:
         about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
@@ -121,8 +207,26 @@ class Checkpoints:
         identity.check(f"{self.path}/{step}", base_in(about["about"]), self.base)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Let go of the folder, when all is on disk."""
+        self.wait()
         self.manager.close()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+@contextlib.contextmanager
+def _disk(path: pathlib.Path) -> Iterator[None]:
+    """A full disk is said by Orbax in the words of an error of another kind."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if "no space left" not in str(error).lower():
+            raise
+        # Orbax leaves tasks behind that say the same again, a page each
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def exists(workdir: pathlib.Path) -> bool:

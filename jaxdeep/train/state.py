@@ -40,7 +40,14 @@ class Spec:
     model: arch.Config
     lora: lora.LoraConfig
     optim: optim.OptimConfig
-    clip: losses.Clip | None = None  # None: SFT
+    objective: losses.Objective = losses.SFT
+
+    def __post_init__(self) -> None:
+        if self.objective.kl.coef and self.full:
+            raise ConfigError(
+                f"kl coef={self.objective.kl.coef} is towards the frozen base, and lora.rank=0 trains "
+                "it: set the coefficient to 0, or train an adapter"
+            )
 
     @property
     def full(self) -> bool:
@@ -110,33 +117,57 @@ class Step:
             donate_argnames="grads",
             out_shardings=(where.trained, whole),
         )
+        self._before = jax.jit(functools.partial(before, spec=spec), static_argnames="own")
+        self._norm = jax.jit(optax.tree_utils.tree_norm)
         self._update = jax.jit(
             functools.partial(update, spec=spec),
             donate_argnames="state",
             out_shardings=(where, whole),
         )
 
+    def before(
+        self, state: State, params: dict | None, batches: Sequence[Batch], *, own: bool = False
+    ) -> list[losses.Before]:
+        """What the loss compares each microbatch with: log-probabilities of the base where the objective
+        has a KL term, and those of the state itself where several updates are to follow (`own`; but
+        `binary_tv` stays with the sampler's)."""
+        own = own and self.spec.objective.kind != "binary_tv"
+        if not (own or self.spec.objective.kl.coef):
+            return [losses.NOTHING for _ in batches]
+        with meshes.use(self.mesh):
+            return [
+                self._before(state.trained, params, meshes.put(self.mesh, batch), own=own)
+                for batch in batches
+            ]
+
     def gradients(
-        self, state: State, params: dict | None, batches: Sequence[Batch]
+        self,
+        state: State,
+        params: dict | None,
+        batches: Sequence[Batch],
+        befores: Sequence[losses.Before] | None = None,
     ) -> tuple[Any, dict[str, jax.Array]]:
-        """Gradients and metrics of all microbatches together; the state is left as it is."""
-        tokens = sum(float(batch.learn_BT.sum()) for batch in batches)
-        if not tokens:
+        """Gradients and metrics of all microbatches together; the state is left as it is. `befores` is
+        from `before`, and is asked for here where it was not given."""
+        count = losses.count(batches, self.spec.objective)
+        if not count:
             raise ConfigError("a batch without a single token to learn from")
+        if befores is None:
+            befores = self.before(state, params, batches)
         with meshes.use(self.mesh):
             grads, totals = self._start(state.trained), None
-            for batch in batches:
+            for batch, known in zip(batches, befores, strict=True):
                 grads, metrics = self._accumulate(
                     grads=grads,
                     trained=state.trained,
                     params=params,
                     batch=meshes.put(self.mesh, batch),
-                    weight=jnp.float32(1 / tokens),
+                    before=known,
+                    weight=jnp.float32(1 / count),
                 )
                 totals = metrics if totals is None else add(totals, metrics)
-        count = totals["sum"].pop("tokens")
-        averages = {name: value / count for name, value in totals["sum"].items()}
-        return grads, averages | totals["max"] | {"tokens": count}
+            norm = self._norm(grads)
+        return grads, losses.summary(totals, count) | {"grad_norm": norm}
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
@@ -153,26 +184,46 @@ def add(a: dict, b: dict) -> dict:
 
 
 def accumulate(
-    *, grads: Any, trained: Any, params: dict | None, batch: Batch, weight: jax.Array, spec: Spec
+    *,
+    grads: Any,
+    trained: Any,
+    params: dict | None,
+    batch: Batch,
+    before: losses.Before,
+    weight: jax.Array,
+    spec: Spec,
 ) -> tuple[Any, dict]:
     """`grads` plus `weight` times the gradient of this microbatch's summed loss."""
 
     def total(trained: Any) -> tuple[jax.Array, dict]:
         weights, adapter = policy(spec, params, trained)
         logp_BT, entropy_BT = losses.score(weights, adapter, batch, cfg=spec.model)
-        loss, metrics = losses.loss(logp_BT, entropy_BT, batch, clip=spec.clip)
+        loss, metrics = losses.loss(logp_BT, entropy_BT, batch, before, objective=spec.objective)
         return loss * weight, metrics
 
     new, metrics = jax.grad(total, has_aux=True)(trained)
     return jax.tree.map(jnp.add, grads, new), metrics
 
 
+def before(
+    trained: Any, params: dict | None, batch: Batch, *, own: bool, spec: Spec
+) -> losses.Before:
+    """Log-probabilities of a microbatch under what is trained (`own`) and, for KL, under the base: the
+    same weights with no adapter."""
+
+    def logps(weights: dict, adapter: dict | None) -> jax.Array:
+        logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
+        return meshes.constrain(logp_BT, meshes.ROWS, "context")
+
+    return losses.Before(
+        logps(*policy(spec, params, trained)) if own else None,
+        logps(params, None) if spec.objective.kl.coef else None,
+    )
+
+
 def update(*, state: State, grads: Any, spec: Spec) -> tuple[State, dict]:
     """One optimizer update."""
     updates, opt = optim.chain(spec.optim).update(grads, state.opt, state.trained)
     trained = optax.apply_updates(state.trained, updates)
-    metrics = {
-        "grad_norm": optax.tree_utils.tree_norm(grads),
-        "lr": optim.schedule(spec.optim, spec.optim.lr)(state.step),
-    }
-    return State(trained, opt, state.step + 1), metrics
+    lr = optim.schedule(spec.optim, spec.optim.lr)(state.step)
+    return State(trained, opt, state.step + 1), {"lr": lr}

@@ -117,10 +117,26 @@ def test_what_cannot_be_judged_has_no_reward():
     assert trajectory.reward is None and "the judge is down" in trajectory.failure
     failed = scored(Trajectory(TASK, stop=Stop.FAILED), right=(1.0, right))
     assert failed.rewards == {"right": None} and failed.reward is None
-    with pytest.raises(ValueError, match="'odd' of task 't'"):
-        scored(odd=(1.0, lambda task, trajectory: float("nan")))
-    with pytest.raises(KeyError):
-        scored(bug=(1.0, lambda task, trajectory: {}["x"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda: float("nan"), "reward 'odd': ValueError: it is nan"),
+        (lambda: float("inf"), "reward 'odd': ValueError: it is inf"),
+        (lambda: {}["x"], "reward 'odd': KeyError: 'x'"),
+        (lambda: "yes", "reward 'odd': TypeError"),
+    ],
+)
+def test_a_reward_that_raises_or_is_no_number_is_named_and_leaves_the_rollout_without_one(
+    value, said
+):
+    def right(task, trajectory):
+        return 1.0
+
+    trajectory = scored(odd=(1.0, lambda task, trajectory: value()), right=(1.0, right))
+    assert trajectory.rewards == {"odd": None, "right": 1.0} and trajectory.reward is None
+    assert said in trajectory.failure and trajectory.stop is Stop.FINISHED
 
 
 def test_limits_must_be_positive():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, lora
-from jaxdeep.train import optim
+from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch
 
@@ -63,6 +63,7 @@ def gradients(spec: states.Spec, mesh: jax.sharding.Mesh, B: int, T: int) -> jax
             trained=trained,
             params=None if spec.full else params(spec.model, mesh),
             batch=batch(mesh, B, T),
+            before=losses.NOTHING,
             weight=jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh)),
         )
 

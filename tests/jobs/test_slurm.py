@@ -74,6 +74,28 @@ def test_two_steps_then_more_then_on(slurm, tmp_path):
     assert json.loads((run / "config.json").read_text())
 
 
+def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
+    """The whole way: Slurm's signal, a checkpoint, the queue, the same command, no step twice."""
+    config, workdir = small.config(tmp_path, "grpo", steps=8), tmp_path / "run"
+    stand_in(tmp_path / "venv/bin", "python", f'exec {sys.executable} "$@"')
+    env = small.environment() | {"WORKDIR": str(workdir), "SCRATCH": str(tmp_path)}
+    words = ["launch/slurm/train.sbatch", "python", "-m", "jaxdeep", "grpo", f"--config={config}"]
+    number = slurm.ask(
+        *("env", "-C", ROOT, "sbatch", "--parsable", f"--output={tmp_path}/job.log", *words),
+        **(env | slurm.env | {"VENV": str(tmp_path / "venv")}),
+    ).stdout.strip()
+    metrics = workdir / "metrics.jsonl"
+    slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 120)
+    slurm.ask("scancel", "--signal=TERM", number)
+    slurm.wait(lambda: slurm.state(number) == "PENDING")
+    done = log.read(metrics)[-1]["step"]
+    assert f"terminated after step {done}, which is saved" in printed(tmp_path)
+    assert done < 8 and (workdir / f"checkpoints/{done}").is_dir()
+    slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
+    slurm.wait(lambda: slurm.state(number) == "COMPLETED", 120)
+    assert [row["step"] for row in log.read(metrics)] == list(range(1, 9))
+
+
 def test_a_failure_ends_the_job(slurm, tmp_path):
     env = {"WORKDIR": str(tmp_path / "run"), "SCRATCH": str(tmp_path)}
     words = ["launch/slurm/train.sbatch", "bash", "-c", "exit 3"]

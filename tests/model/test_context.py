@@ -47,7 +47,7 @@ def measured(cfg, mesh, params, adapter, batch):
 
     def total(trained, batch):
         logp_BT, entropy_BT = losses.score(*trained, batch, cfg=cfg)
-        loss, _ = losses.loss(logp_BT, entropy_BT, batch, clip=None)
+        loss, _ = losses.loss(logp_BT, entropy_BT, batch)
         return loss / batch.learn_BT.sum(), (logp_BT * batch.learn_BT, entropy_BT * batch.learn_BT)
 
     rank = jax.tree.leaves(adapter)[0].shape[-1]

@@ -6,20 +6,31 @@ import numpy as np
 import pytest
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.rewards.advantages import advantages, rows
+from jaxdeep.rewards import advantages as module
+from jaxdeep.rewards.advantages import rows
 from jaxdeep.types import Piece, Task, Trajectory
 
 
 def trajectory(reward, *, task="t", sampled=3, mark=0):
-    """Two policy turns of `sampled` tokens in all, the first token being `mark`."""
+    """Two policy turns of `sampled` tokens in all, the world saying `mark` between them."""
     first = min(sampled, 1)
     pieces = [
-        Piece([mark, 9], "world"),
+        Piece([8, 9], "world"),
         Piece([1] * first, "policy", [-0.5] * first),
-        Piece([9], "world"),
+        Piece([mark], "world"),
         Piece([2] * (sampled - first), "policy", [-0.25] * (sampled - first)),
     ]
     return Trajectory(Task(task, "?"), pieces=pieces, reward=reward)
+
+
+def advantages(rewards):
+    """Those of one group."""
+    return module.advantages([[trajectory(r) for r in rewards]])[0]
+
+
+def marked(row):
+    """The mark of the rollout a row is of."""
+    return next(int(t) for t in row.tokens if t >= 100)
 
 
 def random_rewards(rng):
@@ -98,15 +109,15 @@ def test_rows_carry_their_own_advantage_on_exactly_what_was_sampled(seed):
             number += 1
         groups.append(group)
     want = {
-        t.pieces[0].tokens[0]: (t, a)
+        t.pieces[2].tokens[0]: (t, a)
         for group in groups
         for t, a in zip(group, advantages([t.reward for t in group]), strict=True)
         if a is not None and t.sampled
     }
     found, metrics = rows(groups)
-    assert {int(row.tokens[0]) for row in found} == set(want) and len(found) == len(want)
+    assert {marked(row) for row in found} == set(want) and len(found) == len(want)
     for row in found:
-        t, advantage = want[int(row.tokens[0])]
+        t, advantage = want[marked(row)]
         assert row.tokens.tolist() == t.tokens
         assert row.learn.sum() == t.sampled
         pushed = row.advantage[row.learn > 0]

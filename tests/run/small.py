@@ -3,10 +3,10 @@
 import atexit
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -51,9 +51,10 @@ ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_
 BATCH = "config.batch = ConfigDict(dict(rows=8, length=224))"
 DATA = "config.data = ConfigDict(dict(source='demos:0'))"
 GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
+GUARD = "config.guard = ConfigDict(dict(action='warn', window=10, patience=3, flat=0.98))"
 PARTS = {
     "sft": [ENV, OPTIM, BATCH, DATA],
-    "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO],
+    "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
     "eval": [ENV, ROLLOUT],
 }
 
@@ -75,6 +76,18 @@ def lucky(env):
     """The same tasks, where the reward is luck."""
     taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
     taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+    return taskset
+
+
+def explosive(env):
+    """As `lucky`, but after three steps a judge loses its mind."""
+    taskset, judged = lucky(env), []
+
+    def luck(task, trajectory):
+        judged.append(task.id)
+        return trajectory.seed % 5 * (1.0 if len(judged) <= 3 * 16 else 2e37)
+
+    taskset.rewards = {"luck": (1.0, luck)}
     return taskset
 
 
@@ -107,13 +120,31 @@ def run(*args: str) -> subprocess.CompletedProcess:
     )
 
 
+# a shell that starts tests in the background has the signal ignored, and children inherit that
+INTERRUPTIBLE = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("jaxdeep", run_name="__main__", alter_sys=True)
+"""
+
+
 def start(*args: str) -> subprocess.Popen:
     return subprocess.Popen(
-        command(*args),
+        [sys.executable, "-c", INTERRUPTIBLE, *args],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that starts tests in the background has it ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def collapsing(env):
+    """The same tasks, where the reward is luck and there is none from the 97th to the 144th rollout:
+    what a collapse looks like from outside, once."""
+    taskset, seen = setup.taskset_of(dataclasses.replace(env, taskset="")), itertools.count(1)
+
+    def reward(task, trajectory):
+        return 0.0 if 97 <= next(seen) <= 144 else 1.0 + trajectory.seed % 5
+
+    taskset.rewards = {"luck": (1.0, reward)}
+    return taskset

@@ -2,15 +2,19 @@
 
 import json
 import math
+import random
 import signal
 import time
 
+import jax
+import numpy as np
 import pytest
 from run import small
 
 from jaxdeep import log
 from jaxdeep.agent import record
 from jaxdeep.run import cli
+from jaxdeep.train import checkpoint
 
 OWN = f"{small.__file__}:lucky"  # rewards that differ inside every group: a random model is never right
 
@@ -36,9 +40,23 @@ def without_time(workdir):
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
+def ended_alike(parts, whole):
+    """Metrics, rollouts and what was trained are the same to the last bit."""
+    assert without_time(parts) == without_time(whole)
+    for path in sorted((whole / "rollouts").glob("*")):
+        pairs = zip(record.read(path), record.read(parts / "rollouts" / path.name), strict=True)
+        assert all(a.pieces == b.pieces and a.rewards == b.rewards for a, b in pairs)
+    ours, theirs = (
+        checkpoint.Checkpoints(at, None).manager.restore(steps(at)[-1])["trained"]
+        for at in (parts, whole)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 @pytest.mark.parametrize("verb, kills", [("sft", (3, 6)), ("grpo", (3,))])
 def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     same = [f"--config={small.config(tmp_path, verb, steps=9)}", f"--config.env.taskset={OWN}"]
+    same += ["--config.rollout.exact=True"] if verb == "grpo" else []
     done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     for step in kills:
@@ -50,11 +68,35 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     done = small.run(verb, *same, f"--workdir={tmp_path / 'parts'}")
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path / "parts") == list(range(1, 10))
-    ours, whole = (without_time(tmp_path / name) for name in ("parts", "whole"))
-    if verb == "grpo":  # rows that join the engine at another moment are rounded in another order
-        whole = [pytest.approx(row, rel=1e-3, abs=1e-5) for row in whole]
-    assert ours == whole
+    ended_alike(tmp_path / "parts", tmp_path / "whole")
     assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "whole/metrics.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_twenty_kills_at_random_moments_change_nothing(verb, tmp_path):
+    rng, last = random.Random(verb), 120
+    same = [f"--config={small.config(tmp_path, verb, steps=last)}"]
+    same += [f"--config.env.taskset={OWN}"]
+    same += ["--config.rollout.exact=True"] if verb == "grpo" else []
+    done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    parts, reached = tmp_path / "parts", 0
+    for _ in range(20):
+        process = small.start(verb, *same, f"--workdir={parts}")
+        wait_for(parts, reached + 1, process)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        kept = checkpoint.Checkpoints(parts, None).latest() or 0
+        seen = steps(parts)[-1]
+        assert (
+            seen - 4 <= kept and seen < last
+        )  # every second step is saved, while the next ones run
+        reached = seen
+    done = small.run(verb, *same, f"--workdir={parts}")
+    assert done.returncode == 0, done.stderr
+    ended_alike(parts, tmp_path / "whole")
 
 
 def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
@@ -103,6 +145,19 @@ def test_eval_and_chat_on_a_trained_run(tmp_path, capsys):
 WRONG = {
     "a missing file": ("sft", ["--config.data.source=jsonl:none.jsonl"], "none.jsonl"),
     "an empty corpus": ("grpo", ["--config.env.corpus={tmp}/empty"], "empty"),
+    "an unknown algorithm": ("grpo", ["--config.grpo.algorithm=dr-grpo"], '"dr_grpo"'),
+    "an unknown objective": ("grpo", ["--config.grpo.objective=ppo"], "'clip', 'gspo', 'cispo'"),
+    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl coef=-1.0"),
+    "kl to what is trained": (
+        "grpo",
+        ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
+        "kl coef=0.04",
+    ),
+    "bounds out of order": (
+        "grpo",
+        ["--config.grpo.curriculum.low=0.9", "--config.grpo.curriculum.high=0.5"],
+        "curriculum.low=0.9",
+    ),
     "a missing corpus": ("grpo", ["--config.env.corpus={tmp}/nowhere"], "nowhere"),
     "no answer": ("grpo", ["--config.env.questions={tmp}/bad.jsonl"], "bad.jsonl:2"),
     "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
@@ -118,6 +173,7 @@ WRONG = {
     "int8 to be trained": ("sft", ["--config.model.quant=int8", "--config.lora.rank=0"], "quant"),
     "an unknown kernel": ("sft", ["--config.model.attention=flash"], "splash"),
     "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
+    "a batch that does not divide": ("grpo", ["--config.batch.rows=3"], "3 rows"),
     "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
     "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
     "a taskset that is not there": (
@@ -177,3 +233,37 @@ def test_metrics_say_what_happened(tmp_path):
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["grpo"]["group"] == 4 and "jax" in saved["versions"]
+
+
+def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
+    config, workdir = small.config(tmp_path, "grpo", steps=16), tmp_path / "run"
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.train.keep=4"]
+    flags += [f"--config.env.taskset={small.__file__}:collapsing"]
+    guard = {"action": "rollback", "window": 2, "patience": 2, "flat": 0.0}
+    guarded = [f"--config.guard.{name}={value}" for name, value in guard.items()]
+    assert cli.main(["grpo", *flags, *guarded]) == 0
+    said = capsys.readouterr().err
+    assert "reward/mean is" in said and "set back to step" in said
+    (back,) = json.loads((workdir / "guard.json").read_text())
+    assert back["to"] < 7 < back["step"]  # steps 7 to 9 had no reward
+    rows, lost = (log.read(path / "metrics.jsonl") for path in (workdir, workdir / "collapsed-1"))
+    assert steps(workdir) == list(range(1, 17))
+    assert [row["step"] for row in lost] == list(range(1, back["step"] + 1))
+    at = back["to"]  # what is after it has half the learning rate, and another draw
+    assert rows[at]["train/lr"] == pytest.approx(lost[at]["train/lr"] / 2)
+    assert rows[at]["train/entropy"] != lost[at]["train/entropy"] and rows[:at] == lost[:at]
+    kept = {int(path.stem) for path in (workdir / "rollouts").iterdir()}
+    assert kept == set(range(1, 17))
+    assert rows[-1]["reward/mean"] > 1
+
+
+def test_sigterm_saves_and_the_run_goes_on(tmp_path):
+    config, workdir = small.config(tmp_path, "grpo", steps=40), tmp_path / "run"
+    same = [f"--config={config}", f"--config.env.taskset={OWN}", f"--workdir={workdir}"]
+    process = small.start("grpo", *same, "--config.train.save_every=100")
+    wait_for(workdir, 3, process)
+    process.terminate()
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "Traceback" not in said
+    done = steps(workdir)[-1]
+    assert checkpoint.Checkpoints(workdir, None).latest() == done < 40

@@ -14,8 +14,9 @@ import tiny
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora, paged, qwen3
+from jaxdeep.model import arch, load, lora, paged, qwen3
 from jaxdeep.model.rope import Yarn
+from jaxdeep.run import setup
 from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.types import Sampling
 
@@ -472,3 +473,30 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
     for (prompt, how), said in [*other, *((a, g) for a, g, _ in pairs[:50])]:
         logps = tiny.logps(prompt + said.tokens, given.get(how["adapter"]))
         np.testing.assert_allclose(said.logps, logps[len(prompt) :], atol=1e-5)
+
+
+def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
+    """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
+    cfg = arch.Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
+    params = load.load(str(setup.TINY), cfg, tiny.one_device())
+    rng = np.random.default_rng(0)
+    known = rng.integers(10, cfg.V, (6, 150)).tolist()
+
+    def talks(pause):
+        engine = Engine(params, cfg, tiny.one_device(), EngineConfig(64, 256, exact=True))
+
+        async def talk(i):
+            tokens, said = known[i // 4], []
+            for turn in range(3):
+                await asyncio.sleep(pause * ((i * 7 + turn * 5) % 11))
+                new = await engine(tokens, seed=i, max_new=3 + 5 * (i % 4), sampling=NEVER)
+                said.append((new.tokens, new.logps))
+                tokens = tokens + new.tokens + known[(i + turn) % 6][:20]
+            return said
+
+        try:
+            return run(*map(talk, range(24)))
+        finally:
+            engine.close()
+
+    assert talks(0.0) == talks(0.01)

@@ -13,7 +13,7 @@ from bench import ahead
 
 from jaxdeep import mesh as meshes
 from jaxdeep.data.pack import pack, pack_bins
-from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
@@ -21,7 +21,19 @@ from jaxdeep.types import Row
 
 OPTIM = optim.OptimConfig(lr=1e-2, steps=10, warmup=2)
 SFT = states.Spec(tiny.CFG, tiny.SPEC, OPTIM)
-GRPO = states.Spec(tiny.CFG, tiny.SPEC, OPTIM, losses.Clip())
+GRPO = states.Spec(tiny.CFG, tiny.SPEC, OPTIM, losses.Objective())
+GSPO = states.Spec(  # with all that a step can do beside
+    tiny.CFG,
+    tiny.SPEC,
+    OPTIM,
+    losses.Objective(
+        "gspo",
+        aggregate="sequence",
+        kl=losses.Kl("k3", 0.1),
+        entropy=0.1,
+        correction=losses.Correction("truncate", high=1.2),
+    ),
+)
 FULL = states.Spec(tiny.CFG, lora.LoraConfig(0, 1.0), OPTIM)
 
 
@@ -75,7 +87,7 @@ def same(a, b, tolerance=1e-5):
         np.testing.assert_allclose(metrics_a[name], metrics_b[name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("spec", [SFT, GRPO, FULL], ids=["sft", "grpo", "full"])
+@pytest.mark.parametrize("spec", [SFT, GRPO, GSPO, FULL], ids=["sft", "grpo", "gspo", "full"])
 def test_packed_equals_one_row_each_and_microbatches_equal_one_batch(spec):
     every = rows()
     padded = pack_bins([[row] for row in every], 16, 32)
@@ -123,8 +135,8 @@ MESHES = [
     dict(replica=2, data=2, model=2),
     dict(data=2, context=2, model=2),
 ]
-SPECS = {"sft": SFT, "grpo": GRPO, "full": FULL}
-CASES = [*itertools.product(("sft", "grpo"), MESHES), ("full", MESHES[3])]
+SPECS = {"sft": SFT, "grpo": GRPO, "gspo": GSPO, "full": FULL}
+CASES = [*itertools.product(("sft", "grpo"), MESHES), ("gspo", MESHES[4]), ("full", MESHES[3])]
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
@@ -133,7 +145,9 @@ def test_a_mesh_equals_one_device(name, shape):
     assert spec.model.K < 4 and spec.model.N == 8
     run = ready(spec, mesh)
     same(alone(spec), run(pack(rows(), B=8, T=64)))
-    if spec.clip:  # the forward pass too, by the token for which it differs most
+    if (
+        spec.objective.kind != "likelihood"
+    ):  # the forward pass too, by the token for which it differs most
         assert alone(spec)[1]["max_logp_diff"] > 0.1
         assert run([scored()])[1]["max_logp_diff"] < 1e-5
 
@@ -241,32 +255,6 @@ def test_saved_and_restored_equals_uninterrupted(spec, tmp_path):
     assert rest == history[3:]
 
 
-def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
-    state, _ = train(SFT, range(1))
-    saved = checkpoint.Checkpoints(tmp_path, SFT)
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        saved.restore(state)
-    saved.save(1, state, {})
-    saved.close()
-    other = states.Spec(tiny.CFG, lora.LoraConfig(8, 8.0, ("wq", "wv")), OPTIM)
-    fresh = states.init(jax.random.key(0), other, tiny.one_device())
-    with pytest.raises(CheckpointError, match=r"rank=4 there, 8 here.*targets=.*wo"):
-        checkpoint.Checkpoints(tmp_path, other).restore(fresh)
-
-
-def test_only_the_last_checkpoints_are_kept_and_a_torn_one_is_not_taken(tmp_path):
-    state, _ = train(SFT, range(1))
-    saved = checkpoint.Checkpoints(tmp_path, SFT, keep=2)
-    for step in (1, 2, 3):
-        saved.save(step, state, {})
-    saved.close()
-    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert names == {"2", "3"}
-    torn = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
-    torn.mkdir()
-    assert checkpoint.Checkpoints(tmp_path, SFT).latest() == 3
-
-
 def test_any_number_of_microbatches_runs_the_same_two_programs():
     step = states.Step(SFT, tiny.one_device())
     state = states.init(jax.random.key(0), SFT, tiny.one_device())
@@ -323,3 +311,25 @@ def test_bad_settings_are_refused_with_their_values():
     empty = [r._replace(learn=r.learn * 0) for r in rows()]
     with pytest.raises(ConfigError, match="without a single token"):
         gradients(SFT, pack(empty, B=4, T=64))
+
+
+def test_before_is_what_the_state_and_the_base_alone_give():
+    mesh, batch = tiny.one_device(), scored()
+    step = states.Step(GSPO, mesh)
+    state = states.init(jax.random.key(0), GSPO, mesh, tiny.adapter())
+    (found,) = step.before(state, tiny.params(), [batch], own=True)
+    learned = batch.learn_BT > 0
+    np.testing.assert_allclose(np.asarray(found.own_BT)[learned], batch.logp_BT[learned], atol=1e-5)
+    score = jax.jit(functools.partial(losses.score, cfg=tiny.CFG))
+    base_BT, _ = score(tiny.params(), None, batch)
+    np.testing.assert_allclose(found.base_BT, base_BT, atol=1e-5)
+    assert np.abs(found.base_BT - found.own_BT).max() > 0.1
+    (found,) = step.before(state, tiny.params(), [batch])
+    assert found.own_BT is None and found.base_BT is not None
+    step = states.Step(GRPO, mesh)  # nothing is asked for: nothing is computed
+    assert step.before(state, tiny.params(), [batch]) == [losses.NOTHING]
+
+
+def test_kl_towards_weights_that_are_trained_is_refused():
+    with pytest.raises(ConfigError, match=r"kl coef=0.1 .* lora.rank=0"):
+        dataclasses.replace(GSPO, lora=lora.LoraConfig(0, 1.0))

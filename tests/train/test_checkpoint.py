@@ -1,0 +1,128 @@
+"""Checkpoints: which are kept, and what becomes of them when the disk does not play along."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdeep.errors import CheckpointError
+from jaxdeep.model import lora
+from jaxdeep.train import checkpoint, optim
+from jaxdeep.train import state as states
+
+OPTIM = optim.OptimConfig(lr=1e-2, steps=10)
+SFT = states.Spec(tiny.CFG, tiny.SPEC, OPTIM)
+
+
+def fresh(spec=SFT):
+    return states.init(jax.random.key(0), spec, tiny.one_device())
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
+    state = fresh()
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        saved.restore(state)
+    saved.save(1, state, {})
+    saved.close()
+    other = states.Spec(tiny.CFG, lora.LoraConfig(8, 8.0, ("wq", "wv")), OPTIM)
+    with pytest.raises(CheckpointError, match=r"rank=4 there, 8 here.*targets=.*wo"):
+        checkpoint.Checkpoints(tmp_path, other).restore(fresh(other))
+
+
+def test_only_the_last_checkpoints_are_kept_and_a_torn_one_is_not_taken(tmp_path):
+    state = fresh()
+    saved = checkpoint.Checkpoints(tmp_path, SFT, keep=2)
+    for step in (1, 2, 3):
+        saved.save(step, state, {})
+    saved.close()
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"2", "3"}
+    torn = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    torn.mkdir()
+    assert checkpoint.Checkpoints(tmp_path, SFT).latest() == 3
+
+
+def spoiled(path, how):
+    """Damage the largest file below `path`, or what describes it."""
+    files = sorted((f for f in path.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    if how == "cut":
+        files[-1].write_bytes(files[-1].read_bytes()[:-100])
+    elif how == "gone":
+        files[-1].unlink()
+    else:
+        next(path.glob("about/*")).write_text("{")
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "not JSON"])
+def test_a_damaged_checkpoint_is_passed_over_and_put_aside(how, tmp_path, capsys):
+    state = fresh()
+    other = state.replace(step=state.step + 7)
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, state, {"read": 1})
+    saved.save(2, other, {"read": 2})
+    saved.wait()
+    spoiled(tmp_path / "checkpoints" / "2", how)
+    step, back, position = checkpoint.Checkpoints(tmp_path, SFT).restore(state)
+    assert (step, position) == (1, {"read": 1})
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    assert "checkpoint 2 cannot be read" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints-torn").iterdir()] == ["2"]
+    again = checkpoint.Checkpoints(tmp_path, SFT)
+    again.save(2, other, {"read": 2})
+    again.close()
+    assert again.restore(state)[2] == {"read": 2}
+    spoiled(tmp_path / "checkpoints" / "1", how)
+    spoiled(tmp_path / "checkpoints" / "2", how)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
+        checkpoint.Checkpoints(tmp_path, SFT).restore(state)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_the_best_is_kept_beside_the_last(tmp_path):
+    state = fresh()
+    saved = checkpoint.Checkpoints(tmp_path, SFT, keep=2, run={"commit": "abc"})
+    for step, score in enumerate((0.1, 0.9, None, 0.3, None), 1):
+        saved.save(step, state.replace(step=state.step * 0 + step), {}, score=score)
+    saved.wait()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4", "5"}
+    assert saved.best() == 2 and saved.latest() == 5
+    assert checkpoint.about(tmp_path)["run"] == {"commit": "abc"}
+    saved.trained(state.trained, 2)
+    with pytest.raises(CheckpointError, match="no step 3, only 2, 4, 5"):
+        saved.trained(state.trained, 3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path):
+    """On a file system of its own, where that may be made."""
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=600k", "none", tmp_path], capture_output=True
+        ).returncode
+    ):
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        state = fresh()
+        saved = checkpoint.Checkpoints(tmp_path, SFT)
+        saved.save(1, state, {"read": 1})
+        saved.wait()
+        room = shutil.disk_usage(tmp_path).free
+        (tmp_path / "other").write_bytes(b"x" * (room - 20_000))
+        with pytest.raises(OSError) as failed:
+            saved.save(2, state, {"read": 2})
+            saved.wait()
+        assert failed.value.errno == errno.ENOSPC
+        (tmp_path / "other").unlink()
+        again = checkpoint.Checkpoints(tmp_path, SFT)
+        assert again.restore(state)[2] == {"read": 1}
+        again.save(2, state, {"read": 2})
+        again.close()
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)

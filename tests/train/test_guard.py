@@ -1,0 +1,98 @@
+"""Collapse: every sign is seen, noise is not, and a run that goes on sees the same."""
+
+import dataclasses
+import random
+
+import pytest
+
+from jaxdeep.errors import ConfigError
+from jaxdeep.train.guard import SIGNS, Guard, GuardConfig
+
+FINE = {
+    "reward/mean": 0.6,
+    "train/mismatch_kl": 1e-4,
+    "train/kl": 0.05,
+    "train/entropy": 0.5,
+    "rollout/repetition": 0.05,
+    "rollout/malformed": 0.1,
+    "rollout/thoughtless": 0.1,
+    "rollout/sampled_tokens": 200.0,
+    "grpo/flat_groups": 0.4,
+}
+# where each goes within 30 steps; what search agents trained by GRPO are reported to do
+COLLAPSED = {
+    "reward_drop": 0.05,
+    "mismatch": 0.4,
+    "kl": 6.0,
+    "entropy_low": 0.0,
+    "entropy_rise": 4.0,
+    "repetition": 0.8,
+    "malformed": 0.9,
+    "thoughtless": 1.0,
+    "length": 1500.0,
+    "flat": 1.0,
+}
+
+
+def run(steps=120, seed=0, sign="", at=60):
+    """Rows of a noisy run in which one sign goes to where it goes in a collapse, within 30 steps."""
+    rng = random.Random(seed)
+    for step in range(1, steps + 1):
+        row = {name: value * rng.uniform(0.7, 1.3) for name, value in FINE.items()}
+        row["reward/mean"] *= min(1.0, 0.2 + step / 50)
+        if sign and step > at:
+            metric, far = SIGNS[sign][0], min(1.0, (step - at) / 30)
+            row[metric] = row[metric] * (1 - far) + COLLAPSED[sign] * far
+        yield {"step": step} | row
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_each_sign_is_raised_soon_and_names_itself(sign):
+    guard = Guard(GuardConfig())
+    for row in run(sign=sign):
+        if said := guard.see(row):
+            break
+    assert 60 < row["step"] <= 110
+    assert len(said) == 1 and SIGNS[sign][0] in said[0] and f"guard.{sign}=" in said[0]
+    assert 40 <= guard.before <= row["step"] - 10
+    silent = Guard(dataclasses.replace(GuardConfig(), **{sign: 0.0}))
+    assert not any(silent.see(row) for row in run(sign=sign))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_noise_raises_nothing(seed):
+    guard = Guard(GuardConfig())
+    assert not any(guard.see(row) for row in run(seed=seed))
+    assert guard.before == 110
+
+
+def test_a_run_that_goes_on_sees_what_one_that_never_stopped_does():
+    rows = list(run(sign="repetition"))
+    whole = Guard(GuardConfig())
+    want = [whole.see(row) for row in rows]
+    assert any(want)
+    for cut in (5, 61, 75, 100):
+        again = Guard(GuardConfig(), rows[:cut])
+        assert [again.see(row) for row in rows[cut:]] == want[cut:]
+        assert again.before == whole.before
+
+
+def test_what_is_not_measured_or_not_finite_is_left_out():
+    guard = Guard(GuardConfig(window=2, patience=1))
+    rows = [{"step": 1}, {"step": 2, "reward/mean": None}, {"step": 3, "reward/mean": float("nan")}]
+    assert [guard.see(row) for row in rows] == [[], [], []]
+    assert not Guard(GuardConfig(action="off")).see({"step": 1, "train/kl": 99.0})
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (dict(action="panic"), "guard.action='panic': choose one of off"),
+        (dict(window=0), "at least 1"),
+        (dict(lr=1.5), r"guard.lr=1.5 must be in \(0, 1\]"),
+        (dict(kl=-1.0), "guard.kl=-1.0 must be 0"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(wrong, said):
+    with pytest.raises(ConfigError, match=said):
+        GuardConfig(**wrong)
