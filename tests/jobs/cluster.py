@@ -97,7 +97,7 @@ class Slurm:
         log = (self.folder / f"{name}.out").open("a")
         self.running.append(subprocess.Popen([name, *words], env=self.env, stdout=log, stderr=log))
 
-    def wait(self, ready, seconds: float = 60.0) -> None:
+    def wait(self, ready, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while not ready():
             died = [p.args for p in self.running if p.poll() is not None]
