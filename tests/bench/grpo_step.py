@@ -35,7 +35,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -176,7 +176,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
             return next(self.found)
 
     class Tasks:
-        rewards = {"last": (1.0, lambda task, t: reward(t.pieces[-1].tokens[-1]))}
+        rewards: ClassVar = {"last": (1.0, lambda task, t: reward(t.pieces[-1].tokens[-1]))}
 
     async def one(seed: int, talk: Talk):
         budgets = iter(talk.said)
@@ -200,7 +200,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         groups = [every[i : i + GROUP] for i in range(0, len(every), GROUP)]
         middle = time.perf_counter()
         rows, _ = advantages.rows(groups)
-        batches = pack(rows, B=9, T=LENGTH)
+        batches = pack(rows, B=4, T=512)
         grads, found = step.gradients(state, params, batches)
         assert float(found["max_logp_diff"]) < 1e-4
         state, _ = step.update(state, grads)
@@ -290,7 +290,7 @@ def trl(work: list[list[Talk]]) -> list[dict]:
             logging_steps=10**6,
             disable_tqdm=True,
             dataloader_pin_memory=False,
-        ),  # fmt: skip
+        ),
         train_dataset=datasets.Dataset.from_list(
             [{"prompt": f"{step}/{at}"} for step in range(len(work)) for at in range(PROMPTS)]
         ),
