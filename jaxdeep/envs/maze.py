@@ -18,7 +18,7 @@ import random
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from jaxdeep.agent.base import Env, Reward
@@ -304,7 +304,7 @@ def tokenizer() -> str:
     of Qwen3."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    walls = {_walls(m for n, m in enumerate(MOVES) if bits >> n & 1) for bits in range(16)}
+    walls = {_walls([m for n, m in enumerate(MOVES) if bits >> n & 1]) for bits in range(16)}
     words = ["system", "user", "assistant", "<answer>", "</answer>"]
     words += [f"<|{word}|>" for word in (*MOVES, "origin", "target", "blank")]
     words += [f"<|{word}_wall|>" for word in sorted(walls)]
@@ -327,7 +327,7 @@ def _moved(cell: Cell, move: str) -> Cell:
     return cell[0] + MOVES[move][0], cell[1] + MOVES[move][1]
 
 
-def _walls(open_: Iterable[str]) -> str:
+def _walls(open_: Collection[str]) -> str:
     return "_".join(move for move in MOVES if move not in open_) or "no"
 
 
