@@ -3,7 +3,7 @@
     python -m jaxdeep quickstart --config=configs/maze.py
 
 Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that arrives is
-right (see jaxdeep.envs.maze). SFT trains all weights of 0.4 M from nothing; what it leaves is the base of
+right (see jaxdeep.envs.maze). SFT trains all weights of 0.5 M from nothing; what it leaves is the base of
 GRPO's adapter. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
 
 Hardware: any CPU. Time and result: not yet run to the end.
