@@ -138,6 +138,9 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+ENDED = "terminated after step {step}, which is saved: the same command continues"
+
+
 class Terminated(BaseException):
     """SIGTERM came while work was done that may be dropped."""
 

@@ -15,14 +15,17 @@ from jaxdeep.types import Batch, Piece, Row
 
 
 def to_row(pieces: Iterable[Piece], *, advantage: float = 1.0) -> Row:
-    """One sequence from its pieces: what the policy wrote is learned, what the world wrote is not."""
+    """One sequence from its pieces: what the policy wrote is learned, what the world wrote is not,
+    unless a piece says otherwise."""
     tokens, learn, logp = [], [], []
     for piece in pieces:
         n = len(piece.tokens)
         if piece.logps is not None and len(piece.logps) != n:
             raise ValueError(f"a piece of {n} tokens carries {len(piece.logps)} log-probabilities")
         tokens += piece.tokens
-        learn += [piece.author == "policy"] * n
+        if piece.weights is not None and len(piece.weights) != n:
+            raise ValueError(f"a piece of {n} tokens carries {len(piece.weights)} weights")
+        learn += [piece.author == "policy"] * n if piece.weights is None else piece.weights
         logp += [0.0] * n if piece.logps is None else piece.logps
     learn = np.asarray(learn, np.float32)
     if len(learn) and learn[0]:

@@ -104,7 +104,14 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
         bar = log.progress(len(taskset), "eval", "question")
         try:
             seen = asyncio.run(
-                grpo.greedy(taskset, engine, chat, part["rollout"], lambda _: bar.update())
+                grpo.greedy(
+                    taskset,
+                    engine,
+                    chat,
+                    part["rollout"],
+                    range(len(taskset)),
+                    lambda _: bar.update(),
+                )
             )
         finally:
             bar.close()

@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: chat, mesh, weights, state, tasks, rows.
+"""From a configuration to the parts of a run: chat, mesh, weights, state, tasks.
 
 Sections of a configuration, shared by the verbs: `model`, `lora`, `mesh`, `optim`, `env`, `rollout`.
 """
@@ -16,12 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
+from jaxdeep import mesh as meshes
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
-from jaxdeep.data import sources
 from jaxdeep.data.chat import Chat, Thinking
 from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import corpus, facts, practice, search
+from jaxdeep.envs import corpus, facts, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
 from jaxdeep.sample.engine import Engine, EngineConfig
@@ -260,6 +260,28 @@ def revived(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
     return np.where(dead, fresh_a, pair["a"])
 
 
+def sampled_of(
+    model: ModelConfig,
+    spec: states.Spec,
+    params: dict[str, Any] | None,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> dict[str, Any] | None:
+    """The frozen weights on the mesh that a sampler has to itself: the same arrays where its devices
+    hold all of them, else read once more."""
+    if params is None:
+        return None
+    found = meshes.held(params, arch.shardings(spec.model, mesh))
+    return weights_of(model, spec, mesh, seed) if found is None else found
+
+
+def folder_of(workdir: pathlib.Path) -> pathlib.Path:
+    """Where this process keeps its configuration, lock and metrics: the first of several in `workdir`,
+    where the rollouts of all are too, each other in a folder of its own there."""
+    index = jax.process_index()
+    return workdir / f"process-{index}" if index else workdir
+
+
 def source_folder(model: ModelConfig) -> pathlib.Path | None:
     """The folder with the files of the model's tokenizer; None where a tokenizer from the hub was set."""
     path = pathlib.Path(model.tokenizer or model.place)
@@ -317,21 +339,6 @@ def taskset_of(env: EnvConfig) -> Taskset:
         system=env.system,
         weights=env.weights,
     )
-
-
-def source_of(name: str, chat: Chat, env: EnvConfig | None) -> sources.Source:
-    """Rows to train on: a JSONL or JSON file, or rows from made-up worlds, "reading:SEED",
-    "choosing:SEED" (harder reading) or "demos:SEED" (of the search tool)."""
-    kind, _, rest = name.partition(":")
-    if kind in ("reading", "choosing", "demos"):
-        if not rest.isdigit():
-            raise ConfigError(f"data.source={name!r} needs a number after the colon: {kind}:0")
-        if kind != "demos":
-            return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
-        if env is None:
-            raise ConfigError(f"data.source={name!r} needs the section env: demos use its tool")
-        return practice.Demos(chat, int(rest), k=env.k, system=env.system)
-    return sources.Conversations(rest if kind == "jsonl" else name, chat)
 
 
 def engine_of(

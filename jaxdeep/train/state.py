@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -171,7 +172,9 @@ class Step:
                 if logps is not None:
                     logps.append(logp_BT)
             norm = self._norm(grads)
-        return grads, losses.summary(totals, count) | {"grad_norm": norm}
+        # not the sum of the mask, which data may weigh
+        tokens = sum(float(np.count_nonzero(batch.learn_BT)) for batch in batches)
+        return grads, losses.summary(totals, count) | {"grad_norm": norm, "tokens": tokens}
 
     def flops(self, batches: Sequence[Batch], passes: int = 1) -> float:
         """Model FLOPs of `passes` calls of `gradients` with what `before` computes for them."""

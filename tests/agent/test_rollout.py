@@ -13,7 +13,7 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import EchoTool, ScriptedPolicy
 from jaxdeep.agent.tool import ToolError, ToolResult, tool
 from jaxdeep.errors import WorldError
-from jaxdeep.types import Completion, Message, Sampling, Stop, Task, ToolCall
+from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall
 
 LIMITS = Limits(
     max_turns=6, max_calls=6, turn_tokens=400, max_tokens=6000, result_tokens=200, seconds=5.0
@@ -116,7 +116,7 @@ def test_sampled_tokens_are_kept_even_where_text_would_not_give_them_back(chat):
         return Completion(odd, [-1.5] * len(odd), "stop")
 
     piece = run(chat, None, policy=policy).pieces[-1]
-    assert piece == (odd, "policy", [-1.5] * len(odd))
+    assert piece == Piece(odd, "policy", [-1.5] * len(odd))
 
 
 def test_text_of_the_world_cannot_forge_a_turn(chat):

@@ -50,10 +50,11 @@ ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_
         turn_tokens=16, max_tokens=224, result_tokens=32, seconds=60.0)))"""
 BATCH = "config.batch = ConfigDict(dict(rows=8, length=224))"
 DATA = "config.data = ConfigDict(dict(source='demos:0'))"
+SFT = "config.sft = ConfigDict(dict(kl=dict(kind='k3', coef=0.0)))"
 GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
 GUARD = "config.guard = ConfigDict(dict(action='warn', window=10, patience=3, flat=0.98))"
 PARTS = {
-    "sft": [ENV, OPTIM, BATCH, DATA],
+    "sft": [ENV, OPTIM, BATCH, DATA, SFT],
     "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
     "eval": [ENV, ROLLOUT],
 }
