@@ -43,12 +43,13 @@ BROKEN = "\ufffd"  # what is decoded from part of a character
 
 
 class Record(NamedTuple):
-    """Rollouts that belong together: `key` is their folder, `step` a number or None for an evaluation,
-    `parts` the files (one a process) with those of their gaps."""
+    """Rollouts that belong together: `key` is the folder of their scripts, `step` a number or None for an
+    evaluation, `path` and `gaps` their files."""
 
     key: str
     step: int | None
-    parts: tuple[tuple[Path, Path], ...]
+    path: Path
+    gaps: Path
 
 
 def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
@@ -70,16 +71,10 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
 
 def records(run: Path) -> list[Record]:
     """The records of a run, in order."""
-    places = [run, *sorted(run.glob("process-*"))]
-    steps: dict[int, list[tuple[Path, Path]]] = {}
-    for place in places:
-        for path in place.glob("rollouts/*.jsonl"):
-            if path.stem.isdigit():
-                gaps = place / "gaps" / f"{path.stem}.npy"
-                steps.setdefault(int(path.stem), []).append((path, gaps))
-    found = [Record(f"{step:06d}", step, tuple(parts)) for step, parts in sorted(steps.items())]
+    steps = sorted(p for p in run.glob("rollouts/*.jsonl") if p.stem.isdigit())
+    found = [Record(p.stem, int(p.stem), p, run / "gaps" / f"{p.stem}.npy") for p in steps]
     path = run / "eval.jsonl"
-    return [Record("eval", None, ((path, run / "gaps.npy"),)), *found] if path.exists() else found
+    return [Record("eval", None, path, run / "gaps.npy"), *found] if path.exists() else found
 
 
 def write(out: Path, key: str, payload: Any) -> None:
@@ -121,7 +116,7 @@ def _run(run: Path, out: Path, index: str, steps: range | None) -> None:
 
 def _stamp(run: Path, found: Record) -> list[Any]:
     """What a record was made from."""
-    stats = [path.stat() for part in found.parts for path in part if path.exists()]
+    stats = [path.stat() for path in (found.path, found.gaps) if path.exists()]
     return [FORMAT, str(run.resolve()), *([s.st_mtime_ns, s.st_size] for s in stats)]
 
 
@@ -155,7 +150,7 @@ def _record(
     chunk: list[dict[str, Any]] = []
     number = size = count = 0
     rewards = []
-    for trajectory, gap in _read(found):
+    for trajectory, gap in record.with_gaps(record.stream(found.path), found.gaps):
         told = _told(trajectory) | {"chunk": number, "place": len(chunk), "id": count}
         task = trajectory.task
         about = {"task": task.id, "question": task.question, "answers": list(task.answers)}
@@ -171,11 +166,6 @@ def _record(
     write(out, f"{key}/index", list(tasks.values()))
     reward = sum(rewards) / len(rewards) if rewards else None
     return {"count": count, "reward": reward, "tasks": list(tasks)}
-
-
-def _read(found: Record) -> Iterator[tuple[Trajectory, np.ndarray | None]]:
-    for path, gaps in found.parts:
-        yield from record.with_gaps(record.stream(path), gaps)
 
 
 def _told(trajectory: Trajectory) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Monitor(log.Metrics):
         path = workdir / "metrics.jsonl"
         before = log.read(path) if path.exists() else []
         self._boards: list[TensorBoard | Wandb] = []
-        if self.settings.wandb:
+        self._first = jax.process_index() == 0  # of several processes, whose rows are the same
+        if self.settings.wandb and self._first:
             sent = before[-1]["step"] if before else 0
             self._boards.append(Wandb(workdir, self.settings.wandb, sent))
         super().__init__(workdir, step=step)
@@ -110,7 +111,8 @@ class Monitor(log.Metrics):
         super().close()
 
     def _tell(self, what: str, times: Sequence[Mapping[str, float]]) -> None:
-        log.say(f"{what}: {spent(times)}")
+        if self._first:
+            log.say(f"{what}: {spent(times)}")
 
     def _move_window(self, step: int) -> None:
         wanted = step in self._window

@@ -178,18 +178,17 @@ def test_records_that_have_not_changed_are_not_made_again(run, chat):
     assert [r["count"] for r in payload(run / "view/0/run.js")["records"]] == [4, 1]
 
 
-def test_some_steps_several_processes_and_evaluations(run, chat, monkeypatch):
+def test_some_steps_and_evaluations(run, chat, monkeypatch):
     page = view.build([run], run / "view", steps=range(2, 10))
     assert [r["key"] for r in payload(page.parent / "0/run.js")["records"]] == ["000002"]
-    shutil.copytree(run / "rollouts", run / "process-1" / "rollouts")
     record.write(run / "eval.jsonl", [rollout(chat, Task(str(k), "?"), None) for k in range(5)])
     monkeypatch.setattr(view, "CHUNK", 300)
     view.build([run], run / "view")
     found = payload(page.parent / "0/run.js")["records"]
     assert [(r["key"], r["step"], r["count"]) for r in found] == [
         ("eval", None, 5),
-        ("000001", 1, 8),
-        ("000002", 2, 8),
+        ("000001", 1, 4),
+        ("000002", 2, 4),
     ]
     assert found[0]["reward"] is None and found[0]["tasks"] == list("01234")
     told = [t for task in payload(page.parent / "0/eval/index.js") for t in task["rollouts"]]

@@ -71,7 +71,7 @@ function chart(name, runs, open) {
   plot.addEventListener("click", (event) => open(at(event).find((p) => p[1] !== null)[0]));
   return el("figure", { class: "chart" },
     el("figcaption", {}, el("span", {}, name), told), plot,
-    el("div", { class: "axis" }, el("span", {}, number(y0)), el("span", {}, `steps ${x0} to ${x1}`), el("span", {}, number(y1))));
+    el("div", { class: "axis" }, el("span", {}, `${number(y0)} to ${number(y1)}`), el("span", {}, `steps ${x0} to ${x1}`)));
 }
 
 /** All metrics, by what stands before the first slash; each is drawn when it comes into sight. */
