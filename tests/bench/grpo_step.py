@@ -13,8 +13,7 @@ random, so that a turn's end and its call are forced: jaxdeep gets the length as
 generates in lock step samples up to the longest turn for all, as he would wait for its end, and the
 rest is cut off. In favour of the peers: only jaxdeep renders, parses, encodes and calls a tool, the
 others get the tokens of a result; no gradient checkpointing in trl; one call a turn for all
-conversations in tunix, whose learner would make one for each. `tunix-single` is that learner as it is,
-with turns sampled to the next multiple of 8 (each length is a compilation); it takes minutes.
+conversations in tunix, whose learner would make one for each.
 
 Printed: trained tokens/s (median of the rounds) and times the best peer, seconds a step, in rollouts
 and in training, seconds to the end of the first step (two are left out of all other figures),
@@ -53,7 +52,7 @@ CALLS, TURN, LENGTH, MEDIAN = 2, 48, 240, 16
 WARM = 2
 TINY = facts.ASSETS / "tiny"
 SYSTEM = "Search first, then answer."
-SYSTEMS = ("jaxdeep", "trl", "tunix", "tunix-single")
+SYSTEMS = ("jaxdeep", "trl", "tunix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +326,7 @@ class Numbers:
         return " ".join(message["content"] for message in messages)
 
 
-def tunix(work: list[list[Talk]], single: bool = False) -> list[dict]:
+def tunix(work: list[list[Talk]]) -> list[dict]:
     import flax.nnx as nnx
     import jax
     import optax
@@ -416,14 +415,10 @@ def tunix(work: list[list[Talk]], single: bool = False) -> list[dict]:
             talk, at = talk_of(env), env.extra_kwargs["group_id"] * GROUP
             at += env.extra_kwargs["pair_index"]
             wanted, text = talk.said[env.step_count], numbers.parse(chat_lists)
-            if single:
-                with self.lock:
-                    out, i = cluster.generate([text], max_generation_steps=wanted + -wanted % 8), 0
-            else:
-                with self.lock:
-                    self.asked[at] = text
-                self.barrier.wait(timeout=500)
-                out, i = self.said[at]
+            with self.lock:
+                self.asked[at] = text
+            self.barrier.wait(timeout=500)
+            out, i = self.said[at]
             marks["rolled"] = time.perf_counter()
             tokens = out.tokens[i][:wanted]
             assert len(tokens) == wanted
@@ -481,7 +476,6 @@ def child(system: str, steps: int, spread: float) -> None:
     work = workload(steps + WARM, spread)
     start = time.perf_counter()
     runs = {"jaxdeep": jaxdeep, "trl": trl, "tunix": tunix}
-    runs["tunix-single"] = lambda work: tunix(work, single=True)
     rows = runs[system](work)
     wanted = [sum(sum(talk.said) for talk in talks) for talks in work]
     assert [row["tokens"] for row in rows] == wanted, (rows, wanted)
