@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint bench base clean
+.PHONY: quickstart test test-slow lint bench study base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
@@ -41,8 +41,14 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py
 
-# Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
+# What algorithms, the retry reward and the adapter's rank do: a table over three seeds. Takes hours; what is
+# done is not done again. A part of it: ARGS="--rows=maze/default,maze/gspo --seeds=0 --minutes=30"
+study: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(PY) tests/bench/study.py $(ARGS)
+
+# Remakes what ships in jaxdeep/assets, from nothing: the tiny base model, and the tokenizer of mazes.
 base: $(VENV)/.installed
+	$(PY) -m jaxdeep.envs.maze > jaxdeep/assets/maze/tokenizer.json
 	$(PY) -m jaxdeep.envs.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:reading --workdir=runs/tiny_base-reading
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:choosing --workdir=runs/tiny_base-choosing

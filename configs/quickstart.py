@@ -42,7 +42,7 @@ def get_config():
     sft.lora = ConfigDict(lora)
     sft.mesh = ConfigDict(dict(data=1))
     sft.env = env("train", "train")  # the prompt and the form of results that demonstrations use
-    sft.data = ConfigDict(dict(source="demos:0"))
+    sft.data = ConfigDict(dict(source="demos:0", long="drop"))
     sft.batch = ConfigDict(dict(rows=9, length=240))
     sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
     sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))

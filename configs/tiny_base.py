@@ -27,7 +27,9 @@ def get_config(stage="reading"):
     )
     config.lora = ConfigDict(dict(rank=0, alpha=1.0))
     config.mesh = ConfigDict(dict(data=1))
-    config.data = ConfigDict(dict(source="reading:0" if first else "choosing:1", accumulate=1))
+    config.data = ConfigDict(
+        dict(source="reading:0" if first else "choosing:1", accumulate=1, long="drop")
+    )
     config.batch = ConfigDict(dict(rows=12, length=192))
     config.train = ConfigDict(
         dict(

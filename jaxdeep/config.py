@@ -34,6 +34,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 SECTIONS = (Mapping, ConfigDict)
+OPTIONAL = ("log", "profile")  # sections that a file may leave out, set from the command line
 
 # What running a mistaken file raises; an error of ours passes through as it is.
 MISTAKES = (
@@ -122,7 +123,8 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
     *parents, last = key.split(".")
     section: Any = config
     for depth, parent in enumerate(parents):
-        if depth and isinstance(section, ConfigDict) and section.get(parent) is None:
+        absent = isinstance(section, ConfigDict) and section.get(parent) is None
+        if absent and (depth or parent in OPTIONAL):
             with section.unlocked():
                 section[parent] = ConfigDict()
         section = section.get(parent) if isinstance(section, ConfigDict) else None

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: metrics, progress, timings, and a lock on its folder.
+"""What a run leaves behind while it runs: metrics, progress, and a lock on its folder.
 
 `metrics.jsonl` has one row per step. It survives a kill at any moment: a torn last line is dropped,
 and rows past the checkpoint that a run resumes from are dropped too, so no step appears twice.
@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,26 +130,15 @@ def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm
     )
 
 
-class Timer:
-    """Seconds spent by stage: `with timer("rollout"): ...`, then `take()`."""
+def say(line: str) -> None:
+    """A line on stderr, above a progress bar if there is one."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
 
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage, whether or not it raises."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
-
-    def take(self) -> dict[str, float]:
-        """`{"time/<stage>": seconds}` since the last call, and starts again from nothing."""
-        taken, self._seconds = self._seconds, {}
-        return {f"time/{stage}": seconds for stage, seconds in taken.items()}
+ENDED = "terminated after step {step}, which is saved: the same command continues"
 
 
 class Terminated(BaseException):

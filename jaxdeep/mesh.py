@@ -7,22 +7,34 @@
 
 Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
 under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
+
+Several processes, one a host, `join` into one run: the mesh is over the devices of all, each has a
+`local` part of it to itself, `exchange` tells all what each has, and `bring` hands arrays of the whole
+mesh to a part. Every process makes the same calls in the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import pickle
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.types import Batch
 
+T = TypeVar("T")
+
+PARCEL = 2**20  # bytes that each process sends to all others at a time
+JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
 RULES = {
@@ -100,10 +112,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def put(mesh: Mesh, batch: Batch) -> Batch:
     """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`; one that is
-    not what `Batch` promises is a ValueError."""
+    not what `Batch` promises is a ValueError. Every process has the whole batch, and puts what its
+    devices need."""
     check(batch)
     check_size(mesh, *batch.tokens_BT.shape)
-    return jax.device_put(batch, NamedSharding(mesh, P(ROWS, "context")))
+    where = NamedSharding(mesh, P(ROWS, "context"))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, where, lambda at: x[at]), batch
+    )
 
 
 def check_size(mesh: Mesh, B: int, T: int) -> None:
@@ -148,3 +164,89 @@ def check(batch: Batch) -> None:
             b, t = np.argwhere(places_BT)[0].tolist()
             row = batch.__class__(*(part[b, t].item() for part in batch))
             raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")
+
+
+def join() -> None:
+    """Connect the processes of a run where the environment speaks of several: the address host:port
+    of process 0, their number, and the number of this one, in the variables of `JOIN`. To be called
+    before any device is used."""
+    given = [os.environ.get(name, "") for name in JOIN]
+    if not any(given) or jax.distributed.is_initialized():
+        return
+    address, count, index = given
+    if not (address and count.isdigit() and index.isdigit() and int(index) < int(count)):
+        said = ", ".join(f"{name}={value!r}" for name, value in zip(JOIN, given, strict=True))
+        raise ConfigError(f"several processes need an address, their number and their own: {said}")
+    # one that fails waits at its end for the others, who wait for it: not for long
+    jax.distributed.initialize(address, int(count), int(index), shutdown_timeout_seconds=60)
+
+
+def local(mesh: Mesh) -> Mesh:
+    """The part of the mesh that is this process's own; all of it where there is one process."""
+    mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
+    at = [np.flatnonzero(mine.any(tuple({0, 1, 2, 3} - {axis}))) for axis in range(4)]
+    block = np.ix_(*at)
+    if not mine[block].all():
+        raise ConfigError(
+            f"the devices of process {jax.process_index()} are no block of the mesh "
+            f"{dict(mesh.shape)}: make mesh.model and mesh.context divide the devices of a host"
+        )
+    return Mesh(mesh.devices[block], AXES, axis_types=mesh.axis_types)
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """The items that this process takes care of."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def exchange(shared: Sequence[T]) -> list[T]:
+    """All items in order, from what each process made of its `share` of them."""
+    count = jax.process_count()
+    if count == 1:
+        return list(shared)
+    sent = np.frombuffer(pickle.dumps(list(shared)), np.uint8)
+    sizes = multihost_utils.process_allgather(np.uint32(len(sent))).tolist()
+    received = []
+    # in parcels of one shape: nothing is compiled for a new size, and devices hold little
+    for at in range(0, max(sizes), PARCEL):
+        parcel = np.zeros(PARCEL, np.uint8)
+        part = sent[at : at + PARCEL]
+        parcel[: len(part)] = part
+        received.append(multihost_utils.process_allgather(parcel))
+    received = np.concatenate(received, axis=1)
+    parts = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
+    return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
+
+
+def agree(value: T) -> T:
+    """What the first process has: for what must not differ."""
+    return exchange([value])[0]
+
+
+def held(tree: Any, where: Any) -> Any:
+    """Arrays of the whole mesh as arrays on this process's devices with the shardings `where`, nothing
+    copied; None where those devices hold other parts."""
+    if jax.process_count() == 1:
+        return tree
+    leaves, form = jax.tree.flatten(tree)
+    out = []
+    for x, to in zip(leaves, jax.tree.leaves(where), strict=True):
+        parts = x.sharding.addressable_devices_indices_map(x.shape)
+        if parts != to.addressable_devices_indices_map(x.shape):
+            return None
+        shards = [shard.data for shard in x.addressable_shards]
+        out.append(jax.make_array_from_single_device_arrays(x.shape, to, shards))
+    return jax.tree.unflatten(form, out)
+
+
+def bring(tree: Any, where: Any) -> Any:
+    """As `held`; what the devices of this process lack comes from the others."""
+    if (found := held(tree, where)) is not None:
+        return found
+    mesh = jax.tree.leaves(tree)[0].sharding.mesh
+    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x, to: jax.device_put(x.addressable_data(0), to), whole, where)
+
+
+def _itself(tree: Any) -> Any:
+    return tree

@@ -27,13 +27,15 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as people read it. `name` is the tool's for role "tool"."""
+    """One turn as people read it. `name` is the tool's for role "tool"; `weight` is how much the turn
+    counts where it is learned, 0 for not at all."""
 
     role: Role
     content: str = ""
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
     name: str = ""
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,11 +64,13 @@ class Completion(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A run of tokens with one author. `logps` is set where a policy sampled them, None in data."""
+    """A run of tokens with one author. `logps` is set where a policy sampled them, None in data.
+    `weights` says how much each token is learned; None: the policy's 1, the world's 0."""
 
     tokens: list[int]
     author: Literal["policy", "world"]
     logps: list[float] | None = None
+    weights: list[float] | None = None
 
 
 class Stop(enum.Enum):
@@ -109,6 +113,7 @@ class Trajectory:
     failure: str = ""
     rewards: dict[str, float | None] = dataclasses.field(default_factory=dict)
     reward: float | None = None
+    advantage: float | None = None  # its weight in the loss; None where it has no part in it
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -123,9 +128,10 @@ class Trajectory:
 
 
 class Row(NamedTuple):
-    """One sequence to learn from, all arrays of length T and aligned with `tokens`: `learn[t]` is 1
-    where token t is to be learned (predicted from the tokens before it), `logp[t]` the log-probability
-    its sampler gave it, `advantage[t]` the weight of its gradient."""
+    """One sequence to learn from, all arrays of length T and aligned with `tokens`: `learn[t]` is above 0
+    where token t is to be learned (predicted from the tokens before it) and says how much it counts, 1
+    unless data weighs it; `logp[t]` is the log-probability its sampler gave it, `advantage[t]` the factor
+    of its gradient, `learn[t]` included."""
 
     tokens: np.ndarray
     learn: np.ndarray

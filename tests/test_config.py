@@ -264,3 +264,9 @@ def test_a_section_inside_one_that_the_file_leaves_out_is_set_too(file):
 def test_a_key_that_the_file_leaves_out_is_set_and_left_to_the_dataclass(file):
     loaded = config.load(file, ["--config.train.fresh=3"])
     assert loaded.train.fresh == 3 and loaded.is_locked
+
+
+def test_a_section_that_all_runs_have_need_not_be_in_the_file(file):
+    loaded = config.load(file, ["--config.profile.steps=10:12"])
+    assert loaded.profile.to_dict() == {"steps": "10:12"} and loaded.is_locked
+    assert "profil.steps is not" in refusal(file, "--config.profil.steps=1")

@@ -11,7 +11,7 @@ import jaxdeep
 
 PACKAGE = pathlib.Path(jaxdeep.__file__).parent
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-COMMON = {"types", "errors", "config", "log"}
+COMMON = {"types", "errors", "config", "log", "trace"}
 
 # What each part may import beside itself and COMMON; "run" is in nobody's row.
 HOST = {
@@ -35,7 +35,13 @@ JOINED = {
     "__init__": set(),
 }
 # The vocabulary leans on nothing, so that everything can lean on it.
-ROOTS = {"types": set(), "errors": set(), "log": {"errors"}, "config": {"errors", "log"}}
+ROOTS = {
+    "types": set(),
+    "errors": set(),
+    "trace": set(),
+    "log": {"errors"},
+    "config": {"errors", "log"},
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

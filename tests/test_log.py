@@ -1,4 +1,4 @@
-"""Metrics that survive a kill, progress, timings, and one run per folder."""
+"""Metrics that survive a kill, progress, and one run per folder."""
 
 import io
 import json
@@ -145,19 +145,6 @@ def test_progress_in_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     list(log.progress(range(3), "rollouts", "it"))
     assert "\r" in sys.stderr.getvalue() and "100%" in sys.stderr.getvalue()
-
-
-def test_timer_adds_up_by_stage_and_starts_again():
-    timer = log.Timer()
-    for _ in range(2):
-        with timer("rollout"):
-            time.sleep(0.01)
-    with pytest.raises(KeyError), timer("step"):
-        raise KeyError
-    taken = timer.take()
-    assert taken.keys() == {"time/rollout", "time/step"}
-    assert 0.02 <= taken["time/rollout"] < 1 and taken["time/step"] < 0.02
-    assert timer.take() == {}
 
 
 def test_a_folder_has_one_run_at_a_time(tmp_path):

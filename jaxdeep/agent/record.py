@@ -1,7 +1,8 @@
 """Trajectories to JSON lines and back: what was rolled out can be read, replayed and trained on.
 
 One trajectory a line, with everything it holds; `read` gives back what `write` was given. With a
-tokenizer each piece also says its text, for people: `read` does not look at it.
+tokenizer each piece also says its text, for people: `read` does not look at it. What training found out
+about the sampled tokens lies in a file of its own: `write_gaps`, `with_gaps`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from jaxdeep.errors import DataError
 from jaxdeep.types import Message, Piece, Role, Stop, Task, ToolCall, Trajectory
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from jaxdeep.data.tokenizer import Tokenizer
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory))
+LATER = {"advantage"}  # records of before have none
 
 
 def write(
@@ -50,22 +54,54 @@ def write(
 
 def read(path: str | Path) -> list[Trajectory]:
     """The trajectories of a file; DataError names the line that is torn or holds something else."""
+    return list(stream(path))
+
+
+def stream(path: str | Path) -> Iterator[Trajectory]:
+    """As `read`, one at a time: a file may be larger than memory."""
     path = Path(path)
     try:
-        # Not splitlines: it would also cut at characters that JSON may hold as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _read_line(line, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    trajectories = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            trajectories.append(_trajectory(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            why = f"{type(error).__name__}: {error}"
-            raise DataError(f"{path}:{number} is no whole trajectory ({why})") from error
-    return trajectories
+
+
+def write_gaps(
+    path: str | Path, trajectories: Iterable[Trajectory], gaps: Iterable[np.ndarray | None]
+) -> None:
+    """For each trajectory of a record, in nats, how much more the trainer's log-probability of each
+    sampled token was than the sampler's; None where it was not trained on. To half precision."""
+    flat = [
+        np.full(trajectory.sampled, np.nan, np.float16) if gap is None else gap.astype(np.float16)
+        for trajectory, gap in zip(trajectories, gaps, strict=True)
+    ]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.concatenate(flat))
+
+
+def with_gaps(
+    trajectories: Iterable[Trajectory], path: str | Path
+) -> Iterator[tuple[Trajectory, np.ndarray | None]]:
+    """The trajectories of a record, each with its gaps; None where there are none."""
+    flat = np.load(path, allow_pickle=False) if Path(path).exists() else None
+    at = 0
+    for trajectory in trajectories:
+        gap = None if flat is None else flat[at : (at := at + trajectory.sampled)]
+        if gap is not None and len(gap) != trajectory.sampled:
+            raise DataError(f"{path} is of {len(flat)} tokens, its record of more: remove it")
+        yield trajectory, None if gap is None or np.isnan(gap).all() else gap.astype(np.float32)
+
+
+def _read_line(line: str, where: str) -> Trajectory:
+    try:
+        return _trajectory(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f"{where} is no whole trajectory ({why})") from error
 
 
 def _row(trajectory: Trajectory, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -90,7 +126,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _trajectory(row: dict[str, Any]) -> Trajectory:
-    if set(row) != set(FIELDS):
+    if set(row) | LATER != set(FIELDS):
         raise ValueError(f"expected the fields {FIELDS}, found {tuple(row)}")
     return Trajectory(
         **row

@@ -22,11 +22,12 @@ import dataclasses
 import inspect
 import math
 import zlib
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult
 from jaxdeep.data.chat import Chat, Mark
@@ -36,7 +37,11 @@ from jaxdeep.types import Message, Piece, Sampling, Stop, Task, ToolCall, Trajec
 T = TypeVar("T")
 
 METRICS = ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds")
-"""On every trajectory; `calls/NAME` is there for each tool that was called."""
+"""On every trajectory; `tool/NAME/COUNT` is there for each tool that was called."""
+
+COUNTS = ("calls", "failed", "seconds", "cached")
+"""Of one tool: calls, those of them that failed (the model's mistakes and the world's) or were answered
+from a cache, and the seconds that all of them took."""
 
 SAMPLING = Sampling()
 """How turns are drawn unless the caller says otherwise."""
@@ -76,7 +81,7 @@ async def rollout(
     stop = tuple(dict.fromkeys((*sampling.stop, *chat.stop_ids)))
     sampling = dataclasses.replace(sampling, stop=stop)
     try:
-        with _noted(trajectory, void=True):
+        with trace.span("", task.id, seed=seed), _noted(trajectory, void=True):
             opening = await _world("env.open", env.open(), limits.seconds)
             loop = _Loop(trajectory, env, _by_name(env.tools), policy, chat, limits, sampling)
             try:
@@ -126,12 +131,29 @@ async def score(taskset: Taskset, trajectory: Trajectory) -> None:
     if trajectory.stop is Stop.FAILED:
         return
     for name, (_, judge) in taskset.rewards.items():
-        with _noted(trajectory, void=False):
+        with trace.span("reward", name), _noted(trajectory, void=False):
             value = await _world(f"reward {name!r}", _judged(judge, trajectory))
             trajectory.rewards[name] = value
     if None not in trajectory.rewards.values():
         weights = ((weight, trajectory.rewards[n]) for n, (weight, _) in taskset.rewards.items())
         trajectory.reward = float(sum(weight * value for weight, value in weights))
+
+
+def tools_of(trajectories: Iterable[Trajectory]) -> dict[str, float]:
+    """Of each tool that was called: `tool/NAME/calls` a rollout, the shares of them that `failed` and
+    that were `cached`, and the mean `latency` in seconds."""
+    trajectories = list(trajectories)
+    keys = {key for t in trajectories for key in t.metrics if key.startswith("tool/")}
+    total = {key: sum(t.metrics.get(key, 0.0) for t in trajectories) for key in sorted(keys)}
+    out = {}
+    for key, calls in total.items():
+        name, _, count = key.rpartition("/")
+        if count == "calls":
+            out[key] = calls / len(trajectories)
+            out[f"{name}/latency"] = total[f"{name}/seconds"] / calls
+            for part in ("failed", "cached"):
+                out[f"{name}/{part}"] = total[f"{name}/{part}"] / calls
+    return out
 
 
 async def _judged(judge: Reward, trajectory: Trajectory) -> float | None:
@@ -196,9 +218,10 @@ class _Loop:
     async def _ask(self, turn: int, budget: int) -> tuple[Message, bool, bool]:
         """The policy's next message, whether its turn is closed, and whether the budget cut it."""
         seed = _derive(self.trajectory.seed, turn)
-        said = await self.policy(
-            list(self.tokens), seed=seed, max_new=budget, sampling=self.sampling
-        )
+        with trace.span("policy", f"turn {turn + 1}"):
+            said = await self.policy(
+                list(self.tokens), seed=seed, max_new=budget, sampling=self.sampling
+            )
         if len(said.tokens) != len(said.logps) or len(said.tokens) > budget:
             raise ValueError(
                 f"the policy gave {len(said.tokens)} tokens and {len(said.logps)} log-probabilities "
@@ -232,9 +255,19 @@ class _Loop:
         tool = self.tools.get(call.name)
         if tool is None:
             return ToolResult(f"There is no tool {call.name!r}. {there}", failed=True)
+        self._count(tool.name, calls=1, failed=1)  # until there is an answer
+        with trace.span("tools", tool.name):
+            result = await _world(f"tool {tool.name}", tool.call(call.arguments))
+        self._count(
+            tool.name, failed=result.failed - 1, seconds=result.seconds, cached=result.cached
+        )
+        return result
+
+    def _count(self, tool: str, **more: float) -> None:
         metrics = self.trajectory.metrics
-        metrics[f"calls/{tool.name}"] = metrics.get(f"calls/{tool.name}", 0.0) + 1
-        return await _world(f"tool {tool.name}", tool.call(call.arguments))
+        for count in COUNTS:
+            key = f"tool/{tool}/{count}"
+            metrics[key] = metrics.get(key, 0.0) + more.get(count, 0)
 
     def _shorten(self, text: str) -> str:
         """The text, cut visibly to the tokens a result may have."""

@@ -46,12 +46,13 @@ class ToolError(Exception):
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolResult:
     """What a call gives back. `done` ends the episode, `failed` says the call was a mistake of the
-    model's, `seconds` is the time the tool took."""
+    model's, `seconds` is the time the tool took, `cached` says that it knew the answer from before."""
 
     text: str
     done: bool = False
     failed: bool = False
     seconds: float = 0.0
+    cached: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

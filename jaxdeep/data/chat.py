@@ -13,12 +13,12 @@ Two renderings are made of the same parts, of which only a `Mark` can become a c
     world    \\n<|im_start|>user\\n<tool_response>\\n ... \\n</tool_response><|im_end|>\\n
              <|im_start|>assistant\\n
 
-`parse` reads a policy turn by its control token ids. The `messages_from_*` read others' traces.
+`parse` reads a policy turn by its control token ids. Others' traces are read in `formats`.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import bisect
 import enum
 import itertools
 import json
@@ -26,6 +26,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn, get_args
 
+from jaxdeep.data.learn import PLAIN, LearnConfig, Weighed
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, Piece, Role, ToolCall
@@ -89,12 +90,13 @@ class Chat:
         self, messages: Sequence[Message], tools: Tools = (), *, generate: bool = False
     ) -> str:
         """The text of the published template; `generate` adds its generation prompt."""
-        parts, turns = _start(messages, tools)
+        start, turns = _start(messages, tools)
+        parts = _plain(start)
         query = _last_query(turns)
         seen = 0
         for role, run in _runs(turns):
             if role != "assistant":
-                parts += _world(role, run)
+                parts += _plain(_world(role, run))
             else:
                 for index, turn in enumerate(run, seen):
                     body = self._published(turn, index > query, index == len(turns) - 1)
@@ -111,7 +113,8 @@ class Chat:
     def opening(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The prompt of the next policy turn: the conversation so far and the generation prompt."""
         pieces, rest = self._split(messages, tools)
-        return [id for piece in pieces for id in piece.tokens] + self._encode(rest + self._prompt)
+        ids = [id for piece in pieces for id in piece.tokens]
+        return ids + self._encode(_plain(rest) + self._prompt)
 
     def reply(self, messages: Sequence[Message], *, closed: bool = True) -> list[int]:
         """What the world appends to a policy turn: the rest of that turn, its own messages, and the
@@ -121,18 +124,22 @@ class Chat:
         for role, run in _runs(messages):
             if role == "assistant":
                 raise DataError(f"an assistant's message is no reply of the world: {run[0]!r:.200}")
-            parts += _world(role, run)
+            parts += _plain(_world(role, run))
         return self._encode(parts + self._prompt)
 
-    def pieces(self, messages: Sequence[Message], tools: Tools = ()) -> list[Piece]:
-        """A whole conversation by author: an assistant's text and its end are the policy's.
+    def pieces(
+        self, messages: Sequence[Message], tools: Tools = (), learn: LearnConfig = PLAIN
+    ) -> list[Piece]:
+        """A whole conversation by author: an assistant's text and its end are the policy's, but for
+        spans in it that `learn` knows as the world's. Tokens whose weight is not the usual one (1 for
+        the policy, 0 for the world) have `weights`.
 
         With thinking "write" every such turn has a think block, empty where the message has no
         reasoning; with "skip" and "none" reasoning is left out.
         """
-        pieces, rest = self._split(messages, tools)
+        pieces, rest = self._split(messages, tools, learn)
         if len(rest) > 1:  # more than the line end after a policy turn
-            pieces.append(Piece(self._encode(rest), "world"))
+            pieces.append(self._piece(rest, "world"))
         return pieces
 
     def parse(self, tokens: Sequence[int]) -> Message:
@@ -148,21 +155,48 @@ class Chat:
                 segments += [self._inside[id] for id in run]
             else:
                 segments.append(self.tokenizer.decode(list(run)))
-        return _read(segments)
+        return read_turn(segments)
 
-    def _split(self, messages: Sequence[Message], tools: Tools) -> tuple[list[Piece], list[str]]:
+    def _split(
+        self, messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
+    ) -> tuple[list[Piece], list[Weighed]]:
         """The pieces up to the last policy turn, and the parts of the world after it."""
         pieces: list[Piece] = []
-        world, turns = _start(messages, tools if self.tools_in_prompt else ())
+        world, turns = _start(messages, tools if self.tools_in_prompt else (), learn)
         for role, run in _runs(turns):
             if role != "assistant":
-                world += _world(role, run)
+                world += _world(role, run, learn)
                 continue
             for turn in run:
-                pieces.append(Piece(self._encode(world + self._prompt), "world"))
-                pieces.append(Piece(self._encode(self._written(turn)), "policy"))
-                world = ["\n"]
+                pieces.append(self._piece([*world, *_free(self._prompt)], "world"))
+                pieces += self._turn(turn, learn)
+                world = _free(["\n"])
         return pieces, world
+
+    def _turn(self, turn: Message, learn: LearnConfig) -> list[Piece]:
+        """An assistant's turn: one piece of the policy, or its text between spans of the world."""
+        base = _weight(turn, learn)
+        if not learn.of_world(turn.content):
+            return [self._piece(learn.weigh(self._written(turn), base), "policy")]
+        pieces, parts = [], learn.authored(turn.content)
+        for index, (text, world) in enumerate(parts):
+            end = [Mark.END] if index == len(parts) - 1 else []
+            if world:  # after it the policy would have gone on: an end is not its choice
+                pieces.append(self._piece(_free([text, *end]), "world"))
+            else:
+                said = [*self._verbatim(text, index == 0), *end]
+                pieces.append(self._piece(learn.weigh(said, base), "policy"))
+        return pieces
+
+    def _verbatim(self, text: str, first: bool) -> list[str]:
+        """The parts of an assistant's text as it stands, its tags as control tokens."""
+        if self.thinking != "write":
+            text = re.sub(rf"{Mark.THINK}.*?{Mark.UNTHINK}\s*", "", text, flags=re.DOTALL)
+        inside = {str(mark): mark for mark in self._inside.values()}
+        said = [inside.get(part, part) for part in re.split(f"({'|'.join(inside)})", text) if part]
+        if first and self.thinking == "write" and not text.lstrip().startswith(Mark.THINK):
+            return [*_think(""), *said]
+        return said
 
     def _written(self, turn: Message) -> list[str]:
         """The parts of an assistant's turn as the policy writes it."""
@@ -189,13 +223,28 @@ class Chat:
 
     def _encode(self, parts: Iterable[str]) -> list[int]:
         """Marks by id; everything between two of them joined and encoded as plain text."""
+        return self._piece(_free(parts), "world").tokens
+
+    def _piece(self, parts: Iterable[Weighed], author: Literal["policy", "world"]) -> Piece:
+        """The parts encoded: marks by id, everything between two of them joined, as plain text."""
         ids: list[int] = []
-        for kind, run in itertools.groupby(parts, key=type):
+        weights: list[float] = []
+        for kind, run in itertools.groupby(parts, key=lambda part: type(part[0])):
+            texts, given = zip(*run, strict=True)
             if kind is Mark:
-                ids += [self._ids[mark] for mark in run]
+                ids += [self._ids[mark] for mark in texts]
+                weights += given
+            elif len(set(given)) == 1:
+                found = self.tokenizer.encode("".join(texts))
+                ids += found
+                weights += [given[0]] * len(found)
             else:
-                ids += self.tokenizer.encode("".join(run))
-        return ids
+                found, starts = self.tokenizer.encode_starts("".join(texts))
+                ends = list(itertools.accumulate(map(len, texts)))
+                ids += found
+                weights += [given[bisect.bisect_right(ends, start)] for start in starts]
+        usual = float(author == "policy")
+        return Piece(ids, author, None, None if set(weights) <= {usual} else weights)
 
 
 def _runs(turns: Sequence[Message]) -> Iterator[tuple[Role, list[Message]]]:
@@ -204,27 +253,50 @@ def _runs(turns: Sequence[Message]) -> Iterator[tuple[Role, list[Message]]]:
         yield role, list(run)
 
 
-def _start(messages: Sequence[Message], tools: Tools) -> tuple[list[str], Sequence[Message]]:
+def _plain(parts: Iterable[Weighed]) -> list[str]:
+    return [part for part, _ in parts]
+
+
+def _free(parts: Iterable[str]) -> list[Weighed]:
+    """Parts of which nothing is learned."""
+    return [(part, 0.0) for part in parts]
+
+
+def _start(
+    messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
+) -> tuple[list[Weighed], Sequence[Message]]:
     """The parts of the system turn (a first system message, the tools), and the turns after it."""
-    parts: list[str] = []
+    parts: list[Weighed] = []
+    weight = 0.0
     if messages and messages[0].role == "system":
-        parts = [messages[0].content, "\n\n"] if tools else [messages[0].content]
+        weight = _weight(messages[0], learn)
+        parts = [(messages[0].content, weight), *_free(["\n\n"] if tools else [])]
         messages = messages[1:]
     if tools:
-        parts += [TOOLS_HEAD, *(f"\n{_dump(tool)}" for tool in tools), *TOOLS_TAIL]
-    return ([Mark.START, "system\n", *parts, Mark.END, "\n"] if parts else []), messages
+        parts += _free([TOOLS_HEAD, *(f"\n{_dump(tool)}" for tool in tools), *TOOLS_TAIL])
+    if not parts:
+        return [], messages
+    return [*_free([Mark.START, "system\n"]), *parts, (Mark.END, weight), ("\n", 0.0)], messages
 
 
-def _world(role: Role, run: list[Message]) -> list[str]:
+def _world(role: Role, run: list[Message], learn: LearnConfig = PLAIN) -> list[Weighed]:
     """The parts of neighbouring turns of one role that is not the assistant's."""
-    parts: list[str] = []
+    parts: list[Weighed] = []
     if role == "tool":
         for turn in run:
-            parts += ["\n", Mark.RESULT, f"\n{turn.content}\n", Mark.UNRESULT]
-        return [Mark.START, "user", *parts, Mark.END, "\n"]
+            said = [f"{turn.content}\n", Mark.UNRESULT]
+            parts += _free(["\n", Mark.RESULT, "\n"])
+            parts += [(part, _weight(turn, learn)) for part in said]
+        return [*_free([Mark.START, "user"]), *parts, *_free([Mark.END, "\n"])]
     for turn in run:
-        parts += [Mark.START, f"{role}\n{turn.content}", Mark.END, "\n"]
+        parts += _free([Mark.START, f"{role}\n"])
+        parts += [(part, _weight(turn, learn)) for part in (turn.content, Mark.END)]
+        parts += _free(["\n"])
     return parts
+
+
+def _weight(turn: Message, learn: LearnConfig) -> float:
+    return turn.weight if turn.role in learn.roles else 0.0
 
 
 def _think(reasoning: str) -> list[str]:
@@ -268,7 +340,7 @@ def _dump(value: Mapping[str, Any]) -> str:
 UNCLOSED = ToolCall("", error="the tool call is not closed by </tool_call>")
 
 
-def _read(segments: Iterable[str]) -> Message:
+def read_turn(segments: Iterable[str]) -> Message:
     """An assistant's message from its marks and the texts between them."""
     said, thought, calls = [""], [""], []
     body: list[str] = []  # of the call being read
@@ -331,107 +403,3 @@ def _call(text: str) -> ToolCall:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
-
-
-def messages_from_openai(
-    rows: Sequence[Mapping[str, Any]], *, inline: bool = False
-) -> list[Message]:
-    """The messages of OpenAI dictionaries; a DataError names the first that cannot be read.
-
-    `inline` also reads `<think>` and `<tool_call>` in an assistant's text, and takes a user turn
-    that is nothing but `<tool_response>` blocks for tool results. A result without a name gets that
-    of the call it answers, by id or else in order.
-    """
-    messages: list[Message] = []
-    names: dict[str, str] = {}  # of the calls so far, by id
-    waiting: list[str] = []  # of the last turn's calls, in order
-    for index, row in enumerate(rows):
-        try:
-            new = _messages(row, inline)
-        except DataError as error:
-            raise DataError(f"message {index}: {error}") from error
-        for message in new:
-            if message.role == "assistant":
-                waiting = [call.name for call in message.calls]
-                ids = [call.get("id") for call in row.get("tool_calls") or ()]
-                names |= zip(ids, waiting[-len(ids) :], strict=False)
-            elif message.role == "tool":
-                first = waiting.pop(0) if waiting else ""
-                answered = row.get("tool_call_id")
-                name = message.name or (answered and names.get(answered)) or first
-                message = dataclasses.replace(message, name=name)
-            messages.append(message)
-    return messages
-
-
-SHAREGPT = dict(
-    system="system", human="user", gpt="assistant", function_call="assistant", observation="tool"
-)
-
-
-def messages_from_sharegpt(rows: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """The messages of a ShareGPT "conversations" list; function_call is one JSON call or a list."""
-    converted = []
-    for index, row in enumerate(rows):
-        speaker = row.get("from") if isinstance(row, Mapping) else None
-        if speaker not in SHAREGPT or not isinstance(row.get("value"), str):
-            known = ", ".join(SHAREGPT)
-            raise DataError(f"message {index}: expected a text from one of {known}: {row!r:.200}")
-        message: dict[str, Any] = {"role": SHAREGPT[speaker], "content": row["value"]}
-        if speaker == "function_call":
-            try:
-                calls = json.loads(row["value"])
-            except ValueError as error:
-                raise DataError(f"message {index}: the call is not JSON: {row!r:.200}") from error
-            message |= {"content": "", "tool_calls": calls if isinstance(calls, list) else [calls]}
-        converted.append(message)
-    return messages_from_openai(converted)
-
-
-def _messages(row: Mapping[str, Any], inline: bool) -> list[Message]:
-    """One OpenAI dictionary: one message, or several where a user turn holds several results."""
-    if not isinstance(row, Mapping) or row.get("role") not in get_args(Role):
-        known = ", ".join(get_args(Role))
-        raise DataError(f"expected a dictionary with a role of {known}: {row!r:.200}")
-    role, content = row["role"], _text(row.get("content"))
-    reasoning = row.get("reasoning_content") or ""
-    if not isinstance(reasoning, str):
-        raise DataError(f"reasoning_content is not text: {reasoning!r:.200}")
-    text = content.strip()
-    if inline and role == "user" and text.startswith(Mark.RESULT) and text.endswith(Mark.UNRESULT):
-        inner = text.removeprefix(Mark.RESULT).removesuffix(Mark.UNRESULT)
-        results = re.split(rf"{Mark.UNRESULT}\s*{Mark.RESULT}", inner)
-        return [Message("tool", one.removeprefix("\n").removesuffix("\n")) for one in results]
-    if role != "assistant":
-        return [Message(role, content, name=row.get("name") or "" if role == "tool" else "")]
-    said = Message("assistant", content)
-    if inline:
-        said = _read(INSIDE.get(part, part) for part in re.split(f"({'|'.join(INSIDE)})", content))
-    calls = (*said.calls, *(_openai_call(call) for call in row.get("tool_calls") or ()))
-    broken = [call.error for call in calls if call.error]
-    if broken:
-        raise DataError(f"{broken[0]}: {row!r:.200}")
-    return [dataclasses.replace(said, reasoning=reasoning or said.reasoning, calls=calls)]
-
-
-def _text(content: Any) -> str:
-    """The text of a content that is text, absent, or a list of text parts."""
-    parts = content if isinstance(content, list) else [{"text": "" if content is None else content}]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise DataError(f"content is neither text nor a list of text parts: {content!r:.200}")
-    return "".join(texts)
-
-
-def _openai_call(call: Any) -> ToolCall:
-    function = (call.get("function") or call) if isinstance(call, Mapping) else {}
-    name, arguments = function.get("name"), function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            text, arguments = arguments, Written(**json.loads(arguments))
-            arguments.text = text
-        except (ValueError, TypeError, RecursionError) as error:
-            raise DataError(f"arguments are not a JSON object: {call!r:.200}") from error
-    if not isinstance(name, str) or not name or not isinstance(arguments, Mapping):
-        raise DataError(f"a tool call needs a name and arguments that are an object: {call!r:.200}")
-    return ToolCall(name, arguments)

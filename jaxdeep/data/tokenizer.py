@@ -62,6 +62,11 @@ class Tokenizer:
         """
         return self._plain.encode(_mend(text), add_special_tokens=False).ids
 
+    def encode_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of `encode`, and the character of the text that each starts with."""
+        found = self._plain.encode(_mend(text), add_special_tokens=False)
+        return found.ids, [start for start, _ in found.offsets]
+
     def encode_control(self, text: str) -> list[int]:
         """Ids of the text as published: control tokens in it count. For trusted text only."""
         return self._published.encode(_mend(text), add_special_tokens=False).ids

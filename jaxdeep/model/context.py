@@ -22,6 +22,15 @@ def shards() -> int:
     return 1 if used.empty else used.shape["context"]
 
 
+def resting(T: int) -> str | tuple[str, str]:
+    """The mesh axes that positions are spread over between layers: `model` too where it divides them, so
+    that what is kept of each layer for the backward pass shrinks with it (arXiv 2205.05198). Inside a
+    layer that axis has the heads."""
+    used = jax.sharding.get_abstract_mesh()
+    shares = 1 if used.empty else used.shape["context"] * used.shape["model"]
+    return ("context", "model") if T % shares == 0 else "context"
+
+
 def order(T: int) -> np.ndarray:
     """The natural index of the token at each place, [T] int32. A length that cannot be cut is a
     ConfigError."""

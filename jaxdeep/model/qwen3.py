@@ -91,7 +91,7 @@ def forward(
     def layer_step(carry, xs):
         x_BTD, cache = carry
         layer, factors, index = xs
-        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, positions, None)
+        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, positions and context.resting(T), None)
         linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale)
         h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
         q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)

@@ -78,11 +78,12 @@ RULES = Rules()
 def rows(
     groups: Sequence[Sequence[Trajectory]], rules: Rules = RULES
 ) -> tuple[list[Row], dict[str, float]]:
-    """The rows to learn from, and metrics. `grpo/loss_tokens` is how many tokens were sampled for these
+    """The rows to learn from, and metrics; each advantage is noted on its trajectory. `grpo/loss_tokens` is how many tokens were sampled for these
     rows: what the masks of their batches must add up to."""
     out, tokens = [], 0
     for group, pushed in zip(groups, advantages(groups, rules), strict=True):
         for trajectory, advantage in zip(group, pushed, strict=True):
+            trajectory.advantage = advantage
             if advantage is not None:
                 out.append(to_row(trajectory.pieces, advantage=advantage))
                 tokens += trajectory.sampled

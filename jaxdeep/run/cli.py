@@ -1,7 +1,8 @@
 """The command line: `python -m jaxdeep VERB --config=FILE.py --config.a.b=value --workdir=DIR`.
 
 Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally `FLAGS`
-(name -> help, for flags of its own) and `main(config, workdir, **flags) -> int`. Help and every check of
+(name -> help, for flags of its own) and `main(config, workdir, **flags) -> int`. One that names ARGUMENTS
+takes words instead of a configuration: `main(*words, **flags)`. Help and every check of
 the flags read a verb's source and never import it, so they answer at once; the module, and jax with it,
 is imported when there is something to run.
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from jaxdeep import __version__, config
 from jaxdeep.errors import ConfigError, JaxdeepError
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export")
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "view")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -33,6 +34,7 @@ class Verb(NamedTuple):
     default_config: str | None
     example: str
     flags: Mapping[str, str]
+    arguments: str = ""
 
 
 class Command(NamedTuple):
@@ -88,6 +90,9 @@ def _main(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(usage(verb))
         return 0
+    if verb.arguments:
+        words, flags = split(verb, rest)
+        return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
     command = parse(verb, rest)
     loaded = config.load(command.config, command.overrides)
     module = importlib.import_module(f"jaxdeep.run.{name}")
@@ -104,7 +109,7 @@ def describe(name: str) -> Verb:
             case (
                 ast.Assign(targets=[ast.Name(id=target)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=target), value=value)
-            ) if target in ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS"):
+            ) if target in ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS", "ARGUMENTS"):
                 constants[target] = ast.literal_eval(value)
     return Verb(
         name=name,
@@ -112,30 +117,39 @@ def describe(name: str) -> Verb:
         default_config=constants["DEFAULT_CONFIG"],
         example=constants["EXAMPLE"],
         flags=constants.get("FLAGS", {}),
+        arguments=constants.get("ARGUMENTS", ""),
     )
 
 
-def parse(verb: Verb, argv: Sequence[str]) -> Command:
-    """The flags after the verb, as `--name=value` or `--name value`; ConfigError on any other word."""
+def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words after the verb that are no flags, and the flags, as `--name=value` or `--name value`."""
     given: dict[str, str] = {}
-    overrides = []
+    plain = []
+    own = ("config", "workdir", *verb.flags) if not verb.arguments else tuple(verb.flags)
     words = iter(argv)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
-            raise ConfigError(f"{word!r} is not a flag: flags are written --name=value")
-        override = name.startswith("config.")
-        if not override and name not in ("config", "workdir", *verb.flags):
-            known = ("config", "workdir", "help", *verb.flags)
-            raise ConfigError(f"{verb.name} has no flag --{name}.{config.suggest(name, known)}")
+            plain.append(word)
+            continue
+        if name not in own and (verb.arguments or not name.startswith("config.")):
+            suggestion = config.suggest(name, (*own, "help"))
+            raise ConfigError(f"{verb.name} has no flag --{name}.{suggestion}")
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name}=...")
-        if override:
-            overrides.append(f"--{name}={value}")
-        else:
-            given[name] = value
+        given[name] = value
+    return plain, given
+
+
+def parse(verb: Verb, argv: Sequence[str]) -> Command:
+    """The flags after the verb; ConfigError on any other word."""
+    plain, given = split(verb, argv)
+    if plain:
+        raise ConfigError(f"{plain[0]!r} is not a flag: flags are written --name=value")
+    names = [name for name in given if name.startswith("config.")]
+    overrides = [f"--{name}={given.pop(name)}" for name in names]
     path = given.pop("config", verb.default_config)
     if path is None:
         raise ConfigError(f"{verb.name} needs --config=FILE.py, as in\n  {verb.example}")
@@ -176,12 +190,15 @@ def usage(verb: Verb) -> str:
     """The help for one verb."""
     default = f" (default {verb.default_config})" if verb.default_config else ""
     workdir = _workdir(verb.name, verb.default_config or "CONFIG")
-    flags = {
+    common = {
         "config=FILE.py": f"the configuration; FILE.py:ARG passes ARG to it{default}",
         "config.KEY=VALUE": "changes one value of the configuration",
         "workdir=DIR": f"where the run keeps its state (default {workdir})",
-        **{f"{name}=...": text for name, text in verb.flags.items()},
     }
+    flags = {} if verb.arguments else common
+    flags |= {f"{name}=...": text for name, text in verb.flags.items()}
     width = max(map(len, flags))
     lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
-    return "\n".join([verb.doc, "", "Example:", f"  {verb.example}", "", "Flags:", *lines])
+    words = ["", f"  jaxdeep {verb.name} {verb.arguments}"] if verb.arguments else []
+    head = [verb.doc, *words, "", "Example:", f"  {verb.example}", "", "Flags:"]
+    return "\n".join([*head, *lines])

@@ -20,6 +20,7 @@ from jaxdeep import config as configs
 from jaxdeep import log
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
+from jaxdeep.data import tokenizer
 from jaxdeep.errors import DataError
 from jaxdeep.eval import harness, report
 from jaxdeep.model import lora
@@ -103,10 +104,18 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
         bar = log.progress(len(taskset), "eval", "question")
         try:
             seen = asyncio.run(
-                grpo.greedy(taskset, engine, chat, part["rollout"], lambda _: bar.update())
+                grpo.greedy(
+                    taskset,
+                    engine,
+                    chat,
+                    part["rollout"],
+                    range(len(taskset)),
+                    lambda _: bar.update(),
+                )
             )
         finally:
             bar.close()
             engine.close()
+        log.write_atomic(workdir / tokenizer.FILE, chat.tokenizer.text)
         record.write(workdir / "eval.jsonl", seen, chat.tokenizer)
     return seen

@@ -6,6 +6,9 @@
 `grpo.algorithm` says by which rules (`run.algorithms`). At the first step of every run the trainer's
 log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a row
 of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped.
+
+Several processes (`mesh.join`) share out the tasks of a step: each has an engine and tool loops of its
+own. Then all know all rollouts, and take the step together that one process would take.
 """
 
 from __future__ import annotations
@@ -23,20 +26,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.agent.rollout import group, score
+from jaxdeep.agent.rollout import group, score, tools_of
+from jaxdeep.data import tokenizer
 from jaxdeep.data.chat import Chat
-from jaxdeep.data.pack import pack
+from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
-from jaxdeep.model import lora
+from jaxdeep.model import load, lora
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.curriculum import Walk
 from jaxdeep.rewards.health import health
-from jaxdeep.run import algorithms, setup
+from jaxdeep.run import algorithms, monitor, setup
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
@@ -67,20 +71,28 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"dev": setup.EnvConfig, "guard": guard.GuardConfig},
+        {
+            "dev": setup.EnvConfig,
+            "guard": guard.GuardConfig,
+            "log": monitor.LogConfig,
+            "profile": monitor.ProfileConfig,
+        },
     )
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
+    meshes.join()
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
     mesh = meshes.make_mesh(part["mesh"])
     check_sizes(part, len(taskset), mesh)
-    with log.lock(workdir), log.Termination() as ending:
-        part["about"] = configs.save(algorithms.expand(config), workdir, sys.argv)
+    place = setup.folder_of(workdir)
+    with log.lock(place), log.Termination() as ending:
+        part["about"] = configs.save(algorithms.expand(config), place, sys.argv)
+        log.write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
     return 0
@@ -97,78 +109,83 @@ def train(
 ) -> bool:
     """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
     config, settings, rollout = part["train"], part["grpo"], part["rollout"]
-    rules = settings.rules(rollout.limits)
-    spec = spec_of(part, guard.rate(part["guard"], workdir))
+    rules, own, place = settings.rules(rollout.limits), meshes.local(mesh), setup.folder_of(workdir)
+    guard.agree(place)
+    spec = spec_of(part, guard.rate(part["guard"], place))
     setup.check_vocabulary(chat, spec.model)
     params, state = setup.start_of(config, part["model"], spec, mesh, workdir)
     step = states.Step(spec, mesh)
     base = setup.base_of(part["model"], spec, params)
     saved = checkpoint.Checkpoints(workdir, spec, keep=config.keep, base=base, run=part["about"])
-    guard.finish(workdir, saved)
+    guard.finish(place, saved)
     walk, done = Walk(len(taskset), config.seed, settings.curriculum), 0
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
         walk.restore(position)
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
-        weights, adapter = states.policy(spec, params, state.trained)
-        engine = stack.enter_context(setup.engine_of(rollout, weights, spec, mesh))
+        frozen = setup.sampled_of(part["model"], spec, params, own, config.seed)
+        weights, adapter = sampled(spec, frozen, state, own)
+        engine = stack.enter_context(setup.engine_of(rollout, weights, spec, own))
         engine.set_adapter(adapter)
-        metrics = stack.enter_context(log.Metrics(workdir, step=done))
-        watch = guard.Guard(part["guard"] or guard.GuardConfig(), log.read(metrics.path))
+        metrics = stack.enter_context(monitor.Monitor(place, step=done, mesh=mesh, part=part))
+        known = meshes.agree(log.read(metrics.path))
+        watch = guard.Guard(part["guard"] or guard.GuardConfig(), known)
         bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
-        timer, first, void = log.Timer(), True, 0
+        timer, first, void = trace.Timer(trace.Trace(place)), True, 0
         for n in range(done + 1, config.steps + 1):
             position, score = walk.position(), None
-            seed = config.seed * 1_000_003 + n + guard.rollbacks(workdir) * 500_009
-            try:
-                with timer("rollout"), ending.droppable():
-                    groups = explore(taskset, walk, engine, chat, settings, rules, rollout, seed)
-            except log.Terminated:
+            seed = config.seed * 1_000_003 + n + guard.rollbacks(place) * 500_009
+            how = (settings, rules, rollout, seed, ending)
+            with timer("rollout"):
+                groups = explore(taskset, walk, engine, chat, *how)
+            if groups is None:
                 break
-            record.write(rollouts_of(workdir, n), [t for g in groups for t in g], chat.tokenizer)
+            every, logps = [t for g in groups for t in g], []
+            with timer("data"):
+                rows, shares = advantages.rows(groups, rules)
+                if place == workdir:
+                    record.write(rollouts_of(workdir, n), every, chat.tokenizer)
+                batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
             void = refuse_void(groups, void, n)
-            rows, shares = advantages.rows(groups, rules)
-            found = (
-                summarize(groups) | engine_counts(engine) | shares | {"grpo/epochs": walk.epochs}
-            )
-            trouble = ""
+            found = summarize(groups) | engine_counts(engine) | shares
+            found["grpo/epochs"] = walk.epochs
             if rows:
                 with timer("train"):
-                    batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
-                    tolerance = settings.tolerance if first else None
+                    tolerance, first = settings.tolerance if first else None, False
                     state, more, trouble = learn(
-                        step, state, params, batches, tolerance, settings.passes
+                        step, state, params, batches, tolerance, settings.passes, logps
                     )
                 if trouble:
                     saved.save(n - 1, state, position)
-                    saved.wait()
-                    if guard.set_back(workdir, saved, watch, n, [trouble]):
+                    if guard.set_back(place, saved, watch, n, [trouble]):
                         return False
                     raise DivergedError(f"step {n}: {trouble}")
+                with timer("data"):
+                    gaps = gaps_of(every, rows, logps, part["batch"].length)
+                    if place == workdir:
+                        record.write_gaps(gaps_at(workdir, n), every, gaps)
                 found |= {f"train/{name}": value for name, value in more.items()}
-                first = False
-                weights, adapter = states.policy(spec, params, state.trained)
-                engine.set_base(weights)
-                engine.set_adapter(adapter)
+                engine.follow(*sampled(spec, frozen, state, own))
             if dev and settings.eval_every and n % settings.eval_every == 0:
                 with timer("eval"):
-                    seen = asyncio.run(greedy(dev, engine, chat, rollout))
-                found["dev/em"] = score = harness.summarize(seen)["em"]
+                    some = meshes.share(range(len(dev)))
+                    seen = asyncio.run(greedy(dev, engine, chat, rollout, some))
+                    score = harness.summarize(meshes.exchange(seen))["em"]
+                found["dev/em"] = score
             done, position = n, walk.position()
             row = metrics.write(n, found | timer.take())
             bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
             bar.update()
             if n % config.save_every == 0 or n == config.steps:
-                saved.save(n, state, position, score=score)
-            if guard.set_back(workdir, saved, watch, n, watch.see(row)):
+                with timer("checkpoint"):
+                    saved.save(n, state, position, score=score)
+            if guard.set_back(place, saved, watch, n, watch.see(row)):
                 return False
-            if ending.asked:
-                break
-        if ending.asked and saved.latest() != done > 0:
+        if done < config.steps and saved.latest() != done > 0:
             saved.save(done, state, position)
-    if ending.asked:
-        print(f"terminated after step {done}, which is saved: the same command continues")
+    if done < config.steps:
+        print(log.ENDED.format(step=done))
     return True
 
 
@@ -194,6 +211,15 @@ def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> No
         raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
 
 
+def sampled(
+    spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
+) -> tuple[dict, dict | None]:
+    """Weights and adapter on the mesh that a sampler has to itself. Of all that a step changes, what it
+    trained is what crosses from process to process."""
+    trained = meshes.bring(state.trained, states.shardings(spec, mesh).trained)
+    return states.policy(spec, frozen, trained)
+
+
 def explore(
     taskset: Taskset,
     walk: Walk,
@@ -203,9 +229,11 @@ def explore(
     rules: advantages.Rules,
     rollout: setup.RolloutConfig,
     seed: int,
-) -> list[list[Trajectory]]:
+    ending: log.Termination,
+) -> list[list[Trajectory]] | None:
     """The scored groups of a step: `settings.prompts` of them; where groups of equal rewards are to be
-    replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times."""
+    replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times.
+    None where SIGTERM came to one of the processes."""
     groups: list[list[Trajectory]] = []
     drawn: list[int] = []
     missing = settings.prompts
@@ -213,9 +241,16 @@ def explore(
         tasks = walk.draw(missing, drawn)
         if not tasks:
             break
-        found = asyncio.run(
-            collect(taskset, tasks, engine, chat, size=settings.group, rollout=rollout, seed=seed)
-        )
+        some, mine = meshes.share(tasks), None
+        with contextlib.suppress(log.Terminated), ending.droppable():
+            mine = asyncio.run(
+                collect(
+                    taskset, some, engine, chat, size=settings.group, rollout=rollout, seed=seed
+                )
+            )
+        if any(meshes.exchange([mine is None])):
+            return None
+        found = meshes.exchange(mine)
         for index, group_ in zip(tasks, found, strict=True):
             walk.note(index, advantages.solved_share(group_, settings.solved))
         drawn += tasks
@@ -258,9 +293,14 @@ async def collect(
 
 
 async def greedy(
-    taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig, on_done: Any = None
+    taskset: Taskset,
+    engine: Engine,
+    chat: Chat,
+    rollout: setup.RolloutConfig,
+    indices: Sequence[int],
+    on_done: Any = None,
 ) -> list[Trajectory]:
-    """One rollout of each task that always takes the most likely token."""
+    """One rollout of each task of `indices` that always takes the most likely token."""
     return await harness.evaluate(
         taskset,
         engine,
@@ -268,6 +308,7 @@ async def greedy(
         limits=rollout.limits,
         sampling=Sampling(0.0),
         seed=0,
+        indices=indices,
         concurrency=rollout.slots,
         on_done=on_done,
     )
@@ -291,17 +332,19 @@ def learn(
     batches: list[Batch],
     tolerance: float | None,
     passes: int,
+    logps: list[jax.Array] | None = None,
 ) -> tuple[states.State, dict[str, float], str]:
     """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
 
     Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
     before). An update whose loss or gradient is no number is not made: the state before it is returned.
-    Metrics are those of the last pass; what compares with the sampler is of the first.
+    Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
     """
     befores = step.before(state, params, batches, own=passes > 1)
     first: dict[str, float] = {}
     for number in range(passes):
-        grads, found = step.gradients(state, params, batches, befores)
+        kept = logps if number == 0 else None
+        grads, found = step.gradients(state, params, batches, befores, kept)
         found = {k: float(v) for k, v in jax.device_get(found).items()}
         if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
             return state, found, blame(step, state, params, batches, befores, found)
@@ -314,6 +357,7 @@ def learn(
         first = first or {name: found[name] for name in losses.MISMATCH}
         state, moved = step.update(state, grads)
         found |= {k: float(v) for k, v in jax.device_get(moved).items()}
+    found["flops"] = step.flops(batches, passes)
     return state, found | first, ""
 
 
@@ -363,6 +407,7 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
         out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
     for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
         out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
+    out |= tools_of(every)
     signs = [health(t) for t in every]
     out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
     for stop in Stop:
@@ -377,6 +422,20 @@ def engine_counts(engine: Engine) -> dict[str, float]:
     return {f"engine/{name}": found[name] for name in names}
 
 
+def gaps_of(
+    trajectories: Sequence[Trajectory], rows: Sequence[Row], logps: Sequence[jax.Array], T: int
+) -> list[np.ndarray | None]:
+    """The trainer's log-probabilities less the sampler's, of the sampled tokens of each trajectory."""
+    trained = zip(rows, unpack(rows, [load.on_host(x) for x in logps], T), strict=True)
+    gaps = ((logp - row.logp)[row.learn > 0] for row, logp in trained)
+    return [None if t.advantage is None else next(gaps) for t in trajectories]
+
+
 def rollouts_of(workdir: Path, step: int) -> Path:
     """Where the rollouts of a step are."""
     return workdir / "rollouts" / f"{step:06d}.jsonl"
+
+
+def gaps_at(workdir: Path, step: int) -> Path:
+    """Where the gaps of the rollouts of a step are."""
+    return workdir / "gaps" / f"{step:06d}.npy"

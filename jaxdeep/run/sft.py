@@ -2,29 +2,35 @@
 
     rows -> pieces -> packed batches -> accumulate, update -> adapter (or weights, with lora.rank=0)
 
-Each step writes a row of `metrics.jsonl`; `checkpoints` holds the last ones. The same command goes on
-where it was stopped. At the end `model` holds the weights where all of them were trained.
+data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources mixes
+several with weights and caps; data.learn says which roles and spans are learned; data.eval measures the
+loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a row of
+`metrics.jsonl`; `checkpoints` holds the last ones. The same command goes on at the very row where it was
+stopped. At the end `model` holds the weights where all of them were trained.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
+from jaxdeep import log, trace
 from jaxdeep import mesh as meshes
-from jaxdeep.data import sources
-from jaxdeep.errors import ConfigError
+from jaxdeep.data import mix
+from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
-from jaxdeep.run import setup
-from jaxdeep.train import checkpoint, optim
+from jaxdeep.run import monitor, rows, setup
+from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
+from jaxdeep.train.measure import Measure
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
@@ -34,11 +40,17 @@ EXAMPLE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where rows come from, and how many microbatches make a step."""
+class SftConfig:
+    """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned tokens. They
+    are the data's and not sampled from the policy: k2 and k3 are distances there, 0 where both agree."""
 
-    source: str
-    accumulate: int = 1
+    kl: losses.Kl = dataclasses.field(default_factory=losses.Kl)
+
+    def __post_init__(self) -> None:
+        if self.kl.kind == "k1" and self.kl.coef:
+            raise ConfigError(
+                "sft.kl.kind='k1' has the gradient of the likelihood itself, only smaller: use k2 or k3"
+            )
 
 
 def parts(config: ConfigDict) -> dict[str, Any]:
@@ -50,63 +62,101 @@ def parts(config: ConfigDict) -> dict[str, Any]:
             "lora": lora.LoraConfig,
             "optim": optim.OptimConfig,
             "mesh": meshes.MeshConfig,
-            "data": DataConfig,
+            "data": rows.DataConfig,
             "batch": setup.BatchConfig,
             "train": setup.TrainConfig,
         },
-        {"env": setup.EnvConfig},
+        {
+            "env": setup.EnvConfig,
+            "sft": SftConfig,
+            "log": monitor.LogConfig,
+            "profile": monitor.ProfileConfig,
+        },
     )
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    train, batch = part["train"], part["batch"]
+    meshes.join()
+    train, batch, data = part["train"], part["batch"], part["data"]
     chat = setup.chat_of(part["model"])
-    source = setup.source_of(part["data"].source, chat, part["env"])
+    size = dict(B=batch.rows, T=batch.length)
+    walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
+    measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"])
+    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
-        about = configs.save(config, workdir, sys.argv)
+    place = setup.folder_of(workdir)
+    with log.lock(place), log.Termination() as ending:
+        about = configs.save(config, place, sys.argv)
         params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
-        step = states.Step(spec, mesh)
+        step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
         saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
-        done, position = 0, sources.Position()
+        done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
-            position = sources.Position(**kept)
-        batches = sources.fill(source, position, B=batch.rows, T=batch.length, seed=train.seed)
-        timer = log.Timer()
-        with log.Metrics(workdir, step=done) as metrics:
+            position = mix.Position.load(kept, walk)
+        how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
+        batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
+        timer = trace.Timer(trace.Trace(place))
+        watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
+        with contextlib.closing(saved), watched as metrics:
             bar = log.progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
+                before = position
                 with timer("data"):
-                    group = [next(batches) for _ in range(part["data"].accumulate)]
+                    group = [next(batches) for _ in range(data.accumulate)]
                     position = group[-1][1]
-                with timer("step"):
+                with timer("train"):
                     grads, found = step.gradients(state, params, [b for b, _ in group])
+                    found = {k: float(v) for k, v in jax.device_get(found).items()}
+                    if not np.isfinite([found["loss"], found["grad_norm"]]).all():
+                        saved.save(n - 1, state, before.save(walk))
+                        raise DivergedError(blame(n, found, before, position))
                     state, more = step.update(state, grads)
-                    found = {k: float(v) for k, v in jax.device_get(found | more).items()}
-                if not found["loss"] < float("inf"):
-                    raise ConfigError(
-                        f"the loss of step {n} is {found['loss']}: lower optim.lr, or look at the rows "
-                        f"before number {position.read}"
-                    )
-                rows = {"data/rows": position.read, "data/skipped": position.skipped}
-                metrics.write(n, {f"train/{k}": v for k, v in found.items()} | rows | timer.take())
+                    found |= {k: float(v) for k, v in jax.device_get(more).items()}
+                    found["flops"] = step.flops([b for b, _ in group])
+                row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
+                if measured and rows.due(data.eval, n, train.steps):
+                    with timer("eval"):
+                        seen = measure(state, params, measured)
+                    row |= {f"eval/{k}": v for k, v in seen.items()}
+                metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
-                if n % train.save_every == 0 or n == train.steps:
-                    saved.save(n, state, position._asdict())
+                ended = any(meshes.exchange([ending.asked]))
+                if n % train.save_every == 0 or n == train.steps or ended:
+                    score = -row["eval/loss"] if "eval/loss" in row else None
+                    with timer("checkpoint"):
+                        saved.save(n, state, position.save(walk), score=score)
+                if ended:
+                    break
             bar.close()
-        saved.close()
+        if done < train.steps and ended:
+            print(log.ENDED.format(step=n))
+            return 0
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
-    if position.skipped:
-        print(f"{position.skipped} of {position.read} rows were longer than {batch.length} tokens")
+    for line in rows.summary(position, batch.length):
+        print(line)
     return 0
+
+
+def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:
+    """Which step and which rows have a loss or a gradient that is no number."""
+    read = {
+        name: tally.rows - before.tallies.get(name, mix.Tally()).rows
+        for name, tally in after.tallies.items()
+    }
+    whose = ", ".join(f"{count} of {name}" for name, count in read.items() if count)
+    return (
+        f"step {step}: the loss is {found['loss']:.4g} and the norm of its gradient "
+        f"{found['grad_norm']:.4g}, on rows {before.read} to {after.read - 1} of the walk ({whose}). The "
+        "state before it is kept. Lower optim.lr, or look at these rows"
+    )
 
 
 def export(path: Path, trained: Any, spec: states.Spec, chat: Any) -> None:

@@ -260,6 +260,12 @@ class Engine:
             for policy in self._policies.values():
                 self._forget(policy)
 
+    def follow(self, params: dict, adapter: dict | None) -> None:
+        """Sample from what training has made of the weights and the adapter. Only between requests."""
+        if params is not self._params:
+            self.set_base(params)
+        self.set_adapter(adapter)
+
     def warm(self) -> None:
         """Compile every program that requests will need, with adapters where there are any by now."""
         with self._wake, meshes.use(self.mesh):
@@ -378,7 +384,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for row in [row for row in self._waiting if row.future.cancelled()]:
             self._waiting.remove(row)
-            row.policy.users -= 1
+            self._leave(row.policy)
             self.stats["cancelled"] += 1
         for rows in (self._prefilling, self._decoding):
             for row in [row for row in rows if row.future.cancelled()]:
@@ -392,7 +398,14 @@ class Engine:
         """The row's pages go back; its tokens stay findable."""
         self._pools[row.shard].release(row.lease, row.content[: row.fed])
         row.lease = None
-        row.policy.users -= 1
+        self._leave(row.policy)
+
+    def _leave(self, policy: _Policy) -> None:
+        """One request fewer samples from it. What it computed goes with its last one where no name
+        stands for it any more: rows that waited while it was replaced computed it after that."""
+        policy.users -= 1
+        if not policy.users and policy not in self._policies.values():
+            self._forget(policy)
 
     def _admit(self) -> None:
         """Let waiting requests in, in order, where there are a slot and pages for what they hold, and a

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from jaxdeep.errors import CheckpointError
 from jaxdeep.model import identity
@@ -186,9 +187,11 @@ class Checkpoints:
         place = self.path.with_name("checkpoints-torn")
         said = (str(reason).splitlines() or [repr(reason)])[0]
         print(f"checkpoint {step} cannot be read ({said:.200}): moved to {place}", file=sys.stderr)
-        place.mkdir(exist_ok=True)
-        shutil.rmtree(place / str(step), ignore_errors=True)
-        (self.path / str(step)).rename(place / str(step))
+        if jax.process_index() == 0:
+            place.mkdir(exist_ok=True)
+            shutil.rmtree(place / str(step), ignore_errors=True)
+            (self.path / str(step)).rename(place / str(step))
+        multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self.manager.reload()
 
     def _check(self, step: int) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxdeep import log
+from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.train.checkpoint import Checkpoints
 
@@ -172,7 +173,7 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
     `set_back` from it."""
     backs = _read(workdir)
     place = workdir / f"collapsed-{len(backs)}"
-    if not backs or (place / "metrics.jsonl").exists():
+    if not backs or meshes.agree((place / "metrics.jsonl").exists()):
         return
     saved.drop_after(backs[-1]["to"])
     place.mkdir(exist_ok=True)
@@ -180,6 +181,12 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
         if int(path.name.split(".")[0]) > backs[-1]["to"]:
             shutil.move(path, place / path.name)
     log.write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
+
+
+def agree(workdir: pathlib.Path) -> None:
+    """Of several processes each keeps the history of the run; the first one's is right."""
+    if (backs := meshes.agree(_read(workdir))) != _read(workdir):
+        log.write_atomic(workdir / FILE, json.dumps(backs, indent=2) + "\n")
 
 
 def rollbacks(workdir: pathlib.Path) -> int:

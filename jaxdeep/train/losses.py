@@ -194,8 +194,9 @@ def count(batches: Sequence[Batch], objective: Objective) -> float:
 
 
 def summary(totals: dict[str, dict[str, Any]], count: float) -> dict[str, Any]:
-    """Metrics of all microbatches together: the loss, means over learned tokens, largest values. `ess`
-    is the effective sample size of the weights r against the sampler, as a share of the tokens."""
+    """Metrics of all microbatches together: the loss, means over learned tokens by their weight (whose sum
+    is "tokens"), largest values. `ess` is the effective sample size of the weights r against the sampler,
+    as a share of the tokens."""
     sums = dict(totals["sum"])
     total, tokens = sums.pop("loss"), sums.pop("tokens")
     means = {name: value / tokens for name, value in sums.items()}
@@ -238,7 +239,7 @@ def policy_loss(
         case "clip":
             gain_BT, cut_BT = clipped(ratio_BT, advantage_BT, clip)
         case "gspo":
-            mean_BT = by_sequence(gap_BT, batch.segments_BT) / sizes(batch)
+            mean_BT = by_sequence(gap_BT * batch.learn_BT, batch.segments_BT) / sizes(batch)
             gain_BT, cut_BT = clipped(jnp.exp(mean_BT), advantage_BT, clip)
         case "cispo":
             held_BT = jax.lax.stop_gradient(jnp.clip(ratio_BT, *limits(clip)))
@@ -319,7 +320,7 @@ def near(x: jax.Array) -> jax.Array:
 
 
 def sizes(batch: Batch) -> jax.Array:
-    """At each token how many are learned of its sequence, 1 where none is."""
+    """At each token how many are learned of its sequence, by their weight, 1 where none is."""
     size_BT = by_sequence(batch.learn_BT, batch.segments_BT)
     return jnp.where(size_BT > 0, size_BT, 1.0)
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora
+from jaxdeep.model import arch, flops, lora
 from jaxdeep.train import losses, optim
 from jaxdeep.types import Batch
 
@@ -115,7 +116,7 @@ class Step:
         self._accumulate = jax.jit(
             functools.partial(accumulate, spec=spec),
             donate_argnames="grads",
-            out_shardings=(where.trained, whole),
+            out_shardings=(where.trained, whole, whole),
         )
         self._before = jax.jit(functools.partial(before, spec=spec), static_argnames="own")
         self._norm = jax.jit(optax.tree_utils.tree_norm)
@@ -146,9 +147,11 @@ class Step:
         params: dict | None,
         batches: Sequence[Batch],
         befores: Sequence[losses.Before] | None = None,
+        logps: list[jax.Array] | None = None,
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Gradients and metrics of all microbatches together; the state is left as it is. `befores` is
-        from `before`, and is asked for here where it was not given."""
+        from `before`, and is asked for here where it was not given. A list `logps` is given each
+        microbatch's log-probabilities, [B, T]."""
         count = losses.count(batches, self.spec.objective)
         if not count:
             raise ConfigError("a batch without a single token to learn from")
@@ -157,7 +160,7 @@ class Step:
         with meshes.use(self.mesh):
             grads, totals = self._start(state.trained), None
             for batch, known in zip(batches, befores, strict=True):
-                grads, metrics = self._accumulate(
+                grads, metrics, logp_BT = self._accumulate(
                     grads=grads,
                     trained=state.trained,
                     params=params,
@@ -166,8 +169,20 @@ class Step:
                     weight=jnp.float32(1 / count),
                 )
                 totals = metrics if totals is None else add(totals, metrics)
+                if logps is not None:
+                    logps.append(logp_BT)
             norm = self._norm(grads)
-        return grads, losses.summary(totals, count) | {"grad_norm": norm}
+        # not the sum of the mask, which data may weigh
+        tokens = sum(float(np.count_nonzero(batch.learn_BT)) for batch in batches)
+        return grads, losses.summary(totals, count) | {"grad_norm": norm, "tokens": tokens}
+
+    def flops(self, batches: Sequence[Batch], passes: int = 1) -> float:
+        """Model FLOPs of `passes` calls of `gradients` with what `before` computes for them."""
+        objective = self.spec.objective
+        own = passes > 1 and objective.kind != "binary_tv"
+        forwards = own + bool(objective.kl.coef)
+        spec = self.spec
+        return flops.of_step(spec.model, spec.lora, batches, passes=passes, forwards=forwards)
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
@@ -192,17 +207,18 @@ def accumulate(
     before: losses.Before,
     weight: jax.Array,
     spec: Spec,
-) -> tuple[Any, dict]:
-    """`grads` plus `weight` times the gradient of this microbatch's summed loss."""
+) -> tuple[Any, dict, jax.Array]:
+    """`grads` plus `weight` times the gradient of this microbatch's summed loss, its metrics, and the
+    log-probabilities it is of, [B, T]."""
 
-    def total(trained: Any) -> tuple[jax.Array, dict]:
+    def total(trained: Any) -> tuple[jax.Array, tuple[dict, jax.Array]]:
         weights, adapter = policy(spec, params, trained)
         logp_BT, entropy_BT = losses.score(weights, adapter, batch, cfg=spec.model)
         loss, metrics = losses.loss(logp_BT, entropy_BT, batch, before, objective=spec.objective)
-        return loss * weight, metrics
+        return loss * weight, (metrics, logp_BT)
 
-    new, metrics = jax.grad(total, has_aux=True)(trained)
-    return jax.tree.map(jnp.add, grads, new), metrics
+    new, (metrics, logp_BT) = jax.grad(total, has_aux=True)(trained)
+    return jax.tree.map(jnp.add, grads, new), metrics, logp_BT
 
 
 def before(

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxdeep.agent import record
@@ -27,7 +28,7 @@ def trajectories():
         stop=Stop.MAX_TOKENS,
         rewards={"answer": 1 / 3, "judge": None},
         reward=None,
-        metrics={"turns": 2.0, "calls/search": 1.0},
+        metrics={"turns": 2.0, "tool/search/calls": 1.0},
     )
     return [full, Trajectory(Task("b", "q"), failure="gone", reward=0.5)]
 
@@ -133,3 +134,30 @@ def test_torn_and_foreign_lines_are_named(tmp_path, name, line):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
         record.read(tmp_path / "none.jsonl")
+
+
+def test_what_training_found_out_lies_beside_the_record(tmp_path):
+    full, none = trajectories()
+    full.advantage = -0.5
+    again = Trajectory(full.task, pieces=full.pieces)
+    path = tmp_path / "gaps" / "1.npy"
+    gaps = [np.array([1e-6, -2.5], np.float32), None, None]
+    record.write_gaps(path, [full, none, again], gaps)
+    found = [gap for _, gap in record.with_gaps([full, none, again], path)]
+    assert found[0] == pytest.approx([1e-6, -2.5], rel=0.05) and found[1:] == [None, None]
+    assert list(record.with_gaps([full], tmp_path / "none.npy")) == [(full, None)]
+    with pytest.raises(DataError, match="of 4 tokens, its record of more"):
+        list(record.with_gaps([full, again, again], path))
+    record.write(tmp_path / "r.jsonl", [full])
+    assert record.read(tmp_path / "r.jsonl")[0].advantage == -0.5
+
+
+def test_a_file_is_read_one_trajectory_at_a_time(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    record.write(path, trajectories())
+    with path.open("a") as file:
+        file.write("torn")
+    rows = record.stream(path)
+    assert [next(rows), next(rows)] == trajectories()
+    with pytest.raises(DataError, match=r"rollouts\.jsonl:3 "):
+        next(rows)

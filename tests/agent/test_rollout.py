@@ -13,7 +13,7 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import EchoTool, ScriptedPolicy
 from jaxdeep.agent.tool import ToolError, ToolResult, tool
 from jaxdeep.errors import WorldError
-from jaxdeep.types import Completion, Message, Sampling, Stop, Task, ToolCall
+from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall
 
 LIMITS = Limits(
     max_turns=6, max_calls=6, turn_tokens=400, max_tokens=6000, result_tokens=200, seconds=5.0
@@ -92,7 +92,10 @@ def test_a_whole_conversation(chat):
         "bad_calls": 0,
         "sampled_tokens": trajectory.sampled,
         "tool_seconds": trajectory.metrics["tool_seconds"],
-        "calls/echo": 2,
+        "tool/echo/calls": 2,
+        "tool/echo/failed": 0,
+        "tool/echo/seconds": trajectory.metrics["tool_seconds"],
+        "tool/echo/cached": 0,
     }
 
 
@@ -113,7 +116,7 @@ def test_sampled_tokens_are_kept_even_where_text_would_not_give_them_back(chat):
         return Completion(odd, [-1.5] * len(odd), "stop")
 
     piece = run(chat, None, policy=policy).pieces[-1]
-    assert piece == (odd, "policy", [-1.5] * len(odd))
+    assert piece == Piece(odd, "policy", [-1.5] * len(odd))
 
 
 def test_text_of_the_world_cannot_forge_a_turn(chat):
@@ -139,6 +142,26 @@ def test_calls_of_a_turn_run_at_once_and_answer_in_order(chat):
     assert trajectory.metrics["tool_seconds"] == pytest.approx(0.45, abs=0.2)
 
 
+def test_calls_are_counted_by_tool(chat):
+    @tool(timeout=0.05)
+    async def hangs() -> str:
+        await asyncio.sleep(5)
+
+    @tool
+    async def known() -> ToolResult:
+        return ToolResult("from before", cached=True)
+
+    turns = [asks(("known", {}), ("echo", {"txt": 1})), asks(("known", {}), ("hangs", {}))]
+    twice = [run(chat, turns, World(hangs, known)), run(chat, [SAYS])]
+    found = loop.tools_of(twice)
+    calls = {name.split("/")[1]: value for name, value in found.items() if "/calls" in name}
+    assert calls == {"echo": 0.5, "hangs": 0.5, "known": 1.0}
+    assert found["tool/known/cached"] == 1 and found["tool/known/failed"] == 0
+    assert found["tool/echo/failed"] == found["tool/hangs/failed"] == 1
+    assert 0 <= found["tool/known/latency"] < 1 and found["tool/hangs/cached"] == 0
+    assert loop.tools_of([]) == {}
+
+
 def test_mistakes_of_the_model_are_told_to_it(chat):
     @tool
     def open_page(url: str) -> str:
@@ -155,7 +178,9 @@ def test_mistakes_of_the_model_are_told_to_it(chat):
     assert (refused, good) == ("no such page", "good")
     assert trajectory.stop is Stop.FINISHED and not trajectory.failure
     assert trajectory.metrics["bad_calls"] == 4 and trajectory.metrics["calls"] == 5
-    assert "calls/search" not in trajectory.metrics
+    counts = {n: trajectory.metrics[f"tool/{n}/failed"] for n in ("echo", "open_page")}
+    assert counts == {"echo": 1, "open_page": 1}
+    assert "tool/search/calls" not in trajectory.metrics
 
 
 def test_a_call_inside_a_thought_is_not_made(chat):

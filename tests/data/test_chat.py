@@ -8,10 +8,11 @@ import random
 import unicodedata
 
 import pytest
-import tokenizers
+from data import bytewise
 
 from jaxdeep.data import chat as chats
-from jaxdeep.data.chat import Chat, Mark, messages_from_openai, messages_from_sharegpt
+from jaxdeep.data.chat import Chat, Mark
+from jaxdeep.data.formats import messages_from_openai, messages_from_sharegpt
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -47,28 +48,7 @@ def qwen(shared):
 
 @pytest.fixture(scope="module")
 def small():
-    """One id a byte, and the marks."""
-    byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    return Tokenizer(
-        json.dumps(
-            {
-                "added_tokens": [
-                    {"id": 256 + index, "content": mark, **flags} for index, mark in enumerate(Mark)
-                ],
-                "normalizer": {"type": "NFC"},
-                "pre_tokenizer": {"type": "ByteLevel", **byte_level},
-                "post_processor": None,
-                "decoder": {"type": "ByteLevel", **byte_level},
-                "model": {
-                    "type": "BPE",
-                    "vocab": {letter: id for id, letter in enumerate(alphabet)},
-                    "merges": [],
-                },
-            }
-        )
-    )
+    return bytewise.tokenizer()
 
 
 @pytest.fixture(scope="module", params=MODES)

@@ -5,6 +5,7 @@ import collections
 import numpy as np
 import pytest
 
+from jaxdeep.data import pack as pack_
 from jaxdeep.data.pack import pack, pack_bins, to_row
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece, Row
@@ -53,6 +54,15 @@ def test_every_sequence_is_whole_in_exactly_one_place(seed):
     assert collections.Counter(map(key, rows)) == collections.Counter(key(row) for row, _ in found)
     for row, positions in found:
         assert (positions == np.arange(len(row.tokens))).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_values_of_batches_go_back_to_their_rows(seed):
+    rng = np.random.default_rng(seed)
+    rows, B, T = random_rows(rng), int(rng.integers(1, 6)), int(rng.integers(40, 90))
+    batches = pack(rows, B=B, T=T)
+    values = pack_.unpack(rows, [batch.tokens_BT for batch in batches], T)
+    assert [v.tolist() for v in values] == [row.tokens.tolist() for row in rows]
 
 
 @pytest.mark.parametrize("seed", range(30))

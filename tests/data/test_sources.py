@@ -10,12 +10,18 @@ import unicodedata
 import numpy as np
 import pytest
 
+from jaxdeep.data import sources
 from jaxdeep.data.chat import Chat, Mark
-from jaxdeep.data.sources import Conversations, Position, fill
+from jaxdeep.data.mix import Position, fill
 from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs.facts import ASSETS
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
+
+
+def Conversations(path, chat):
+    return sources.Conversations(sources.files(path), chat)
+
 
 TALK = [{"role": "user", "content": "Read."}, {"role": "assistant", "content": "Unknown"}]
 TOOL = {"name": "search", "parameters": {"type": "object", "properties": {}}}
@@ -145,9 +151,10 @@ def test_only_line_ends_part_lines(tmp_path, chat):
     path = write(tmp_path / "a.jsonl", row, row)
     source = Conversations(path, chat)
     assert len(source) == 2
-    assert learned(chat, source[1]) == [odd]
+    row = source[1]
+    assert learned(chat, row) == [odd]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
-    assert Conversations(path, chat)[1] == source[1]
+    assert Conversations(path, chat)[1] == row
 
 
 @pytest.mark.parametrize(

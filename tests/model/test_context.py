@@ -18,7 +18,8 @@ from bench import ahead
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, attention, context, lora, qwen3
-from jaxdeep.train import losses
+from jaxdeep.train import losses, optim
+from jaxdeep.train import state as states
 from jaxdeep.types import Batch
 
 
@@ -122,10 +123,10 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
     mesh = mesh_of(context=4)
     with pytest.raises(ConfigError, match=r"60 positions.*8 chunks for context=4"):
         meshes.put(mesh, jax.tree.map(lambda x: x[:, :60], BATCH))
+    params = tiny.params()  # shared with other tests: not to be made on this mesh
     with meshes.use(mesh), pytest.raises(ConfigError, match=r"60 positions.*2\*context=8"):
         jax.eval_shape(
-            lambda p: qwen3.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG),
-            tiny.params(),
+            lambda p: qwen3.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG), params
         )
     q, k = (jax.ShapeDtypeStruct((1, 64, n, 8), jnp.float32) for n in (6, 2))
     with meshes.use(mesh_of(model=4)), pytest.raises(ConfigError, match=r"6 attention.*model=4"):
@@ -156,6 +157,20 @@ def test_131072_tokens_in_one_row():
     batch = packed(cfg, 1, (30_000, 40_000, 20_000, 25_000), 1 << 17)
     want = measured(cfg, tiny.one_device(), params, adapter, batch)
     same(want, measured(cfg, mesh_of(context=8), params, adapter, batch))
+
+
+def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
+    def grown(model):
+        """Bytes that 16 more layers take, in inputs of their own."""
+        sizes = []
+        for L in (4, 20):
+            cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
+            spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
+            program = ahead.gradients(spec, mesh_of(model=model), 1, 2048).compile()
+            sizes.append(program.memory_analysis().temp_size_in_bytes)
+        return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
+
+    assert 0.9 < grown(1) < 1.5 and grown(4) < 0.4
 
 
 AHEAD = """

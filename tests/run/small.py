@@ -1,15 +1,12 @@
 """Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
 
-import atexit
 import dataclasses
-import functools
 import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import textwrap
 
 from jaxdeep.envs import facts
@@ -50,10 +47,11 @@ ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_
         turn_tokens=16, max_tokens=224, result_tokens=32, seconds=60.0)))"""
 BATCH = "config.batch = ConfigDict(dict(rows=8, length=224))"
 DATA = "config.data = ConfigDict(dict(source='demos:0'))"
+SFT = "config.sft = ConfigDict(dict(kl=dict(kind='k3', coef=0.0)))"
 GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
 GUARD = "config.guard = ConfigDict(dict(action='warn', window=10, patience=3, flat=0.98))"
 PARTS = {
-    "sft": [ENV, OPTIM, BATCH, DATA],
+    "sft": [ENV, OPTIM, BATCH, DATA, SFT],
     "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
     "eval": [ENV, ROLLOUT],
 }
@@ -96,22 +94,13 @@ def command(*args: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One CPU device, whatever the suite itself uses; processes share what they compile."""
+    """One CPU device, whatever the suite itself uses."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": quick,
         "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": _compiled(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-
-
-@functools.cache
-def _compiled() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="compiled")
-    atexit.register(folder.cleanup)
-    return folder.name
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

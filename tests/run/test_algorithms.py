@@ -138,7 +138,9 @@ def steps(chat, settings, walk, numbers):
     for n in numbers:
         policy = ScriptedPolicy(chat, ["done"])
         rules = settings.rules(LIMITS)
-        groups = grpo.explore(Tasks(12), walk, policy, chat, settings, rules, rollout, n)
+        groups = grpo.explore(
+            Tasks(12), walk, policy, chat, settings, rules, rollout, n, log.Termination()
+        )
         out.append([(g[0].task.id, [t.reward for t in g]) for g in groups])
     return out
 
@@ -199,7 +201,7 @@ class Step:
         self.own = own
         return [losses.NOTHING for _ in batches]
 
-    def gradients(self, state, params, batches, befores):
+    def gradients(self, state, params, batches, befores, logps=None):
         assert len(batches) == len(befores)
         loss, norm, apart = self.numbers.pop(0)
         same = dict.fromkeys(losses.MISMATCH, apart)
@@ -208,6 +210,9 @@ class Step:
     def update(self, state, grads):
         self.updates += 1
         return state + 1, {"lr": 0.1}
+
+    def flops(self, batches, passes):
+        return 0.0
 
 
 GOOD, NAN = (0.5, 1.0, 1e-6), float("nan")

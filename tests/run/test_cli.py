@@ -107,6 +107,23 @@ def test_a_wrong_command_is_refused_before_anything_is_imported(verbs, capsys, a
     assert captured.out == ""
 
 
+def test_a_verb_with_words_takes_them_in_place_of_a_configuration(verbs, capsys):
+    source = VERB.replace("import no_such_library_for_help_to_import", 'ARGUMENTS = "RUN [RUN2]"')
+    source += (
+        "\n\ndef main(*runs, against='', dry_run=''):\n    print(runs, against)\n    return 4\n"
+    )
+    (verbs / "verbs" / "fake.py").write_text(source)
+    assert cli.main(["fake", "a/b", "--against", "x", "c"]) == 4
+    assert capsys.readouterr().out == "('a/b', 'c') x\n"
+    assert cli.main(["fake", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "jaxdeep fake RUN [RUN2]" in out and "--against=..." in out and "--workdir" not in out
+    for flag in ("--config=x", "--workdir=x", "--config.a=1"):
+        assert cli.main(["fake", "a", flag]) == 2
+        assert "fake has no flag" in capsys.readouterr().err
+    sys.modules.pop("jaxdeep.run.fake")
+
+
 @pytest.mark.parametrize(
     ("fail", "status", "says"),
     [
@@ -144,5 +161,9 @@ def test_every_verb_describes_itself_with_an_example_that_works(name):
     assert verb.doc.splitlines()[0].endswith(".")
     python, m, package, first, *rest = shlex.split(verb.example)
     assert (python, m, package, first) == ("python", "-m", "jaxdeep", name)
+    if verb.arguments:
+        words, flags = cli.split(verb, rest)
+        assert words and not flags
+        return
     command = cli.parse(verb, rest)
     config.load(command.config, command.overrides)

@@ -36,7 +36,7 @@ def wait_for(workdir, step, process):
 
 def without_time(workdir):
     rows = log.read(workdir / "metrics.jsonl")
-    timed = ("time/", "rollout/tool_seconds", "engine/")
+    timed = ("time/", "rollout/tool_seconds", "engine/", "tool/search/latency")
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
 
@@ -53,10 +53,31 @@ def ended_alike(parts, whole):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
+def mixture(folder):
+    """Flags for rows of conversations, of a made-up world and of a book, and a loss on other rows."""
+    talks = [
+        [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so " * i}]
+        for i in range(50)
+    ]
+    lines = [json.dumps({"messages": talk}) + "\n" for talk in talks]
+    (folder / "talks.jsonl").write_text("".join(lines))
+    (folder / "book.txt").write_text("A line of a chapter.\n\n" * 300)
+    sources = (
+        {"source": f"jsonl:{folder}/talks.jsonl", "weight": 2.0, "cap": 20},
+        {"source": "demos:0", "weight": 1.0},
+        {"source": f"text:{folder}/book.txt", "weight": 1.0},
+    )
+    return [
+        "--config.data.source=",
+        f"--config.data.sources={sources}",
+        "--config.data.eval={'source': 'demos:1', 'rows': 8, 'every': 4}",
+    ]
+
+
 @pytest.mark.parametrize("verb, kills", [("sft", (3, 6)), ("grpo", (3,))])
 def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     same = [f"--config={small.config(tmp_path, verb, steps=9)}", f"--config.env.taskset={OWN}"]
-    same += ["--config.rollout.exact=True"] if verb == "grpo" else []
+    same += mixture(tmp_path) if verb == "sft" else ["--config.rollout.exact=True"]
     done = small.run(verb, *same, f"--workdir={tmp_path / 'whole'}")
     assert done.returncode == 0, done.stderr
     for step in kills:
@@ -70,6 +91,10 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     assert steps(tmp_path / "parts") == list(range(1, 10))
     ended_alike(tmp_path / "parts", tmp_path / "whole")
     assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "whole/metrics.jsonl"))
+    if verb == "sft":
+        ours = without_time(tmp_path / "parts")
+        assert all(ours[-1][f"data/{name}/rows"] for name in ("talks", "demos", "book"))
+        assert sum("eval/loss" in row for row in ours) == 3
 
 
 @pytest.mark.slow
@@ -90,9 +115,8 @@ def test_twenty_kills_at_random_moments_change_nothing(verb, tmp_path):
         process.communicate()
         kept = checkpoint.Checkpoints(parts, None).latest() or 0
         seen = steps(parts)[-1]
-        assert (
-            seen - 4 <= kept and seen < last
-        )  # every second step is saved, while the next ones run
+        # every second step is saved, while the next ones run
+        assert seen - 4 <= kept and seen < last
         reached = seen
     done = small.run(verb, *same, f"--workdir={parts}")
     assert done.returncode == 0, done.stderr
@@ -257,13 +281,14 @@ def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
     assert rows[-1]["reward/mean"] > 1
 
 
-def test_sigterm_saves_and_the_run_goes_on(tmp_path):
-    config, workdir = small.config(tmp_path, "grpo", steps=40), tmp_path / "run"
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_sigterm_saves_and_the_run_goes_on(verb, tmp_path):
+    config, workdir = small.config(tmp_path, verb, steps=400), tmp_path / "run"
     same = [f"--config={config}", f"--config.env.taskset={OWN}", f"--workdir={workdir}"]
-    process = small.start("grpo", *same, "--config.train.save_every=100")
+    process = small.start(verb, *same, "--config.train.save_every=1000")
     wait_for(workdir, 3, process)
     process.terminate()
     said = process.communicate(timeout=30)[1]
     assert process.returncode == 0 and "Traceback" not in said
     done = steps(workdir)[-1]
-    assert checkpoint.Checkpoints(workdir, None).latest() == done < 40
+    assert checkpoint.Checkpoints(workdir, None).latest() == done < 400

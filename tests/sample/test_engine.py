@@ -398,7 +398,12 @@ def test_sizes_that_do_not_fit_are_refused():
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2), jax.devices())
 
 
-ADAPTERS = ("", "one", "two")
+NAMES = ("", "one", "two")
+
+
+def versions():
+    """What the names stand for in turn: adapters that are far from each other."""
+    return [jax.tree.map(lambda x, k=k: x * (1 - 0.3 * k), tiny.adapter()) for k in range(5)]
 
 
 def random_request(rng, stems):
@@ -412,66 +417,93 @@ def random_request(rng, stems):
         top_k=rng.choice((0, 9)),
     )
     asked = dict(seed=rng.randrange(99), max_new=rng.randint(1, 40), sampling=how)
-    return stem[: rng.randint(1, len(stem))] + new, asked | {"adapter": rng.choice(ADAPTERS)}
+    return stem[: rng.randint(1, len(stem))] + new, asked, rng.choice(NAMES)
 
 
-def soak(requests, seed):
-    """Random requests to an engine with hardly any pages, some cancelled, while adapters are put again;
-    then the same to one with time and room. Returns both answers to each, and both engines' counts."""
-    rng = random.Random(seed)
-    stems = prompts(6, 10, 60, seed)
-    asked = [random_request(rng, stems) for _ in range(requests)]
-    given = {"one": tiny.adapter(), "two": jax.tree.map(lambda x: x / 2, tiny.adapter())}
+class Soak:
+    """Random requests to an engine with hardly any pages, some cancelled, while the names get other
+    adapters; then the same, each to the version it was asked of, to an engine with time and room."""
 
-    async def hurried(engine, at):
-        work = asyncio.ensure_future(engine(asked[at][0], **asked[at][1]))
-        if rng.random() < 0.2:
-            await asyncio.sleep(rng.random() * 0.05)
+    def __init__(self, requests, seed):
+        self.rng = random.Random(seed)
+        stems = prompts(6, 10, 60, seed)
+        self.asked = [random_request(self.rng, stems) for _ in range(requests)]
+        self.versions = versions()
+        self.now = {"one": 0, "two": 1}
+        self.asked_of = [None] * requests
+        self.swaps = 0
+
+    async def hurried(self, engine, at):
+        prompt, how, name = self.asked[at]
+
+        async def ask():
+            self.asked_of[at] = self.now.get(name)  # the request is in before anything else runs
+            return await engine(prompt, **how, adapter=name)
+
+        work = asyncio.ensure_future(ask())
+        if self.rng.random() < 0.2:
+            await asyncio.sleep(self.rng.random() * 0.05)
             work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             return await work
 
-    async def calm(engine, at):
-        return await engine(asked[at][0], **asked[at][1])
+    async def calm(self, engine, at):
+        prompt, how, _ = self.asked[at]
+        version = self.asked_of[at]
+        return await engine(prompt, **how, adapter="" if version is None else str(version))
 
-    async def crowd(engine, ask):
-        left, said = iter(range(requests)), {}
+    def swap(self, engine):
+        name = self.rng.choice(("one", "two"))
+        version = self.rng.randrange(len(self.versions))
+        with contextlib.suppress(RuntimeError):  # no room beside its last version
+            engine.set_adapter(self.versions[version], name)
+            self.now[name] = version
+            self.swaps += 1
+
+    async def crowd(self, engine, ask):
+        left, said = iter(range(len(self.asked))), {}
 
         async def worker():
             for at in left:
                 said[at] = await ask(engine, at)
-                if ask is hurried and rng.random() < 0.02:
-                    name = rng.choice(("one", "two"))
-                    with contextlib.suppress(RuntimeError):  # no room beside its last version
-                        engine.set_adapter(given[name], name)
+                if ask == self.hurried and self.rng.random() < 0.04:
+                    self.swap(engine)
 
         await asyncio.gather(*(worker() for _ in range(40)))
-        return [said[at] for at in range(requests)]
+        return [said[at] for at in range(len(self.asked))]
 
-    few = 30 * paged.page_bytes(tiny.CFG, tiny.one_device(), 4) / 1e9
-    out = []
-    for ask, more in ((hurried, dict(cache_gb=few)), (calm, {})):
-        with running(**(dict(slots=16, adapters=3) | more)) as engine:
-            for name, adapter in given.items():
-                engine.set_adapter(adapter, name)
-            out += [asyncio.run(crowd(engine, ask)), engine.metrics()]
-            pools = engine._pools
+    def run(self, ask, **sizes):
+        """The answers to all, and the engine's counts."""
+        with running(slots=16, **sizes) as engine:
+            held = self.now if ask == self.hurried else {str(i): i for i in range(5)}
+            for name, version in held.items():
+                engine.set_adapter(self.versions[version], name)
+            said = asyncio.run(self.crowd(engine, ask))
+            counts, pools = engine.metrics(), engine._pools
+            held = {"", *held}
+        assert counts["pages"] == counts["rows"] == counts["waiting"] == 0
         assert all(pool.used == 0 and pool.available == pool.count for pool in pools)
-    return asked, given, *out
+        assert all(len(pool._roots) <= len(held) for pool in pools)  # nothing of old versions
+        return said, counts
 
 
 @pytest.mark.parametrize("requests", [150, pytest.param(5000, marks=pytest.mark.slow)])
 def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(requests):
-    asked, given, got, hurried, want, calm = soak(requests, seed=0)
-    assert hurried["cancelled"] > requests / 50 and hurried["paused"] > requests / 50
-    assert calm["cancelled"] == calm["paused"] == 0
-    pairs = [(a, g, w) for a, g, w in zip(asked, got, want, strict=True) if g is not None]
-    assert len(pairs) > requests / 2
-    other = [(a, g) for a, g, w in pairs if g.tokens != w.tokens]
+    soak = Soak(requests, seed=0)
+    few = 30 * paged.page_bytes(tiny.CFG, tiny.one_device(), 4) / 1e9
+    got, counts = soak.run(soak.hurried, adapters=4, cache_gb=few)
+    assert counts["cancelled"] > requests / 50 and counts["paused"] > requests / 50
+    assert soak.swaps > requests / 100
+    want, counts = soak.run(soak.calm, adapters=5)
+    assert counts["cancelled"] == counts["paused"] == 0
+    every = zip(soak.asked, soak.asked_of, got, want, strict=True)
+    every = [(*asked, of, g, w) for asked, of, g, w in every if g is not None]
+    assert len(every) > requests / 2 and any(g.stop == "stop" for *_, g, _ in every)
+    other = [row for row in every if row[4].tokens != row[5].tokens]
     # two scores that are equal but for rounding: rare, and then still what the policy says
     assert len(other) <= requests / 1000
-    for (prompt, how), said in [*other, *((a, g) for a, g, _ in pairs[:50])]:
-        logps = tiny.logps(prompt + said.tokens, given.get(how["adapter"]))
+    for prompt, _, _, of, said, _ in [*other, *every[:50]]:
+        logps = tiny.logps(prompt + said.tokens, None if of is None else soak.versions[of])
         np.testing.assert_allclose(said.logps, logps[len(prompt) :], atol=1e-5)
 
 

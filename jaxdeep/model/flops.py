@@ -1,0 +1,88 @@
+"""What a training step computes, counted from shapes, and what a device can do at most.
+
+Model FLOPs as in PaLM's appendix B (arXiv 2204.02311): what the architecture asks for, whatever is
+computed again to save memory. A multiplication and its addition are two. A linear costs 2 a weight and
+token forward, 2 for the gradient of its input and 2 for that of the weight; attention costs 4 a head's
+width and pair of tokens forward and 8 backward. A frozen base has no gradients of weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from jaxdeep.model import arch, lora
+from jaxdeep.types import Batch
+
+PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # a device is half a chip
+    "NVIDIA H100": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA A100": 312e12,
+}
+"""FLOP/s of a device in bfloat16, dense, by how its kind begins; from the vendors' data sheets."""
+
+
+def peak(kind: str) -> float | None:
+    """The peak of a `jax.Device.device_kind`; None where it is not known, as for a CPU."""
+    known = [name for name in PEAK if re.match(rf"{name}( |-|$)", kind)]
+    return PEAK[max(known, key=len)] if known else None
+
+
+def peak_of(mesh: jax.sharding.Mesh) -> float | None:
+    """The peak of all devices of the mesh together."""
+    one = peak(mesh.devices.flat[0].device_kind)
+    return one and one * mesh.devices.size
+
+
+def per_token(cfg: arch.Config) -> int:
+    """Weights of linears that a token goes through: of a mixture, those of its `top_k` experts."""
+    tree = arch.leaves(dataclasses.replace(cfg, quant=""))
+    head = cfg.V * cfg.D  # tied or not; the embedding is looked up
+    return head + sum(_used(cfg, leaf) for leaf in tree["layers"].values() if leaf.fan_in)
+
+
+def of_adapter(cfg: arch.Config, adapter: lora.LoraConfig) -> int:
+    """The same for the factors of an adapter."""
+    pairs = lora.leaves(cfg, adapter).values()
+    return sum(_used(cfg, leaf) for pair in pairs for leaf in pair.values())
+
+
+def of_step(
+    cfg: arch.Config,
+    adapter: lora.LoraConfig,
+    batches: Sequence[Batch],
+    *,
+    passes: int = 1,
+    forwards: int = 0,
+) -> float:
+    """FLOPs of `passes` gradients over the (numpy) microbatches of a step and `forwards` more forward
+    passes; padding is not counted. `adapter.rank` 0: the base itself is trained."""
+    tokens = sum(int(np.count_nonzero(batch.segments_BT)) for batch in batches)
+    pairs = sum(
+        int(((batch.positions_BT + 1) * (batch.segments_BT > 0)).sum()) for batch in batches
+    )
+    base = 2 * per_token(cfg) * tokens
+    attention = 4 * cfg.L * cfg.N * cfg.H * pairs
+    factors = 2 * of_adapter(cfg, adapter) * tokens if adapter.rank else 0
+    forward = base + attention + factors
+    backward = (base if adapter.rank else 2 * base) + 2 * attention + 2 * factors
+    return float(passes * (forward + backward) + forwards * forward)
+
+
+def _used(cfg: arch.Config, leaf: arch.Leaf) -> int:
+    size = math.prod(leaf.shape)
+    return size * cfg.top_k // cfg.E if "experts" in leaf.axes else size

@@ -1,0 +1,39 @@
+"""The loss on rows that are not trained on: a forward pass and two sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxdeep import mesh as meshes
+from jaxdeep.train import losses
+from jaxdeep.train import state as states
+from jaxdeep.types import Batch
+
+
+class Measure:
+    """One compiled program: call it with the state, the frozen weights and numpy batches of one shape."""
+
+    def __init__(self, spec: states.Spec, mesh: jax.sharding.Mesh) -> None:
+        def sums(trained: Any, params: dict | None, batch: Batch) -> tuple[jax.Array, jax.Array]:
+            weights, adapter = states.policy(spec, params, trained)
+            logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
+            return -(logp_BT * batch.learn_BT).sum(), batch.learn_BT.sum()
+
+        self._sums = jax.jit(sums)
+        self._mesh = mesh
+
+    def __call__(
+        self, state: states.State, params: dict | None, batches: Sequence[Batch]
+    ) -> dict[str, float]:
+        """The mean of -log p over the learned tokens, by their weight, in nats; and how many they are."""
+        with meshes.use(self._mesh):
+            sums = [
+                self._sums(state.trained, params, meshes.put(self._mesh, batch))
+                for batch in batches
+            ]
+        total, weight = (sum(map(float, column)) for column in zip(*sums, strict=True))
+        learned = sum(int((batch.learn_BT > 0).sum()) for batch in batches)
+        return {"loss": total / weight, "tokens": learned}

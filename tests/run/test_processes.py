@@ -1,0 +1,208 @@
+"""Two processes as two hosts: each talks with an engine and a tool of its own, and both train one adapter."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from typing import Annotated
+
+import numpy as np
+import pytest
+from run import small
+
+from jaxdeep import log
+from jaxdeep import mesh as meshes
+from jaxdeep.agent import record
+from jaxdeep.agent.base import Env
+from jaxdeep.agent.tool import tool
+from jaxdeep.envs import corpus, facts
+from jaxdeep.errors import ConfigError
+from jaxdeep.run import setup
+from jaxdeep.types import Message
+
+# The verb itself, with a copy of every adapter that an engine is given.
+SPY = """
+import sys
+import jax
+import numpy as np
+from jaxdeep.run import cli
+from jaxdeep.sample.engine import Engine
+
+given, count = Engine.set_adapter, 0
+
+def kept(engine, adapter, *rest):
+    global count
+    flat = {f"{name}-{key}": x for name, pair in adapter.items() for key, x in pair.items()}
+    assert all(x.is_fully_addressable for x in flat.values())
+    np.savez(f"{sys.argv[1]}-{jax.process_index()}-{count}.npz", **flat)
+    count += 1
+    given(engine, adapter, *rest)
+
+Engine.set_adapter = kept
+sys.exit(cli.main(sys.argv[2:]))
+"""
+STEPS = 3
+
+
+class Desk(Env):
+    """The librarian that the tiny base was taught to call."""
+
+    def __init__(self, task, index):
+        self.task, self.index, self.tools = task, index, [self.Desk]
+
+    async def open(self):
+        return [Message("system", "Call the desk."), Message("user", self.task.question)]
+
+    @tool
+    def Desk(self, Find: Annotated[str, "keywords"]) -> str:
+        """Find a passage."""
+        found = self.index.search(Find, 1)
+        return found[0][0].text if found else "Nothing."
+
+
+def desks(env):
+    """The questions of `env`, where the reward is luck."""
+    taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
+    index = corpus.BM25(facts.passages(facts.parse("dev")))
+    taskset.env = lambda task: Desk(task, index)
+    taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+    return taskset
+
+
+# What the processes hand to each other, on meshes of two devices each.
+HANDED = """
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import ConfigError
+from jaxdeep.types import Batch
+
+meshes.join()
+me = jax.process_index()
+assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
+meshes.PARCEL = 1000
+items = [(i, "word " * 100 * i) for i in range(7)]
+mine = meshes.share(items)
+assert [i for i, _ in mine] == list(range(me, 7, 2))
+assert meshes.exchange(mine) == items and meshes.exchange([]) == []
+x = np.arange(64.0).reshape(8, 8)
+places = np.tile(np.arange(8), (8, 1))
+batch = Batch(x, places * 0 + 1, places, x * 0, x * 0, x * 0)
+for shape, held in (
+    (dict(replica=2, data=2), True),
+    (dict(data=4), False),
+    (dict(replica=2, data=1, model=2), True),
+    (dict(data=1, model=4), False),
+    (dict(data=2, context=2), False),
+):
+    mesh = meshes.make_mesh(meshes.MeshConfig(**shape))
+    own = meshes.local(mesh)
+    assert own.size == 2 and set(own.devices.flat) == set(jax.local_devices())
+    whole = meshes.put(mesh, batch).tokens_BT
+    for shard in whole.addressable_shards:
+        np.testing.assert_array_equal(shard.data, x[shard.index])
+    spec = P("data", "model")
+    y = jax.device_put(x, NamedSharding(mesh, spec))
+    to = dict(y=NamedSharding(own, spec))
+    assert (meshes.held(dict(y=y), to) is not None) == held, shape
+    z = meshes.bring(dict(y=y), to)["y"]
+    assert z.sharding == to["y"] and z.is_fully_addressable
+    np.testing.assert_array_equal(z, x)
+crossed = [jax.devices()[i] for i in (0, 2, 3, 1)]
+try:
+    meshes.local(jax.sharding.Mesh(np.reshape(crossed, (1, 2, 1, 2)), meshes.AXES))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def start(program, *args, several=(), devices=1):
+    env = small.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+    env |= dict(zip(meshes.JOIN, several, strict=False))
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *args],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def two():
+    """What tells two processes of each other."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        address = f"localhost:{found.getsockname()[1]}"
+    return [(address, "2", index) for index in "01"]
+
+
+def finish(runs):
+    """What each printed."""
+    said = [run.communicate(timeout=200) for run in runs]
+    for run, (_, error) in zip(runs, said, strict=True):
+        assert run.returncode == 0, error
+    return [out for out, _ in said]
+
+
+def test_what_processes_hand_to_each_other_is_whole():
+    for said in finish([start(HANDED, several=several, devices=2) for several in two()]):
+        assert "are no block of the mesh" in said
+
+
+def test_two_processes_train_the_adapter_that_one_does(tmp_path):
+    changes = {
+        "model.path": "tiny",
+        "model.weights": "load",
+        "env.taskset": f"{__file__}:desks",
+        "grpo.group": 2,
+        "rollout.limits.turn_tokens": 28,
+        "rollout.slots": 2,  # less to compile: all calls have two rows
+        "rollout.chunk": 32,
+        "rollout.exact": True,
+        "batch.rows": 2,
+    }
+    same = ["grpo", f"--config={small.config(tmp_path, 'grpo', steps=STEPS)}"]
+    same += [f"--config.{key}={value}" for key, value in changes.items()]
+    runs = [
+        start(SPY, str(tmp_path / name), *same, f"--workdir={tmp_path / name}", several=several)
+        for name, several in (*zip(("two", "two"), two(), strict=True), ("one", ()))
+    ]
+    finish(runs)
+    folders = [tmp_path / name for name in ("one", "two", "two/process-1")]
+    for step in range(1, STEPS + 1):
+        one, both = (record.read(folder / f"rollouts/{step:06d}.jsonl") for folder in folders[:2])
+        assert [t.tokens for t in both] == [t.tokens for t in one]
+        assert sum(t.metrics["calls"] for t in both) > 4
+    sampled = [log.read(folder / "metrics.jsonl")[-1]["engine/sampled"] for folder in folders]
+    # each engine did its part
+    assert sampled[0] == sum(sampled[1:]) and min(sampled) > sampled[0] / 4
+    before = None
+    for step in range(STEPS + 1):
+        one, first, second = (
+            dict(np.load(f"{tmp_path}/{name}-{step}.npz")) for name in ("one-0", "two-0", "two-1")
+        )
+        for name, x in one.items():
+            np.testing.assert_array_equal(first[name], second[name])
+            # sums are in another order: 1 % of what the first step moves
+            np.testing.assert_allclose(first[name], x, atol=5e-6)
+            if step > 1 or (step == 1 and name.endswith("b")):
+                assert np.abs(x - before[name]).max() > 4e-4
+        before = one
+    timed = ("time/", "rollout/tool_seconds", "engine/", "tool/Desk/latency")
+    one, *both = (
+        [
+            {k: v for k, v in row.items() if not k.startswith(timed)}
+            for row in log.read(folder / "metrics.jsonl")
+        ]
+        for folder in folders
+    )
+    assert both[0] == both[1] == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in one]
+
+
+def test_half_of_what_tells_processes_of_each_other_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS='', JAX_NUM_PROCESSES='2'"):
+        meshes.join()

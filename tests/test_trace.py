@@ -1,0 +1,128 @@
+"""Seconds by stage, whatever overlaps, and a trace that opens after a kill."""
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from jaxdeep import trace
+
+
+def events(path):
+    with gzip.open(path, "rt") as file:
+        return json.load(file)
+
+
+def test_timer_adds_up_by_stage_and_starts_again():
+    timer = trace.Timer()
+    for _ in range(2):
+        with timer("rollout"):
+            time.sleep(0.01)
+    with pytest.raises(KeyError), timer("step"):
+        raise KeyError
+    taken = timer.take()
+    assert taken.keys() == {"time/rollout", "time/step"}
+    assert 0.02 <= taken["time/rollout"] < 1 and taken["time/step"] < 0.02
+    assert timer.take() == {}
+
+
+async def talks(seconds):
+    with trace.span("", "a conversation"), trace.span("tools", "search", k=1):
+        await asyncio.sleep(seconds)
+
+
+def test_what_overlaps_counts_once_and_has_lanes_of_its_own(tmp_path):
+    timer = trace.Timer(trace.Trace(tmp_path))
+
+    async def many():
+        await asyncio.gather(*(talks(0.05) for _ in range(20)))
+
+    with timer("rollout"):
+        asyncio.run(many())
+    with timer("train"):
+        pass
+    taken = timer.take()
+    assert taken.keys() == {"time/rollout", "time/rollout/tools", "time/train"}
+    assert 0.05 <= taken["time/rollout/tools"] <= taken["time/rollout"] < 0.5
+    seen = events(tmp_path / trace.FILE)
+    lanes = [event["tid"] for event in seen if event["name"] == "a conversation"]
+    assert sorted(lanes) == list(range(20))
+    by_lane = {}
+    for event in seen:
+        by_lane.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
+    for spans in by_lane.values():  # what is open at one time in a lane lies one within the other
+        for a, b in zip(sorted(spans), sorted(spans)[1:], strict=False):
+            assert b[0] >= a[1] or b[1] <= a[1]
+    told = {"name": "search", "cat": "tools", "ph": "X", "args": {"k": 1}}
+    assert told.items() <= seen[0].items()
+    assert abs(seen[0]["ts"] / 1e6 - time.time()) < 60
+
+
+def test_what_is_open_counts_until_now():
+    timer = trace.Timer()
+    end = threading.Event()
+
+    def ahead():
+        with timer("rollout"):
+            end.wait(10)
+
+    thread = threading.Thread(target=ahead)
+    thread.start()
+    while not (first := timer.take()):
+        time.sleep(0.005)
+    time.sleep(0.03)
+    second = timer.take()
+    end.set()
+    thread.join()
+    assert first["time/rollout"] < 0.03 <= second["time/rollout"]
+    assert trace.Timer().take() == {}
+
+
+def test_without_a_stage_nothing_is_timed():
+    with trace.span("tools", "search"):
+        asyncio.run(talks(0))
+
+
+def test_a_trace_is_whole_after_every_flush_and_bounded(tmp_path):
+    kept = trace.Trace(tmp_path, limit=2000)
+    kept.flush()
+    assert list(tmp_path.iterdir()) == []
+    sizes = []
+    for number in range(200):
+        kept.add("tools", f"</script> é {number}", number, number + 0.5, 0, {"n": number})
+        kept.flush()
+        assert events(tmp_path / trace.FILE)[-1]["args"] == {"n": number}
+        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+    assert max(sizes) < 2 * 2100
+    old, new = events(tmp_path / f"old-{trace.FILE}"), events(tmp_path / trace.FILE)
+    numbers = [event["args"]["n"] for event in (*old, *new)]
+    assert numbers == list(range(numbers[0], 200))
+    again = trace.Trace(tmp_path)
+    assert events(tmp_path / trace.FILE) == new  # a run with nothing to do leaves it
+    again.add("train", "train", 0.0, 1.0, 0, {})
+    again.flush()
+    assert events(tmp_path / f"old-{trace.FILE}") == new
+    assert [event["name"] for event in events(tmp_path / trace.FILE)] == ["train"]
+
+
+def test_a_killed_run_leaves_a_trace_that_opens(tmp_path):
+    program = (
+        "import pathlib, sys\nfrom jaxdeep import trace\n"
+        "timer = trace.Timer(trace.Trace(pathlib.Path(sys.argv[1])))\n"
+        "for step in range(10**9):\n"
+        "    with timer('train', step=step): pass\n"
+        "    timer.take(); print(step, flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        seen = [int(run.stdout.readline()) for _ in range(50)][-1]
+        os.kill(run.pid, signal.SIGKILL)
+    found = [event["args"]["step"] for event in events(tmp_path / trace.FILE)]
+    assert found == list(range(len(found))) and len(found) >= seen
