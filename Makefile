@@ -20,7 +20,8 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl.
+# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl, notebooks,
+# and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)

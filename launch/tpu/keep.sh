@@ -6,8 +6,9 @@
 #   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 SPOT=1 WORKDIR=gs://bucket/runs/grpo launch/tpu/keep.sh \
 #       python -m jaxdeep grpo --config=configs/grpo_search.py
 #
-# It runs here, not on the TPU: in tmux, or on a small machine. A command that cannot be run (status 2), or
-# fails RETRIES (5) times on one TPU, ends it and leaves the TPU to look at. DRY=1 prints what would run.
+# The variables are those of create.sh and setup.sh. It runs here, not on the TPU: in tmux, or on a small
+# machine. A command that cannot be run (status 2), or fails RETRIES (5) times on one TPU, ends it and leaves
+# the TPU to look at. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,12 +16,12 @@ help 1 "$@"
 need NAME ZONE WORKDIR
 export NAME ZONE WORKDIR TPU SLICES QUEUED
 pause() { sleep "${PAUSE:-30}"; }
-did() { on_first bash -c "bash $WORKER status 2>/dev/null || echo none"; }
+ask="bash $WORKER status 2>/dev/null || echo none"
 
 if [[ $DRY == 1 ]]; then
   state
   bash "$HERE/create.sh"
-  did
+  on_first bash -c "$ask"
   bash "$HERE/setup.sh"
   bash "$HERE/run.sh" "$@"
   bash "$HERE/stop.sh" --delete
@@ -35,7 +36,10 @@ while true; do
   fi
   case $now in
     ACTIVE | READY)
-      last=$(did | tail -n 1) || last=unreachable
+      last=$(on_first bash -c "$ask" | tail -n 1) || last=unreachable
+      if [[ $last == "exited 0" ]] && on_all bash -c "$ask" | grep -x running; then
+        last=running # elsewhere
+      fi
       case $last in
         running | unreachable) pause ;;
         "exited 0")

@@ -3,7 +3,8 @@
 #
 #   NAME=pod ZONE=us-west4-a launch/tpu/setup.sh
 #
-# What is not committed is not sent. DRY=1 prints what would run.
+# What is not committed is not sent. PREPARE='COMMAND' is run on every worker before that, such as one that
+# installs gcsfuse. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,4 +16,5 @@ git -C "$root" diff --quiet HEAD || echo "warning: changes that are not committe
 bundle=${TMPDIR:-/tmp}/jaxdeep-$NAME.tgz
 run git -C "$root" archive --format=tar.gz -o "$bundle" HEAD
 tpu scp "$bundle" "$NAME:jaxdeep.tgz" "${EVERYWHERE[@]}"
-on_all bash -c "mkdir -p jaxdeep && tar -xzf jaxdeep.tgz -C jaxdeep && bash $WORKER setup"
+unpack="mkdir -p jaxdeep; tar -xzf jaxdeep.tgz -C jaxdeep"
+on_all bash -ec "${PREPARE:-true}; $unpack; bash $WORKER setup"

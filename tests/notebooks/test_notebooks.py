@@ -37,7 +37,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
     fewer = f"WORKDIR = {str(tmp_path / 'run')!r}\n{FEWER[path.stem]}"
     book.cells.insert(settings + 1, nbformat.v4.new_code_cell(fewer))
     client = nbclient.NotebookClient(
-        book, timeout=600, resources={"metadata": {"path": str(path.parent)}}
+        book, timeout=1800, resources={"metadata": {"path": str(path.parent)}}
     )
     client.execute()
     outputs = str([cell.outputs for cell in book.cells if cell.cell_type == "code"])
