@@ -31,7 +31,7 @@ def ran(out, row, seed, before, after):
     evaluated(out / "sft" / f"s{seed}" / "test", before)
     evaluated(place / "test", after)
     (place / "sft").write_text(f"sft/s{seed}")
-    (place / "metrics.jsonl").write_text('{"step": 1, "time/rollout": 30.0, "time/train": 60.0}\n')
+    (place / "metrics.jsonl").write_text('{"step": 1, "time/train": 60.0, "time/total": 90.0}\n')
 
 
 def test_the_table_of_what_is_there(tmp_path, capsys, monkeypatch):
