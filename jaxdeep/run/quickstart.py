@@ -43,9 +43,13 @@ def main(config: ConfigDict, workdir: Path) -> int:
         start = ""
         if stage == "sft":
             sft.main(config.sft, workdir / "sft")
+            if not finished(config.sft, workdir / "sft"):
+                return 0
             start = go_on(config, workdir / "sft")
         if stage == "grpo":
             grpo.main(config.grpo, workdir / "grpo")
+            if not finished(config.grpo, workdir / "grpo"):
+                return 0
             start = str(workdir / "grpo")
         place = workdir / f"eval-{stage}"
         if not (place / "eval.jsonl").exists():
@@ -66,6 +70,12 @@ def same_run(config: ConfigDict, workdir: Path) -> None:
             "or remove that folder"
         )
     configs.save(config, workdir, sys.argv)
+
+
+def finished(config: ConfigDict, place: Path) -> bool:
+    """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good order."""
+    rows = log.read(place / "metrics.jsonl")
+    return bool(rows) and rows[-1]["step"] == config.train.steps
 
 
 def go_on(config: ConfigDict, place: Path) -> str:

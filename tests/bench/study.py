@@ -94,9 +94,13 @@ def run(config: ConfigDict, out: pathlib.Path, row: str, seed: int) -> None:
     """SFT where no row had this one before, GRPO, and the tests of both."""
     shared, place = shared_sft(config, out), out / row / str(seed)
     sft.main(config.sft, shared)
+    if not quickstart.finished(config.sft, shared):
+        sys.exit(0)  # SIGTERM
     start = quickstart.go_on(config, shared)
     tested(quickstart.test_config(config, start), shared / "test")
     grpo.main(config.grpo, place)
+    if not quickstart.finished(config.grpo, place):
+        sys.exit(0)
     log.write_atomic(place / "sft", str(shared.relative_to(out)))
     tested(quickstart.test_config(config, str(place)), place / "test")
 
@@ -115,10 +119,10 @@ def tested(config: ConfigDict, place: pathlib.Path) -> None:
 
 def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
     """What the finished seeds of a row came to; None where there is none."""
-    places = finished(out, row)
+    places = done(out, row)
     if not places:
         return None
-    base = finished(out, f"{row.split('/')[0]}/{BASE}")
+    base = done(out, f"{row.split('/')[0]}/{BASE}")
     after = {seed: read(place / "test") for seed, place in places.items()}
     before = [read(out / (place / "sft").read_text() / "test") for place in places.values()]
     shares = [share(seen) for seen in after.values()]
@@ -147,7 +151,7 @@ def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
     return line
 
 
-def finished(out: pathlib.Path, row: str) -> dict[int, pathlib.Path]:
+def done(out: pathlib.Path, row: str) -> dict[int, pathlib.Path]:
     """The folders of a row by seed, those that were tested."""
     found = (path for path in (out / row).glob("*") if (path / "test" / "eval.jsonl").exists())
     return {int(path.name): path for path in sorted(found)}
