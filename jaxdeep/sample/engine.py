@@ -283,12 +283,6 @@ class Engine:
         self._thread.join()
         self._kv = None
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _submit(self, prompt, seed, max_new, adapter, sampling, sink) -> concurrent.futures.Future:
         prompt = [int(token) for token in prompt]
         length, V = self.engine.length, self.cfg.V
