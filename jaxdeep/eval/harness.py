@@ -88,8 +88,13 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def correct(trajectory: Trajectory) -> bool:
-    """Whether the final answer is an accepted one; False where the rollout failed."""
-    return trajectory.stop is not Stop.FAILED and text.answer_em(trajectory.task, trajectory) == 1
+    """Whether the task's reward of the name `answer` is 1, or where it has none, whether the final answer
+    is an accepted one; False where the rollout failed."""
+    if trajectory.stop is Stop.FAILED:
+        return False
+    if "answer" in trajectory.rewards:
+        return trajectory.rewards["answer"] == 1
+    return text.answer_em(trajectory.task, trajectory) == 1
 
 
 def compare(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> dict[str, float]:

@@ -135,9 +135,11 @@ def plain(
     def block(i, carry):
         top_BKQ, total_BKQ, out_BKQH = carry
         page_Bn = jax.lax.dynamic_slice_in_dim(table_BX, i * n, n, axis=1)
-        kv_BCK2H = kv_PSJH[page_Bn].reshape(B, n * S, K, 2, H)
+        # head by head, so that the products need no copy; a key and its value in one read
+        slot_BC = (page_Bn[:, :, None] * S + jnp.arange(S)).reshape(B, n * S)
+        both_BKCH = kv_PSJH.reshape(-1, 2 * H)[slot_BC[:, None] * K + jnp.arange(K)[:, None]]
         scores_BKQC = jnp.einsum(
-            "bkqh,bckh->bkqc", q_BKQH, kv_BCK2H[:, :, :, 0], preferred_element_type=jnp.float32
+            "bkqh,bkch->bkqc", q_BKQH, both_BKCH[..., :H], preferred_element_type=jnp.float32
         ) * (H**-0.5)
         seen_BQC = i * n * S + jnp.arange(n * S) <= at_BQ[:, :, None]
         scores_BKQC = jnp.where(seen_BQC[:, None], scores_BKQC, attention.MASKED)
@@ -145,9 +147,9 @@ def plain(
         shrink_BKQ = jnp.exp(top_BKQ - new_BKQ)
         weights_BKQC = jnp.exp(scores_BKQC - new_BKQ[..., None])
         part_BKQH = jnp.einsum(
-            "bkqc,bckh->bkqh",
+            "bkqc,bkch->bkqh",
             weights_BKQC.astype(kv_PSJH.dtype),
-            kv_BCK2H[:, :, :, 1],
+            both_BKCH[..., H:],
             preferred_element_type=jnp.float32,
         )
         total_BKQ = total_BKQ * shrink_BKQ + jnp.sum(weights_BKQC, axis=-1)

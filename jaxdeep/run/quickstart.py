@@ -1,7 +1,7 @@
 """Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never met.
 
 The base comes with the package; the corpus, the questions and the search engine are real and local.
-Every stage is the verb of its name with a section of the configuration, in a folder of the workdir; the
+With --config=configs/maze.py it learns to find its way through mazes instead. Every stage is the verb of its name with a section of the configuration, in a folder of the workdir; the
 same command goes on where it was stopped. It ends with a table, `index.html` and `summary.json`.
 """
 
@@ -27,7 +27,7 @@ from jaxdeep.types import Trajectory
 DEFAULT_CONFIG = "configs/quickstart.py"
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
-COLUMNS = ("policy", "n", "em", "one_hop", "two_hops", "calls")
+HOPS = {"one_hop": 1, "two_hops": 2}
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
@@ -43,9 +43,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
         start = ""
         if stage == "sft":
             sft.main(config.sft, workdir / "sft")
-            start = str(workdir / "sft")
+            start = go_on(config, workdir / "sft")
         if stage == "grpo":
-            config.grpo.train.start = str(workdir / "sft")
             grpo.main(config.grpo, workdir / "grpo")
             start = str(workdir / "grpo")
         place = workdir / f"eval-{stage}"
@@ -67,6 +66,16 @@ def same_run(config: ConfigDict, workdir: Path) -> None:
             "or remove that folder"
         )
     configs.save(config, workdir, sys.argv)
+
+
+def go_on(config: ConfigDict, place: Path) -> str:
+    """Let GRPO begin with what SFT left in `place`: its adapter or weights, or where it trained the weights
+    and GRPO is to train an adapter, these as the base. The `train.start` that evaluates it."""
+    if config.grpo.lora.rank and not config.sft.lora.rank:
+        config.grpo.model.update(path=str(place / "model"), weights="load")
+    else:
+        config.grpo.train.start = str(place)
+    return config.grpo.train.start
 
 
 def test_config(config: ConfigDict, start: str) -> ConfigDict:
@@ -98,7 +107,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     better = [
         i for i, t in enumerate(after) if harness.correct(t) and not harness.correct(before[i])
     ]
-    shown = better[:1] + [i for i in better if after[i].task.meta["hops"] == 2][:2]
+    shown = better[:1] + [i for i in better[1:] if after[i].task.meta.get("hops") != 1][:2]
     shown += [i for i, t in enumerate(after) if not harness.correct(t)][:2]
     curves = {
         name: [(step["step"], step[key]) for step in steps if step.get(key) is not None]
@@ -110,7 +119,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     }
     report.page(
         workdir / "index.html",
-        title="A small model learns to search",
+        title="A small model learns",
         rows=rows,
         curves=curves,
         trajectories={
@@ -118,25 +127,28 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
             "The same questions after SFT": [before[i] for i in shown],
         },
         notes=[
-            f"{summary['n']} questions about entities that no training text mentions, answered by "
-            "searching; the most likely token at each step; the last checkpoint.",
-            f"After GRPO {pair['only_b']} questions are right that were wrong after SFT, and "
+            f"{summary['n']} tasks, of which nothing was in training: entities that no training text "
+            "mentions, or mazes with walls of their own; the most likely token at each step; the last "
+            "checkpoint.",
+            f"After GRPO {pair['only_b']} tasks are right that were wrong after SFT, and "
             f"{pair['only_a']} the other way round: McNemar p = {pair['p']:.2g}.",
         ],
     )
     log.write_atomic(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-    print(report.table(rows, COLUMNS))
+    print(report.table(rows, [c for c in rows[0] if c not in ("em_low", "em_high")]))
     print(f"\nMcNemar p = {pair['p']:.2g}; {seconds:.0f} s. Look at {workdir / 'index.html'}")
 
 
 def row(name: str, seen: list[Trajectory]) -> dict[str, Any]:
     """One line of the table."""
     found = harness.summarize(seen)
-    hops = {n: [harness.correct(t) for t in seen if t.task.meta["hops"] == n] for n in (1, 2)}
+    hops = {
+        column: [harness.correct(t) for t in seen if t.task.meta.get("hops") == n]
+        for column, n in HOPS.items()
+    }
     return {
         "policy": name,
         **{key: found[key] for key in ("n", "em", "em_low", "em_high")},
-        "one_hop": sum(hops[1]) / max(len(hops[1]), 1),
-        "two_hops": sum(hops[2]) / max(len(hops[2]), 1),
+        **{column: sum(right) / len(right) for column, right in hops.items() if right},
         "calls": found["calls"],
     }

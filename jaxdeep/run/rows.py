@@ -6,6 +6,7 @@ hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, a folder of Parquet or JSON,
 tfds:NAME[:SPLIT]          by TFDS without TensorFlow: a name or folder, prepared as array_record
 text:FILE, FOLDER or pattern   plain .txt or .md, every token learned
 reading:SEED, choosing:SEED, demos:SEED   made-up worlds, without end
+mazes:SEED                 mazes such as env.maze describes, of its training split, without end
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from jaxdeep.data import mix, sources
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.learn import LearnConfig
 from jaxdeep.data.pack import pack
-from jaxdeep.envs import practice
+from jaxdeep.envs import maze, practice
 from jaxdeep.errors import ConfigError
 from jaxdeep.run.setup import EnvConfig
 from jaxdeep.types import Batch
 
-WORLDS = ("reading", "choosing", "demos")
+WORLDS = ("reading", "choosing", "demos", "mazes")
 KINDS = {
     "jsonl": "jsonl:traces.jsonl",
     "json": "json:conversations.json",
@@ -162,6 +163,10 @@ def source_of(
         return sources.Conversations(rows, chat, data.learn)
     if not rest.isdigit():
         raise ConfigError(f"{name!r} needs a number after the colon: {kind}:0")
+    if kind == "mazes":
+        if env is None or env.maze is None:
+            raise ConfigError(f"{name!r} needs env.maze: it says how large they are")
+        return maze.Demos(chat, int(rest), env.maze)
     if kind != "demos":
         return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
     if env is None:

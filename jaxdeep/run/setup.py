@@ -21,7 +21,7 @@ from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.data.chat import Chat, Thinking
 from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import corpus, facts, search
+from jaxdeep.envs import corpus, facts, maze, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
 from jaxdeep.sample.engine import Engine, EngineConfig
@@ -30,12 +30,14 @@ from jaxdeep.train import state as states
 from jaxdeep.types import Task
 
 TINY = facts.ASSETS / "tiny"
+SHIPPED = {"tiny": TINY, "maze": facts.ASSETS / "maze"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Which model: `path` is a folder in the Hugging Face layout, a config.json (with random
-    weights), a hub id, or "tiny" for the base that comes with the package."""
+    weights), a hub id, "tiny" for the base that comes with the package, or "maze" for a model of mazes,
+    which has no weights yet."""
 
     path: str
     dtype: str = "bfloat16"
@@ -54,18 +56,19 @@ class ModelConfig:
 
     @property
     def place(self) -> str:
-        """Where the model is, "tiny" resolved."""
-        return str(TINY) if self.path == "tiny" else self.path
+        """Where the model is, the names of those in the package resolved."""
+        return str(SHIPPED.get(self.path, self.path))
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """Questions over a corpus. Either is a path, or "facts:train" (or dev, test, all) for the small
-    world that comes with the package. Or a `taskset` of your own, "FILE.py:NAME" or "module:NAME": a
-    function of this section that returns it."""
+    world that comes with the package. Or `maze`s. Or a `taskset` of your own, "FILE.py:NAME" or
+    "module:NAME": a function of this section that returns it."""
 
     corpus: str = ""
     questions: str = ""
+    maze: maze.Mazes | None = None
     taskset: str = ""
     k: int = 5
     k1: float = 1.5  # of BM25: how much a word that is repeated in a passage counts
@@ -76,8 +79,8 @@ class EnvConfig:
     weights: search.Weights = search.WEIGHTS
 
     def __post_init__(self) -> None:
-        if not self.taskset and not (self.corpus and self.questions):
-            raise ConfigError("env needs corpus and questions, or a taskset of your own")
+        if not self.taskset and not self.maze and not (self.corpus and self.questions):
+            raise ConfigError("env needs corpus and questions, maze, or a taskset of your own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,14 +297,17 @@ def source_folder(model: ModelConfig) -> pathlib.Path | None:
 
 def tasks_of(env: EnvConfig) -> list[Task]:
     """The questions that `env` chooses, in order."""
-    if env.questions.startswith("facts:"):
+    if env.maze:
+        found = env.maze.tasks()
+    elif env.questions.startswith("facts:"):
         found = facts.tasks(facts.parse(env.questions.removeprefix("facts:")))
     else:
         found = search.read_questions(env.questions)
     chosen = found[env.first : env.first + env.count if env.count else None]
     if not chosen:
         raise ConfigError(
-            f"env.first={env.first} is beyond the {len(found)} questions of {env.questions}"
+            f"env.first={env.first} is beyond the {len(found)} questions of "
+            f"{env.questions or 'env.maze.number'}"
         )
     return chosen
 
@@ -327,6 +333,8 @@ def taskset_of(env: EnvConfig) -> Taskset:
     """The questions and the search engine over the corpus, or the taskset of one's own."""
     if env.taskset:
         return imported(env.taskset, "env.taskset")(env)
+    if env.maze:
+        return maze.MazeTaskset(tasks_of(env), env.maze)
     if env.corpus.startswith("facts:"):
         passages = facts.passages(facts.parse(env.corpus.removeprefix("facts:")))
     else:

@@ -63,10 +63,10 @@ def cut(scaled_BV: jax.Array, how: Draw) -> jax.Array:
     return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
 
 
-def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array) -> jax.Array:
+def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array) -> jax.Array:
     """An id with probability in proportion to `mass_V`, by inverting its distribution twice: first a
     block of ids, then an id in it. It takes two random numbers, not V, and each has the resolution of a
-    float32."""
+    float32. `best` is the most likely id."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), index)
     V = len(mass_V)
     width = max(int(V**0.5), 1)
@@ -80,7 +80,7 @@ def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array) -> jax.Array:
     block = first(jnp.sum(mass_XW, axis=1), u)
     token = block * width + first(mass_XW[block], w)
     # rounding may have led to an id without any
-    return jnp.where(mass_V[jnp.minimum(token, V - 1)] > 0, token, jnp.argmax(mass_V))
+    return jnp.where(mass_V[jnp.minimum(token, V - 1)] > 0, token, best)
 
 
 def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
@@ -92,8 +92,11 @@ def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
     scaled_BV = jax.lax.cond(cuts, lambda: cut(scaled_BV, how), lambda: scaled_BV)
     top_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
     mass_BV = jnp.exp(scaled_BV - top_B1)
-    drawn_B = jax.vmap(pick)(how.seed_B, how.drawn_B, mass_BV)
-    token_B = jnp.where(warm_B, drawn_B, jnp.argmax(logits_BV, axis=-1))
+    # the first of the highest: XLA's argmax is several times slower on CPUs
+    V = scaled_BV.shape[1]
+    best_B = jnp.min(jnp.where(scaled_BV == top_B1, jnp.arange(V), V - 1), axis=-1)
+    drawn_B = jax.vmap(pick)(how.seed_B, how.drawn_B, mass_BV, best_B)
+    token_B = jnp.where(warm_B, drawn_B, best_B)
 
     def of_token(x_BV: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x_BV, token_B[:, None], axis=-1)[:, 0]

@@ -168,6 +168,16 @@ def test_summary_counts_calls_turns_and_stops():
     assert (row["failed"], row["truncated"]) == (1, 2)
 
 
+def test_the_reward_named_answer_decides_where_there_is_one():
+    run = trajectory("a", "another way")
+    assert not harness.correct(run)
+    for worth, right in ((1.0, True), (0.5, False), (None, False)):
+        run.rewards = {"answer": worth}
+        assert harness.correct(run) == right
+    run.rewards, run.stop = {"answer": 1.0}, Stop.FAILED
+    assert not harness.correct(run)
+
+
 def test_summary_of_nothing_is_refused():
     with pytest.raises(DataError, match="no rollouts"):
         harness.summarize([])

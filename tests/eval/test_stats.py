@@ -75,3 +75,14 @@ def test_mcnemar_agrees_with_the_binomial_test_at_size():
 def test_mcnemar_takes_pairs_only():
     with pytest.raises(ValueError):
         stats.mcnemar([True], [True, False])
+
+
+def test_student_gives_the_interval_of_a_small_sample():
+    # Student (1908), "The probable error of a mean": hours of sleep gained with a drug, as shares of a day
+    gained = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    low, high = stats.student([10 / 24 + hours / 24 for hours in gained])
+    assert (low * 24 - 10, high * 24 - 10) == pytest.approx((0.898, 3.762), abs=2e-3)
+    assert stats.student([0.5, 0.5]) == (0.5, 0.5)
+    assert stats.student([0.9, 1.0]) == pytest.approx((0.31470, 1.0))
+    with pytest.raises(ValueError, match="at least 2"):
+        stats.student([0.5])

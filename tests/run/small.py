@@ -1,15 +1,12 @@
 """Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
 
-import atexit
 import dataclasses
-import functools
 import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import textwrap
 
 from jaxdeep.envs import facts
@@ -97,22 +94,13 @@ def command(*args: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One CPU device, whatever the suite itself uses; processes share what they compile."""
+    """One CPU device, whatever the suite itself uses."""
     quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": quick,
         "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": _compiled(),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-
-
-@functools.cache
-def _compiled() -> str:
-    folder = tempfile.TemporaryDirectory(prefix="compiled")
-    atexit.register(folder.cleanup)
-    return folder.name
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,70 @@
+"""A small model learns to find its way: SFT on impatient demonstrations, then GRPO on a simulated walk.
+
+    python -m jaxdeep quickstart --config=configs/maze.py
+
+Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that arrives is
+right (see jaxdeep.envs.maze). SFT trains all weights of 0.5 M from nothing; what it leaves is the base of
+GRPO's adapter. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
+
+Hardware: any CPU. Time and result: not yet run to the end.
+"""
+
+from ml_collections import ConfigDict
+
+
+def env(split, number):
+    maze = dict(split=split, rows=3, columns=4, loops=1, number=number, system="")
+    return ConfigDict(dict(maze=maze))
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    model = dict(
+        path="maze",
+        dtype="float32",
+        weights="random",
+        thinking="none",
+        tools_in_prompt=False,
+        remat="dots",
+    )
+
+    sft = config.sft = ConfigDict()
+    sft.model = ConfigDict(model)
+    sft.lora = ConfigDict(dict(rank=0, alpha=1.0))
+    sft.mesh = ConfigDict(dict(data=1))
+    sft.env = env("train", 1)
+    sft.data = ConfigDict(dict(source="mazes:0"))
+    sft.batch = ConfigDict(dict(rows=8, length=256))
+    sft.train = ConfigDict(dict(steps=150, save_every=50, seed=config.get_ref("seed")))
+    sft.optim = ConfigDict(
+        dict(name="muon", muon_lr=0.02, lr=0.01, warmup=20, steps=sft.train.get_ref("steps"))
+    )
+
+    grpo = config.grpo = ConfigDict()
+    grpo.model = ConfigDict(model)  # SFT's result takes its place
+    grpo.lora = ConfigDict(dict(rank=16, alpha=16.0))
+    grpo.mesh = ConfigDict(dict(data=1))
+    grpo.env = env("train", 2000)
+    grpo.dev = env("dev", 64)
+    grpo.rollout = ConfigDict(
+        dict(
+            slots=64,
+            steps=8,
+            limits=dict(
+                max_turns=1,
+                max_calls=0,
+                turn_tokens=20,
+                max_tokens=72,
+                result_tokens=1,
+                seconds=60.0,
+            ),
+        )
+    )
+    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=25))
+    grpo.batch = ConfigDict(dict(rows=8, length=288))
+    grpo.train = ConfigDict(dict(steps=60, save_every=20, start="", seed=config.get_ref("seed")))
+    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
+
+    config.test = env("test", 300)
+    return config

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# SFT of Qwen3-8B on your own traces of conversations with tool calls.
+#
+#   launch/recipes/sft_qwen3_8b.sh --config.data.source=jsonl:traces.jsonl [--workdir=DIR, other flags]
+#
+# Hardware: meant for a TPU v5e-16 or larger. Time and result: not yet run.
+# DRY=1 prints what would run.
+set -euo pipefail
+# shellcheck source=../common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
+help 0 "$@"
+
+run python -m jaxdeep sft --config=configs/sft_search.py --workdir=runs/sft_qwen3_8b "$@"

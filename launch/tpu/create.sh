@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Creates a TPU and waits until it can be used.
+#
+#   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 launch/tpu/create.sh [gcloud flags, such as --network=...]
+#
+# SLICES=2 asks for two slices, SPOT=1 for capacity that may be taken back, QUEUED=0 for a TPU VM at once
+# instead of a place in the queue, RUNTIME= for another software version. DRY=1 prints what would run.
+set -euo pipefail
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help 0 "$@"
+need NAME ZONE
+
+case $TPU in
+  v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+  v5p-*) version=v2-alpha-tpuv5 ;;
+  v6e-*) version=v2-alpha-tpuv6e ;;
+  v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
+  *) version=${RUNTIME:-} ;;
+esac
+version=${RUNTIME:-$version}
+[[ $version ]] || fail "TPU=$TPU is not known here: name its software version, RUNTIME=..."
+
+flags=("--accelerator-type=$TPU")
+[[ ${SPOT:-} != 1 ]] || flags+=(--spot)
+if [[ $QUEUED == 0 ]]; then
+  [[ $SLICES == 1 ]] || fail "SLICES=$SLICES needs QUEUED=1"
+  flags+=("--version=$version")
+else
+  flags+=("--runtime-version=$version")
+  if [[ $SLICES == 1 ]]; then
+    flags+=("--node-id=$NAME")
+  else
+    flags+=("--node-count=$SLICES" "--node-prefix=$NAME")
+  fi
+fi
+tpu create "$NAME" "${flags[@]}" "$@"
+
+if [[ $DRY == 1 ]]; then
+  state
+  exit
+fi
+while true; do
+  now=$(state)
+  case $now in
+    ACTIVE | READY) exit ;;
+    FAILED | SUSPEND* | PREEMPTED | TERMINATED | "") fail "$NAME is ${now:-gone}" ;;
+  esac
+  echo "$NAME is $now" >&2
+  sleep "${PAUSE:-30}"
+done
