@@ -136,7 +136,7 @@ def test_metrics_are_columns_of_numbers(run):
 def test_nothing_that_a_run_says_is_code(run):
     page = view.build([run, run], run / "view")
     scripts = {path for path in page.parent.rglob("*.js")} - {
-        page.parent / n for n in ("view.js", "curves.js")
+        page.parent / n for n in ("view.js", "rollout.js", "curves.js")
     }
     assert len(scripts) == 1 + 2 * (2 + 2 * 2)
     for path in scripts:
@@ -149,7 +149,7 @@ def test_nothing_that_a_run_says_is_code(run):
 def test_the_page_asks_nobody_and_makes_no_markup():
     html, *rest = (
         (view.PAGE / name).read_text()
-        for name in ("index.html", "view.js", "curves.js", "view.css")
+        for name in ("index.html", "view.js", "rollout.js", "curves.js", "view.css")
     )
     assert "default-src 'none'" in html and "unsafe" not in html
     assert not re.search(r"<script(?! src=)| on\w+=|style=", html)
@@ -225,7 +225,7 @@ def test_a_browser_shows_it(run):
     for place, words in (
         ("", ["reward/mean", "step 2"]),
         ("#/000001", ["mean reward 0.5 of 2", "onerror"]),
-        ("#/000001/0/1", ["im_start", "written by the policy", "onerror"]),
+        ("#/000001/0/1", ["im_start", "the policy's, learned", "onerror"]),
         ("#/search/nothing/000001", ["8 of 8 rollouts have it", "<mark>nothing</mark>"]),
     ):
         command = [
@@ -243,4 +243,4 @@ def test_a_browser_shows_it(run):
         )
         assert all(word in done.stdout for word in words), (place, done.stdout[-2000:])
         assert "<title>owned" not in done.stdout and "<img" not in done.stdout
-        assert len(re.findall("<script", done.stdout)) == 2
+        assert len(re.findall("<script", done.stdout)) == 3

@@ -1,15 +1,8 @@
 "use strict";
 // Small charts of metrics, as SVG elements made one by one.
 
-const WIDTH = 300, HEIGHT = 96, BUCKETS = 300;
-
-/** A number as a person wants to read it. */
-function number(x) {
-  if (x === null || x === undefined) return "–";
-  if (Number.isInteger(x)) return x.toLocaleString("en");
-  const size = Math.abs(x);
-  return size < 1e-3 || size >= 1e7 ? x.toExponential(2) : String(Number(x.toPrecision(4)));
-}
+const WIDTH = 300, HEIGHT = 96; // of a chart, in units of its own
+const BUCKETS = 300; // more points than two in each are not drawn
 
 function svg(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -37,62 +30,59 @@ function points(steps, values) {
 
 /** One metric of all runs: title, lines, and what is under the pointer. */
 function chart(name, runs, open) {
-  const curves = runs.map((run) => points(run.metrics.steps, run.metrics.values[name] || []));
-  const all = curves.flat();
-  const range = (i) => all.reduce(([a, b], p) => [Math.min(a, p[i]), Math.max(b, p[i])], [Infinity, -Infinity]);
+  const every = runs.map((run) => points(run.metrics.steps, run.metrics.values[name] || []));
+  const range = (i) => {
+    const values = every.flat().map((point) => point[i]);
+    return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+  };
   const [[x0, x1], [y0, y1]] = [range(0), range(1)];
   const x = (step) => (x1 > x0 ? ((step - x0) / (x1 - x0)) * WIDTH : WIDTH / 2);
   const y = (value) => (y1 > y0 ? HEIGHT - ((value - y0) / (y1 - y0)) * HEIGHT : HEIGHT / 2);
-  const lines = curves.map((curve, i) =>
-    curve.length === 1
-      ? svg("circle", { cx: x(curve[0][0]), cy: y(curve[0][1]), r: 2.5, class: `dot run${i}` })
-      : svg("path", { class: `line run${i}`, d: curve.map((p, n) => `${n ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("") }));
+  const lines = every.map((known, i) => {
+    const d = known.map(([step, value], n) => `${n ? "L" : "M"}${x(step).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+    return svg("path", { class: `line run${i}`, d: known.length === 1 ? `${d}h0.1` : d });
+  });
   const cursor = svg("line", { class: "cursor", y1: 0, y2: HEIGHT, visibility: "hidden" });
-  const last = curves.map((curve) => (curve.length ? number(curve[curve.length - 1][1]) : "–"));
-  const told = el("output", {}, ...last.map((text, i) => el("b", { class: `run${i}` }, text)));
-  const plot = svg("svg", { viewBox: `0 -3 ${WIDTH} ${HEIGHT + 6}`, preserveAspectRatio: "none", role: "img", "aria-label": `${name}: ${last.join(", ")}` }, ...lines, cursor);
-  const at = (event) => {
-    const box = plot.getBoundingClientRect();
-    const step = x0 + ((event.clientX - box.left) / box.width) * (x1 - x0);
-    return curves.map((curve) => curve.reduce((best, p) => (Math.abs(p[0] - step) < Math.abs(best[0] - step) ? p : best), curve[0] || [NaN, null]));
+  const said = (chosen) => chosen.map((point, i) => el("b", { class: `run${i}` }, number(point?.[1])));
+  const last = every.map((known) => known[known.length - 1]);
+  const output = el("output", {}, said(last));
+  const box = { viewBox: `0 -3 ${WIDTH} ${HEIGHT + 6}`, preserveAspectRatio: "none", role: "img", "aria-label": name };
+  const plot = svg("svg", box, ...lines, cursor);
+  const under = (event) => {
+    const { left, width } = plot.getBoundingClientRect();
+    const step = x0 + ((event.clientX - left) / width) * (x1 - x0);
+    const closer = (best, point) => (Math.abs(point[0] - step) < Math.abs(best[0] - step) ? point : best);
+    return every.map((known) => (known.length ? known.reduce(closer) : undefined));
   };
   plot.addEventListener("pointermove", (event) => {
-    const near = at(event);
-    const step = near.find((p) => p[1] !== null)[0];
-    cursor.setAttribute("x1", x(step));
-    cursor.setAttribute("x2", x(step));
+    const chosen = under(event), [step] = chosen.find(Boolean);
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(step));
     cursor.setAttribute("visibility", "visible");
-    told.replaceChildren(`step ${step} `, ...near.map((p, i) => el("b", { class: `run${i}` }, number(p[1]))));
+    output.replaceChildren(`step ${step} `, ...said(chosen));
   });
   plot.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
-    told.replaceChildren(...last.map((text, i) => el("b", { class: `run${i}` }, text)));
+    output.replaceChildren(...said(last));
   });
-  plot.addEventListener("click", (event) => open(at(event).find((p) => p[1] !== null)[0]));
-  return el("figure", { class: "chart" },
-    el("figcaption", {}, el("span", {}, name), told), plot,
+  plot.addEventListener("click", (event) => open(under(event).find(Boolean)[0]));
+  return el("figure", { class: "chart" }, el("figcaption", {}, el("span", {}, name), output), plot,
     el("div", { class: "axis" }, el("span", {}, `${number(y0)} to ${number(y1)}`), el("span", {}, `steps ${x0} to ${x1}`)));
 }
 
 /** All metrics, by what stands before the first slash; each is drawn when it comes into sight. */
 function curves(runs, open) {
-  const groups = new Map();
-  for (const run of runs) {
-    for (const name of Object.keys(run.metrics.values)) {
-      const prefix = name.includes("/") ? name.slice(0, name.indexOf("/")) : "other";
-      if (!groups.has(prefix)) groups.set(prefix, new Set());
-      groups.get(prefix).add(name);
-    }
-  }
+  const names = new Set(runs.flatMap((run) => Object.keys(run.metrics.values)));
+  const groups = Map.groupBy(names, (name) => (name.includes("/") ? name.slice(0, name.indexOf("/")) : "other"));
   const seen = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((e) => e.isIntersecting)) {
-      seen.unobserve(entry.target);
-      entry.target.replaceWith(chart(entry.target.dataset.name, runs, open));
+    for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+      seen.unobserve(target);
+      target.replaceWith(chart(target.dataset.name, runs, open));
     }
   }, { rootMargin: "300px" });
-  return [...groups].map(([prefix, names]) => {
-    const charts = [...names].map((name) => el("div", { class: "chart", "data-name": name }));
-    charts.forEach((node) => seen.observe(node));
-    return el("details", { class: "curves", open: "" }, el("summary", {}, prefix, el("small", {}, ` ${names.size}`)), el("div", { class: "charts" }, charts));
+  return [...groups].map(([prefix, among]) => {
+    const places = among.map((name) => el("div", { class: "chart", "data-name": name }));
+    places.forEach((place) => seen.observe(place));
+    return el("details", { class: "curves", open: "" },
+      el("summary", {}, prefix, el("small", {}, ` ${among.length}`)), el("div", { class: "charts" }, places));
   });
 }
