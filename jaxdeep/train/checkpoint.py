@@ -21,13 +21,11 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from jaxdeep.errors import CheckpointError
+from jaxdeep.errors import CheckpointError, JaxdeepError
 from jaxdeep.model import identity
 from jaxdeep.train import state as states
 
 NONE = -sys.float_info.max  # the score of what was not evaluated: Orbax wants a number
-# what Orbax and what it reads with say of a file that is missing, cut short or changed
-TORN = (ValueError, OSError, KeyError)
 
 
 def shape_of(spec: states.Spec) -> dict[str, Any]:
@@ -170,7 +168,9 @@ class Checkpoints:
             try:
                 self._check(step)
                 found = read(step)
-            except TORN as error:
+            except JaxdeepError:
+                raise
+            except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
                 torn[step] = error
                 continue
             for bad, error in torn.items():
