@@ -22,7 +22,7 @@ class Measure:
             logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
             return -(logp_BT * batch.learn_BT).sum(), batch.learn_BT.sum()
 
-        self._sums = jax.jit(sums)
+        self._sums = jax.jit(sums, out_shardings=meshes.replicated(mesh))
         self._mesh = mesh
 
     def __call__(
