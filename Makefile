@@ -42,6 +42,7 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py
+	$(PY) tests/bench/pages.py
 
 # What algorithms, the retry reward and the adapter's rank do: a table over three seeds. Takes hours; what is
 # done is not done again. A part of it: ARGS="--rows=maze/default,maze/gspo --seeds=0 --minutes=30"

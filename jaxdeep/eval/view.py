@@ -56,9 +56,11 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
     """Writes the pages of one run, or of two side by side, for all steps or those in `steps`; the path of
     the first page."""
     for run in runs:
-        if not ((run / "metrics.jsonl").exists() or records(run)):
+        if not _is_run(run):
+            inside = [str(path) for path in sorted(run.glob("*")) if _is_run(path)]
+            there = f"; there are {', '.join(inside)}" if inside else ""
             raise DataError(
-                f"{run} holds no run: neither metrics.jsonl nor rollouts/ nor eval.jsonl"
+                f"{run} holds no run, neither metrics.jsonl nor rollouts/ nor eval.jsonl{there}"
             )
     out.mkdir(parents=True, exist_ok=True)
     for path in PAGE.iterdir():
@@ -67,6 +69,10 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
         _run(run, out, str(index), steps)
     write(out, "runs", len(runs))
     return out / "index.html"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "metrics.jsonl").exists() or bool(records(path))
 
 
 def records(run: Path) -> list[Record]:

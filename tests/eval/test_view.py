@@ -197,9 +197,19 @@ def test_some_steps_and_evaluations(run, chat, monkeypatch):
     assert len({t["chunk"] for t in told}) > 1
 
 
+def test_a_run_without_rollouts_has_curves(run, tmp_path):
+    (tmp_path / "sft").mkdir()
+    shutil.copy(run / "metrics.jsonl", tmp_path / "sft")
+    page = view.build([tmp_path / "sft"], tmp_path / "sft" / "view")
+    found = payload(page.parent / "0/run.js")
+    assert found["records"] == [] and found["metrics"]["steps"] == [1, 2]
+
+
 def test_what_is_no_run_is_named(run, tmp_path):
     with pytest.raises(DataError, match="empty holds no run"):
         view.build([run, tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(DataError, match=f"there are {run}"):
+        view.build([tmp_path], tmp_path / "out")
     (run / FILE).unlink()
     with pytest.raises(DataError, match="is absent: put"):
         view.build([run], tmp_path / "out")

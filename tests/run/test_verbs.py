@@ -1,5 +1,7 @@
 """The verbs as people run them: to the end, stopped and started again, and on input that is wrong."""
 
+import collections
+import gzip
 import json
 import math
 import random
@@ -246,6 +248,16 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
     rows = log.read(workdir / "metrics.jsonl")
     assert len(rows) == 4 and all(row["train/max_logp_diff"] <= 1e-4 for row in rows)
     assert all(row["train/grad_norm"] > 0 and row["train/clipped"] == 0 for row in rows)
+    for row in rows:  # what the pages show of each token is what the step computed of it
+        name = f"{row['step']:06d}"
+        seen = record.read(workdir / "rollouts" / f"{name}.jsonl")
+        gaps = [gap for _, gap in record.with_gaps(seen, workdir / "gaps" / f"{name}.npy")]
+        assert [t.advantage is None for t in seen] == [gap is None for gap in gaps]
+        most = max(abs(gap).max() for gap in gaps if gap is not None)
+        assert most == pytest.approx(row["train/max_logp_diff"], rel=1e-2, abs=1e-7)
+    assert cli.main(["view", str(workdir), "--steps=2:3"]) == 0
+    assert "index.html" in capsys.readouterr().out
+    assert (workdir / "view/0/000003/0.js").exists() and not (workdir / "view/0/000004").exists()
 
 
 def test_metrics_say_what_happened(tmp_path):
@@ -255,6 +267,11 @@ def test_metrics_say_what_happened(tmp_path):
     stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
     assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
+    assert row["time/total"] >= row["time/rollout"] >= row["time/rollout/policy"] > 0
+    with gzip.open(workdir / "trace.json.gz", "rt") as file:
+        kinds = collections.Counter(event["cat"] for event in json.load(file))
+    assert kinds["rollout"] == 2 * (1 + 16) and kinds["reward"] >= 2 * 16 <= kinds["policy"]
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["grpo"]["group"] == 4 and "jax" in saved["versions"]
 

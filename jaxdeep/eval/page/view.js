@@ -5,14 +5,14 @@
 const HITS = 200; // of a search, at most, that are shown
 const AHEAD = 4; // scripts that a search asks for before it needs them
 
-const told = new Map(), asked = new Map(); // what scripts of data have said, and promises of it
+const payloads = new Map(), asked = new Map(); // what scripts of data have said, and promises of it
 const runs = [];
 const state = { page: 0, find: "", move: null };
 const $ = (id) => document.getElementById(id);
 
 /** What every script of data calls. */
 function view(key, payload) {
-  told.set(key, payload);
+  payloads.set(key, payload);
 }
 
 /** What the script of that name says; it stays until it is dropped from `asked`. */
@@ -20,7 +20,7 @@ function load(key) {
   if (!asked.has(key)) {
     asked.set(key, new Promise((resolve, reject) => {
       const script = el("script", { src: `${key}.js` });
-      script.onload = () => (script.remove(), resolve(told.get(key)), told.delete(key));
+      script.onload = () => (script.remove(), resolve(payloads.get(key)), payloads.delete(key));
       script.onerror = () => reject(new Error(`${key}.js cannot be read: make these pages again`));
       document.head.append(script);
     }));
