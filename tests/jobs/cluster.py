@@ -108,7 +108,7 @@ class Slurm:
 
     def ask(self, *words: str, **env: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            words, env=self.env | env, capture_output=True, text=True, timeout=300
+            words, env=self.env | env, capture_output=True, text=True, timeout=600
         )
 
     def state(self, job: str) -> str:

@@ -74,25 +74,41 @@ def test_two_steps_then_more_then_on(slurm, tmp_path):
     assert json.loads((run / "config.json").read_text())
 
 
+def submitted(slurm, tmp_path, verb, steps, *flags):
+    """The number of a job that runs a verb on the smallest model."""
+    stand_in(tmp_path / "venv/bin", "python", f'exec {sys.executable} "$@"')
+    env = {"WORKDIR": f"{tmp_path}/run", "SCRATCH": str(tmp_path), "VENV": f"{tmp_path}/venv"}
+    config = small.config(tmp_path, verb, steps=steps)
+    words = ["launch/slurm/train.sbatch", "python", "-m", "jaxdeep", verb, f"--config={config}"]
+    out = f"--output={tmp_path}/job.log"
+    done = slurm.ask(
+        *("env", "-C", ROOT, "sbatch", "--parsable", out, *flags, *words),
+        **(small.environment() | slurm.env | env),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_two_nodes_train_one_adapter(slurm, tmp_path):
+    number = submitted(slurm, tmp_path, "sft", 2, "--nodes=2")
+    slurm.wait(lambda: slurm.state(number) not in ("PENDING", "RUNNING", "COMPLETING"), 300)
+    assert slurm.state(number) == "COMPLETED", printed(tmp_path)
+    assert [row["step"] for row in log.read(tmp_path / "run/metrics.jsonl")] == [1, 2]
+    assert (tmp_path / "run/checkpoints/2").is_dir() and (tmp_path / "run/process-1").is_dir()
+
+
 def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
     """The whole way: Slurm's signal, a checkpoint, the queue, the same command, no step twice."""
-    config, workdir = small.config(tmp_path, "grpo", steps=8), tmp_path / "run"
-    stand_in(tmp_path / "venv/bin", "python", f'exec {sys.executable} "$@"')
-    env = small.environment() | {"WORKDIR": str(workdir), "SCRATCH": str(tmp_path)}
-    words = ["launch/slurm/train.sbatch", "python", "-m", "jaxdeep", "grpo", f"--config={config}"]
-    number = slurm.ask(
-        *("env", "-C", ROOT, "sbatch", "--parsable", f"--output={tmp_path}/job.log", *words),
-        **(env | slurm.env | {"VENV": str(tmp_path / "venv")}),
-    ).stdout.strip()
+    number, workdir = submitted(slurm, tmp_path, "grpo", 8), tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
-    slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 120)
+    slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 300)
     slurm.ask("scancel", "--signal=TERM", number)
     slurm.wait(lambda: slurm.state(number) == "PENDING")
     done = log.read(metrics)[-1]["step"]
     assert f"terminated after step {done}, which is saved" in printed(tmp_path)
     assert done < 8 and (workdir / f"checkpoints/{done}").is_dir()
     slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
-    slurm.wait(lambda: slurm.state(number) == "COMPLETED", 120)
+    slurm.wait(lambda: slurm.state(number) == "COMPLETED", 300)
     assert [row["step"] for row in log.read(metrics)] == list(range(1, 9))
 
 
