@@ -32,6 +32,7 @@ from jaxdeep.sample.pages import Lease, Pool
 from jaxdeep.types import Completion, Sampling
 
 STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
+PREFILLS = 8  # calls that take in prompts between two that draw, at most
 SAMPLING = Sampling()
 
 
@@ -270,7 +271,7 @@ class Engine:
         """Compile every program that requests will need, with adapters where there are any by now."""
         with self._wake, meshes.use(self.mesh):
             nothing = [[] for _ in range(self._shards)]
-            for part in (4, 1):
+            for part in (4, 1, 4):  # the first call of all sees pages that no program has returned
                 tiles = self._size(self.engine.chunk // self.engine.tile, part)
                 self._call_prefill(nothing, tiles, self._bank)
                 self._call_decode(nothing, self._size(self.engine.slots, part), self._bank)
@@ -343,6 +344,7 @@ class Engine:
             pool.forget(policy)
 
     def _run(self) -> None:
+        in_turn = 0
         with meshes.use(self.mesh):
             try:
                 while True:
@@ -357,10 +359,13 @@ class Engine:
                         self._admit()
                         bank = self._bank
                     begun = time.perf_counter()
-                    if self._prefilling:
+                    # a call costs as much with few rows: prompts first, but nobody waits for all of them
+                    if self._prefilling and (not self._decoding or in_turn < PREFILLS):
                         self._prefill(bank)
-                    if self._decoding:
+                        in_turn += 1
+                    else:
                         self._decode(bank)
+                        in_turn = 0
                     self.stats["busy_seconds"] += time.perf_counter() - begun
             except BaseException as error:
                 self._error = error
@@ -469,6 +474,8 @@ class Engine:
         work: list[list[_Row]] = [[] for _ in range(self._shards)]
         for row in self._decoding:
             work[row.shard].append(row)
+        for rows in work:
+            rows.sort(key=lambda row: row.fed)  # see paged.plain
         sizes = [self._size(self.engine.slots, part) for part in (4, 1)]
         size = next(size for size in sizes if max(map(len, work)) * self._shards <= size)
         drawn, count_B = self._call_decode(work, size, bank)
@@ -521,17 +528,7 @@ class Engine:
             yield from zip(itertools.count(shard * size // self._shards), items)
 
     def _draw(self, rows: Sequence[tuple[int, _Row]], size: int) -> sampler.Draw:
-        how = sampler.Draw(
-            seed_B=np.zeros(size, np.uint32),
-            temperature_B=np.zeros(size, np.float32),
-            top_p_B=np.ones(size, np.float32),
-            top_k_B=np.zeros(size, np.int32),
-            min_p_B=np.zeros(size, np.float32),
-            stop_BZW=np.full((size, STOPS, WIDTH), -1, np.int32),
-            tail_BW=np.full((size, WIDTH), -1, np.int32),
-            drawn_B=np.zeros(size, np.int32),
-            left_B=np.zeros(size, np.int32),
-        )
+        how = sampler.idle(size, STOPS, WIDTH)
         for at, row in rows:
             sampling = row.sampling
             how.seed_B[at], how.temperature_B[at] = row.seed, sampling.temperature
