@@ -350,15 +350,20 @@ def taskset_of(env: EnvConfig) -> Taskset:
 
 
 def engine_of(
-    rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
+    rollout: RolloutConfig,
+    params: dict,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    adapters: int = 1,
 ) -> Engine:
-    """The sampler over the same arrays that training reads."""
+    """The sampler over the same arrays that training reads, with room for so many adapters."""
     size = EngineConfig(
         rollout.slots,
         rollout.limits.max_tokens,
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
+        adapters=adapters,
         exact=rollout.exact,
     )
     return Engine(params, spec.model, mesh, size)
