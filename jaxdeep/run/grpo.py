@@ -114,13 +114,15 @@ def train(
     guard.agree(place)
     spec = spec_of(part, guard.rate(part["guard"], place))
     setup.check_vocabulary(chat, spec.model)
-    params, state = setup.start_of(config, part["model"], spec, mesh, workdir)
+    where = setup.saved_in(config, workdir)
+    params, state = setup.start_of(config, part["model"], spec, mesh, where)
     step = states.Step(spec, mesh)
     base = setup.base_of(part["model"], spec, params)
-    saved = checkpoint.Checkpoints(workdir, spec, keep=config.keep, base=base, run=part["about"])
+    saved = checkpoint.Checkpoints(where, spec, keep=config.keep, base=base, run=part["about"])
     guard.finish(place, saved)
-    fresh = saved.latest() is None
-    done, state, position = (0, state, {}) if fresh else saved.restore(state)
+    done, position = 0, {}
+    if saved.latest() is not None:
+        done, state, position = saved.restore(state)
     version = int(load.on_host(state.step)) // settings.passes
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
@@ -172,10 +174,7 @@ def train(
                 engine.follow(*sampled(spec, frozen, state, own), version)
             if dev and settings.eval_every and n % settings.eval_every == 0:
                 with timer("eval"):
-                    some = meshes.share(range(len(dev)))
-                    seen = asyncio.run(greedy(dev, engine, chat, rollout, some))
-                    score = harness.summarize(meshes.exchange(seen))["em"]
-                found["dev/em"] = score
+                    score = found["dev/em"] = greedy_em(dev, engine, chat, rollout)
             done, position = n, explorer.position()
             row = metrics.write(n, found | timer.take())
             bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
@@ -248,6 +247,13 @@ async def greedy(
         concurrency=rollout.slots,
         on_done=on_done,
     )
+
+
+def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
+    """The share of tasks that greedy rollouts get right, each process doing its part."""
+    some = meshes.share(range(len(taskset)))
+    seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
+    return harness.summarize(meshes.exchange(seen))["em"]
 
 
 def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) -> list[Batch]:
