@@ -198,6 +198,8 @@ class Checkpoints:
         print(f"checkpoint {step} cannot be read ({said:.200}): moved to {place}", file=sys.stderr)
         if jax.process_index() == 0:
             place.mkdir(exist_ok=True)
+            if not place.exists():  # in a bucket no folder is empty
+                (place / "README").write_text("Checkpoints that could not be read.\n")
             (place / str(step)).rmtree(missing_ok=True)
             (self.path / str(step)).rename(place / str(step))
         multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
