@@ -6,7 +6,7 @@ of all.
 Conversations go on in a thread of their own, so that they can be those of later steps while the trainer is
 at work: step n is begun when the update of step n - 1 - `grpo.ahead` is made, and none of its tokens is from
 a policy more than `grpo.ahead` updates old. Tasks are drawn, and processes speak with each other, in
-`groups` alone: everywhere in the same order.
+`groups` alone: everywhere in the same order. What a curriculum knows is as old as the policy may be.
 """
 
 from __future__ import annotations

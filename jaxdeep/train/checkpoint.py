@@ -50,9 +50,9 @@ def folder(path: str | os.PathLike) -> epath.Path:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket: the last `keep` of them, and the best of those saved with
-    a score. Each describes itself: shape, base, and the `run` (configuration, command, commit). Where
-    something is trained over a frozen `base`, a run over another one is refused."""
+    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket: the last `keep` of them, and
+    the best of those saved with a score. Each describes itself: shape, base, and the `run` (configuration,
+    command, commit). Where something is trained over a frozen `base`, a run over another one is refused."""
 
     def __init__(
         self,

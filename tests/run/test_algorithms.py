@@ -79,7 +79,7 @@ def test_an_unknown_algorithm_is_refused_with_all_names():
         built(algorithm="gpso")
     with pytest.raises(ConfigError, match=r"grpo\.norm\.mean is 'groups', none of 'group'"):
         built(norm=dict(mean="groups"))
-    for bad in (dict(passes=0), dict(tries=0), dict(length=-1)):
+    for bad in (dict(passes=0), dict(tries=0), dict(length=-1), dict(ahead=-1)):
         with pytest.raises(ConfigError, match=f"grpo.{next(iter(bad))}="):
             built(**bad)
 

@@ -192,6 +192,16 @@ WRONG = {
         ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
         "kl coef=0.04",
     ),
+    "ahead of weights that are trained": (
+        "grpo",
+        ["--config.grpo.ahead=1", "--config.lora.rank=0"],
+        "grpo.ahead=1 needs an adapter",
+    ),
+    "a workdir in a bucket": (
+        "grpo",
+        ["--workdir=gs://b/run"],
+        "--config.train.checkpoints=gs://b/run",
+    ),
     "bounds out of order": (
         "grpo",
         ["--config.grpo.curriculum.low=0.9", "--config.grpo.curriculum.high=0.5"],
