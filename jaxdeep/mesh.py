@@ -18,8 +18,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
@@ -37,6 +38,7 @@ PARCEL = 2**20  # bytes that each process sends to all others at a time
 JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
+_TURN = threading.RLock()
 RULES = {
     "embed": "data",
     "heads": "model",
@@ -78,6 +80,12 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
 def use(mesh: Mesh) -> AbstractContextManager:
     """The context under which jitted functions may name the axes of `mesh`. It is per thread."""
     return jax.set_mesh(mesh)
+
+
+def turn(mesh: Mesh) -> AbstractContextManager:
+    """To be held while a program is started, where several threads start some: on several devices
+    programs wait for each other's parts, and must begin everywhere in one order."""
+    return _TURN if mesh.size > 1 else nullcontext()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
@@ -205,17 +213,24 @@ def exchange(shared: Sequence[T]) -> list[T]:
     if count == 1:
         return list(shared)
     sent = np.frombuffer(pickle.dumps(list(shared)), np.uint8)
-    sizes = multihost_utils.process_allgather(np.uint32(len(sent))).tolist()
+    sizes = gather(np.uint32(len(sent))).tolist()
     received = []
     # in parcels of one shape: nothing is compiled for a new size, and devices hold little
     for at in range(0, max(sizes), PARCEL):
         parcel = np.zeros(PARCEL, np.uint8)
         part = sent[at : at + PARCEL]
         parcel[: len(part)] = part
-        received.append(multihost_utils.process_allgather(parcel))
+        received.append(gather(parcel))
     received = np.concatenate(received, axis=1)
     parts = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
     return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
+
+
+def gather(x: Any, *, tiled: bool = False) -> np.ndarray:
+    """What all processes have of `x`, on each: one after the other, or with `tiled` the array that their
+    parts are of."""
+    with _TURN:
+        return multihost_utils.process_allgather(x, tiled=tiled)
 
 
 def agree(value: T) -> T:
@@ -244,7 +259,8 @@ def bring(tree: Any, where: Any) -> Any:
     if (found := held(tree, where)) is not None:
         return found
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    with turn(mesh):
+        whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x, to: jax.device_put(x.addressable_data(0), to), whole, where)
 
 

@@ -91,10 +91,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
     place = setup.folder_of(workdir)
     with log.lock(place), log.Termination() as ending:
         about = configs.save(config, place, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
+        where = setup.saved_in(train, workdir)
+        params, state = setup.start_of(train, part["model"], spec, mesh, where)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
+        saved = checkpoint.Checkpoints(where, spec, keep=train.keep, base=base, run=about)
         done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)

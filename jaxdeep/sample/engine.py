@@ -73,6 +73,7 @@ class _Policy:
     """What a request samples from: how much of each held adapter, alpha / rank included."""
 
     mix_A: np.ndarray
+    version: int = 0
     users: int = 0
 
 
@@ -111,6 +112,11 @@ class _Row:
     @property
     def stopped(self) -> bool:
         return any(self.tokens[-len(stop) :] == stop for stop in self.stops)
+
+    def said(self, stop: str, start: int = 0) -> Completion:
+        """What was sampled from the token `start` on."""
+        tokens, logps, chosen = (x[start:] for x in (self.tokens, self.logps, self.chosen))
+        return Completion(tokens, logps, stop, chosen, self.policy.version)
 
 
 class Engine:
@@ -232,11 +238,17 @@ class Engine:
             future.cancel()
 
     def set_adapter(
-        self, adapter: dict | None, name: str = "", *, scale: float | None = None
+        self,
+        adapter: dict | None,
+        name: str = "",
+        *,
+        scale: float | None = None,
+        version: int = 0,
     ) -> None:
         """Let `name` stand for this adapter (None: the base) from now on, times `scale` (default: the
-        configuration's alpha / rank). What the name's last one computed is forgotten; its requests in
-        flight go on with it if there is room for both. All adapters have the same linears and rank.
+        configuration's alpha / rank); completions say its `version`. What the name's last one computed
+        is forgotten; its requests in flight go on with it if there is room for both. All adapters have
+        the same linears and rank.
         """
         with self._wake:
             mix_A = np.zeros(self.engine.adapters, np.float32)
@@ -244,7 +256,7 @@ class Engine:
                 slot = self._slot(name)
                 mix_A[slot] = self.cfg.lora_scale if scale is None else scale
                 self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
-            self._replace(name, _Policy(mix_A))
+            self._replace(name, _Policy(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
         """Let `name` stand for the weighted sum of adapters that are held under these names."""
@@ -261,11 +273,12 @@ class Engine:
             for policy in self._policies.values():
                 self._forget(policy)
 
-    def follow(self, params: dict, adapter: dict | None) -> None:
-        """Sample from what training has made of the weights and the adapter. Only between requests."""
+    def follow(self, params: dict, adapter: dict | None, version: int) -> None:
+        """Sample from what `version` updates have made of the weights and the adapter. Other weights only
+        between requests."""
         if params is not self._params:
             self.set_base(params)
-        self.set_adapter(adapter)
+        self.set_adapter(adapter, version=version)
 
     def warm(self) -> None:
         """Compile every program that requests will need, with adapters where there are any by now."""
@@ -323,9 +336,10 @@ class Engine:
         return self._policies[name]
 
     def _slot(self, name: str) -> int:
-        """A place in the bank that nothing but an idle `name` uses."""
-        held = [p for n, p in self._policies.items() if n != name or p.users]
-        held += [row.policy for row in (*self._waiting, *self._prefilling, *self._decoding)]
+        """A place in the bank that nothing but an idle `name` uses, or requests nobody waits for."""
+        held = [p for n, p in self._policies.items() if n != name]
+        rows = (*self._waiting, *self._prefilling, *self._decoding)
+        held += [row.policy for row in rows if not row.future.cancelled()]
         free = np.flatnonzero(~np.any([p.mix_A != 0 for p in held], axis=0)) if held else [0]
         if not len(free):
             raise RuntimeError(
@@ -456,9 +470,10 @@ class Engine:
             if start + len(part) == len(row.prompt) + len(row.tokens):
                 self._take(row, drawn, at, 1)
                 whole.append(row)
-        for row in whole:
-            self._prefilling.remove(row)
-            self._decoding.append(row)
+        with self._wake:  # none is ever seen in neither
+            for row in whole:
+                self._prefilling.remove(row)
+                self._decoding.append(row)
         self._deliver(whole)
 
     def _decode(self, bank: Any) -> None:
@@ -505,8 +520,7 @@ class Engine:
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
             if row.sink:
-                new = slice(row.streamed, None)
-                row.sink(Completion(row.tokens[new], row.logps[new], stop, row.chosen[new]))
+                row.sink(row.said(stop, row.streamed))
                 row.streamed = len(row.tokens)
             if not stop:
                 continue
@@ -514,7 +528,7 @@ class Engine:
                 self._decoding.remove(row)
                 self._release(row)
             if row.future.set_running_or_notify_cancel():
-                row.future.set_result(Completion(row.tokens, row.logps, stop, row.chosen))
+                row.future.set_result(row.said(stop))
 
     def _size(self, most: int, part: int) -> int:
         """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
@@ -558,7 +572,8 @@ class Engine:
             (*inputs, *rest), meshes.replicated(self.mesh)
         )
         adapters = None if bank is None else lora.Bank(bank, mix_BA)
-        self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
+        with meshes.turn(self.mesh):
+            self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
         return jax.device_get(out)
 
     def _call_prefill(self, work: Sequence, size: int, bank: Any) -> sampler.Drawn:
