@@ -24,7 +24,8 @@ from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs import corpus, facts, maze, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
-from jaxdeep.sample.engine import Engine, EngineConfig
+from jaxdeep.sample.engine import Engine
+from jaxdeep.sample.sizes import EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Task
@@ -155,14 +156,16 @@ def spec_of(
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
     objective: losses.Objective = losses.SFT,
+    *,
+    hf: Mapping[str, Any] | None = None,
 ) -> states.Spec:
-    """What the steps of a run are compiled from."""
+    """What the steps of a run are compiled from; `hf` is the content of the model's `config.json`, where
+    it is not read from the model's folder."""
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
-    source = path if path.exists() else load.folder(model.place)
     cfg = arch.Config.from_hf(
-        source,
+        hf or (path if path.exists() else load.folder(model.place)),
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
@@ -349,11 +352,9 @@ def taskset_of(env: EnvConfig) -> Taskset:
     )
 
 
-def engine_of(
-    rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
-) -> Engine:
-    """The sampler over the same arrays that training reads."""
-    size = EngineConfig(
+def size_of(rollout: RolloutConfig) -> EngineConfig:
+    """How large the sampler is."""
+    return EngineConfig(
         rollout.slots,
         rollout.limits.max_tokens,
         cache_gb=rollout.cache_gb,
@@ -361,7 +362,13 @@ def engine_of(
         steps=rollout.steps,
         exact=rollout.exact,
     )
-    return Engine(params, spec.model, mesh, size)
+
+
+def engine_of(
+    rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
+) -> Engine:
+    """The sampler over the same arrays that training reads."""
+    return Engine(params, spec.model, mesh, size_of(rollout))
 
 
 def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:
