@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,7 +63,8 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError."""
+    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError. Of several
+    slices, `replica` goes across them and the other axes stay within one."""
     devices = list(jax.devices()) if devices is None else list(devices)
     others = cfg.replica * cfg.context * cfg.model
     data = cfg.data if cfg.data != -1 else max(len(devices) // others, 1)
@@ -74,7 +75,18 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
             f"mesh {shape} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "the product of its axes must be the number of devices"
         )
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 4)
+    kinds = (AxisType.Auto,) * 4
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=kinds)
+    if cfg.replica % slices:
+        raise ConfigError(
+            f"mesh.replica={cfg.replica} does not divide into {slices} slices: what lies on one axis "
+            "other than replica must be in one slice"
+        )
+    inside = (cfg.replica // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def use(mesh: Mesh) -> AbstractContextManager:

@@ -15,7 +15,7 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,11 +54,12 @@ BESIDE = (  # what a checkpoint's folder holds beside its weights, that a tuned 
     "chat_template.jinja",
     "generation_config.json",
 )
+PUBLISHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a hub id, what is used
 IN_FLIGHT = 256 * 2**20  # bytes read but perhaps not yet on their device
 
 
-def folder(name: str) -> pathlib.Path:
-    """The local folder of a checkpoint: `name` itself, or the download of that hub id."""
+def folder(name: str, files: Sequence[str] = PUBLISHED) -> pathlib.Path:
+    """The local folder of a checkpoint: `name` itself, or the download of these files of that hub id."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return path
@@ -68,11 +69,7 @@ def folder(name: str) -> pathlib.Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "merges.txt", "*.jinja"]
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name} is neither a local folder nor could it be downloaded from the hub: {error}"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from jaxdeep import __version__, config
 from jaxdeep.errors import ConfigError, JaxdeepError
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "view")
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,19 +191,27 @@ def train(
     return True
 
 
-def spec_of(part: dict[str, Any], rate: float) -> states.Spec:
-    """What the steps are compiled from, with `rate` times the configured learning rate."""
+def spec_of(part: dict[str, Any], rate: float, hf: Mapping[str, Any] | None = None) -> states.Spec:
+    """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
+    `setup.spec_of`."""
     settings, limits = part["grpo"], part["rollout"].limits
     optimizer = settings.updates(part["optim"])
     optimizer = dataclasses.replace(
         optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
     )
-    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits))
+    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits), hf=hf)
 
 
 def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:
     """ConfigError for sizes that cannot go together."""
     meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
+    check_length(part)
+    if part["grpo"].prompts > tasks:
+        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
+
+
+def check_length(part: dict[str, Any]) -> None:
+    """ConfigError where a row of a batch cannot hold a rollout, or all weights are to be ahead of themselves."""
     length, longest = part["batch"].length, part["rollout"].limits.max_tokens
     if length < longest:
         raise ConfigError(
@@ -214,8 +222,6 @@ def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> No
             f"grpo.ahead={part['grpo'].ahead} needs an adapter: with lora.rank=0 an update changes the "
             "weights under the conversations that are in progress"
         )
-    if part["grpo"].prompts > tasks:
-        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
 
 
 def sampled(

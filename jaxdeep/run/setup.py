@@ -25,7 +25,8 @@ from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs import corpus, facts, maze, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
-from jaxdeep.sample.engine import Engine, EngineConfig
+from jaxdeep.sample.engine import Engine
+from jaxdeep.sample.sizes import EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Task
@@ -159,14 +160,16 @@ def spec_of(
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
     objective: losses.Objective = losses.SFT,
+    *,
+    hf: Mapping[str, Any] | None = None,
 ) -> states.Spec:
-    """What the steps of a run are compiled from."""
+    """What the steps of a run are compiled from; `hf` is the content of the model's `config.json`, where
+    it is not read from the model's folder."""
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
-    source = path if path.exists() else load.folder(model.place)
     cfg = arch.Config.from_hf(
-        source,
+        hf or (path if path.exists() else load.folder(model.place)),
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
@@ -365,15 +368,9 @@ def taskset_of(env: EnvConfig) -> Taskset:
     )
 
 
-def engine_of(
-    rollout: RolloutConfig,
-    params: dict,
-    spec: states.Spec,
-    mesh: jax.sharding.Mesh,
-    adapters: int = 1,
-) -> Engine:
-    """The sampler over the same arrays that training reads, with room for so many adapters."""
-    size = EngineConfig(
+def size_of(rollout: RolloutConfig, adapters: int = 1) -> EngineConfig:
+    """How large the sampler is; with room for so many adapters."""
+    return EngineConfig(
         rollout.slots,
         rollout.limits.max_tokens,
         cache_gb=rollout.cache_gb,
@@ -382,7 +379,17 @@ def engine_of(
         adapters=adapters,
         exact=rollout.exact,
     )
-    return Engine(params, spec.model, mesh, size)
+
+
+def engine_of(
+    rollout: RolloutConfig,
+    params: dict,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    adapters: int = 1,
+) -> Engine:
+    """The sampler over the same arrays that training reads, with room for so many adapters."""
+    return Engine(params, spec.model, mesh, size_of(rollout, adapters))
 
 
 def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
     measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
-    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
+    spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
     with log.lock(place), log.Termination() as ending:
@@ -144,6 +144,12 @@ def main(config: ConfigDict, workdir: Path) -> int:
     for line in rows.summary(position, batch.length):
         print(line)
     return 0
+
+
+def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:
+    """What the steps are compiled from; `hf` as in `setup.spec_of`."""
+    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
 
 
 def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:

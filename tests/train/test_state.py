@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from bench import ahead
 
 from jaxdeep import mesh as meshes
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora
+from jaxdeep.plan import lower
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Row
@@ -188,9 +188,10 @@ def gradient_memory(adapter, L):
     """What the gradient program of a model with wide layers and few tokens takes; the base's bytes."""
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
-    memory = ahead.gradients(spec, tiny.one_device(), 1, 4).compile().memory_analysis()
+    mesh = tiny.one_device()
+    memory = lower.compiled(lower.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
-    assert memory.alias_size_in_bytes == size(ahead.state(spec, tiny.one_device()).trained)
+    assert memory.alias_size_in_bytes == size(lower.state(spec, tiny.one_device()).trained)
     return memory, 4 * arch.count(cfg)
 
 
@@ -212,8 +213,8 @@ def test_the_base_has_no_gradient_in_memory():
 
 
 def test_an_update_is_written_over_the_old_state():
-    program = ahead.update(SFT, tiny.one_device()).compile()
-    state = ahead.state(SFT, tiny.one_device())
+    program = lower.compiled(lower.update(SFT, tiny.one_device()), tiny.one_device())
+    state = lower.state(SFT, tiny.one_device())
     assert program.memory_analysis().alias_size_in_bytes == size(state)
 
 
