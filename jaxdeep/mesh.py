@@ -8,7 +8,7 @@
 Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
 under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
 
-Several processes, one a host, `join` into one run: the mesh is over the devices of all, each has a
+Several processes, one a host, can be one run (`hosts.joined`): the mesh is over the devices of all, each has a
 `local` part of it to itself, `exchange` tells all what each has, and `bring` hands arrays of the whole
 mesh to a part. Every process makes the same calls in the same order.
 """
@@ -16,7 +16,6 @@ mesh to a part. Every process makes the same calls in the same order.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
 import threading
 from collections.abc import Sequence
@@ -35,7 +34,6 @@ from jaxdeep.types import Batch
 T = TypeVar("T")
 
 PARCEL = 2**20  # bytes that each process sends to all others at a time
-JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
 _TURN = threading.RLock()
@@ -184,21 +182,6 @@ def check(batch: Batch) -> None:
             b, t = np.argwhere(places_BT)[0].tolist()
             row = batch.__class__(*(part[b, t].item() for part in batch))
             raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")
-
-
-def join() -> None:
-    """Connect the processes of a run where the environment speaks of several: the address host:port
-    of process 0, their number, and the number of this one, in the variables of `JOIN`. To be called
-    before any device is used."""
-    given = [os.environ.get(name, "") for name in JOIN]
-    if not any(given) or jax.distributed.is_initialized():
-        return
-    address, count, index = given
-    if not (address and count.isdigit() and index.isdigit() and int(index) < int(count)):
-        said = ", ".join(f"{name}={value!r}" for name, value in zip(JOIN, given, strict=True))
-        raise ConfigError(f"several processes need an address, their number and their own: {said}")
-    # one that fails waits at its end for the others, who wait for it: not for long
-    jax.distributed.initialize(address, int(count), int(index), shutdown_timeout_seconds=60)
 
 
 def local(mesh: Mesh) -> Mesh:

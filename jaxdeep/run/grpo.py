@@ -8,7 +8,7 @@ log-probabilities must equal the sampler's, or the run stops with both numbers. 
 of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped. With
 `grpo.ahead` rollouts of the next steps are under way while the trainer updates (`run.explore`).
 
-Several processes (`mesh.join`) share out the tasks of a step: each has an engine and tool loops of its
+Several processes (`hosts.joined`) share out the tasks of a step: each has an engine and tool loops of its
 own. Then all know all rollouts, and take the step together that one process would take.
 """
 
@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log, trace
+from jaxdeep import hosts, log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
@@ -84,7 +84,13 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    meshes.join()
+    with hosts.joined():
+        run(part, config, workdir)
+    return 0
+
+
+def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """The run that the parts of `config` describe, and again from where the guard has set it back."""
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
@@ -96,7 +102,6 @@ def main(config: ConfigDict, workdir: Path) -> int:
         log.write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
-    return 0
 
 
 def train(

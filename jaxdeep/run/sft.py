@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log, trace
+from jaxdeep import hosts, log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError, DivergedError
@@ -79,7 +79,13 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    meshes.join()
+    with hosts.joined():
+        run(part, config, workdir)
+    return 0
+
+
+def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """The run that the parts of `config` describe."""
     train, batch, data = part["train"], part["batch"], part["data"]
     chat = setup.chat_of(part["model"])
     size = dict(B=batch.rows, T=batch.length)
@@ -138,12 +144,11 @@ def main(config: ConfigDict, workdir: Path) -> int:
             bar.close()
         if done < train.steps and ended:
             print(log.ENDED.format(step=n))
-            return 0
+            return
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
     for line in rows.summary(position, batch.length):
         print(line)
-    return 0
 
 
 def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
 from jaxdeep.model import identity
 from jaxdeep.train import state as states
@@ -174,13 +175,16 @@ class Checkpoints:
         steps = self.steps()[::-1]
         torn: dict[int, Exception] = {}
         for step in steps:
+            failed: Exception | None = None
             try:
                 self._check(step)
                 found = read(step)
             except JaxdeepError:
                 raise
             except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
-                torn[step] = error
+                failed = error
+            if any(meshes.exchange([failed is not None])):  # all go on from the same
+                torn[step] = failed or CheckpointError("another process cannot read it")
                 continue
             for bad, error in torn.items():
                 self._set_aside(bad, error)
