@@ -63,7 +63,7 @@ class Desks(search.SearchTaskset):
 
 
 def run(ahead: int, steps: int, seconds: float, workdir: pathlib.Path) -> dict[str, float]:
-    """What a step of a run took, in the middle."""
+    """What the steps of a run took, on average: those of several begun at once come together."""
     config = configs.load(
         "configs/quickstart.py",
         [f"--config.grpo.grpo.ahead={ahead}", f"--config.grpo.train.steps={steps + WARM}"],
@@ -75,7 +75,7 @@ def run(ahead: int, steps: int, seconds: float, workdir: pathlib.Path) -> dict[s
     grpo.main(config, workdir)
     rows = log.read(workdir / "metrics.jsonl")[WARM:]
     names = ("time/total", "time/rollout", "train/tokens", "train/staleness", "rollout/calls")
-    return {name: statistics.median(row[name] for row in rows) for name in names}
+    return {name: statistics.mean(row[name] for row in rows) for name in names}
 
 
 def main() -> None:
