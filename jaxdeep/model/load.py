@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, tensors
 
@@ -387,4 +387,4 @@ def on_host(x: jax.Array) -> np.ndarray:
     """The whole array, on every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
+    return meshes.gather(x, tiled=True)

@@ -159,7 +159,9 @@ def calls(work: Work, mesh: jax.sharding.Mesh) -> dict[str, jax.stages.Traced]:
 
     def call(program: Any, B: int, *new: jax.ShapeDtypeStruct) -> jax.stages.Traced:
         adapters = held and lora.Bank(held, like(B, engine.adapters, dtype=jnp.float32))
-        how = jax.tree.map(lambda x: like(*x.shape, dtype=x.dtype), sizes.draw(B))
+        how = jax.tree.map(
+            lambda x: like(*x.shape, dtype=x.dtype), sampler.idle(B, sizes.STOPS, sizes.WIDTH)
+        )
         table_BX, held_B = like(B, engine.table), like(B)
         return program.trace(weights, adapters, kv, table_BX, held_B, *new, how)
 

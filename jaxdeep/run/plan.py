@@ -133,7 +133,7 @@ def of_grpo(part: dict[str, Any]) -> lower.Work:
         batch.length,
         microbatches=-(-rows // batch.rows),
         passes=settings.passes,
-        engine=setup.size_of(part["rollout"]),
+        engine=setup.size_of(part["rollout"], 1 + settings.ahead),
         rollouts=rollouts,
     )
 

@@ -32,6 +32,7 @@ from jaxdeep.sample.pages import Lease, Pool
 from jaxdeep.sample.sizes import PARTS, STOPS, WIDTH, EngineConfig
 from jaxdeep.types import Completion, Sampling
 
+PREFILLS = 8  # calls that take in prompts between two that draw, at most
 SAMPLING = Sampling()
 
 
@@ -40,6 +41,7 @@ class _Policy:
     """What a request samples from: how much of each held adapter, alpha / rank included."""
 
     mix_A: np.ndarray
+    version: int = 0
     users: int = 0
 
 
@@ -78,6 +80,11 @@ class _Row:
     @property
     def stopped(self) -> bool:
         return any(self.tokens[-len(stop) :] == stop for stop in self.stops)
+
+    def said(self, stop: str, start: int = 0) -> Completion:
+        """What was sampled from the token `start` on."""
+        tokens, logps, chosen = (x[start:] for x in (self.tokens, self.logps, self.chosen))
+        return Completion(tokens, logps, stop, chosen, self.policy.version)
 
 
 class Engine:
@@ -180,11 +187,17 @@ class Engine:
             future.cancel()
 
     def set_adapter(
-        self, adapter: dict | None, name: str = "", *, scale: float | None = None
+        self,
+        adapter: dict | None,
+        name: str = "",
+        *,
+        scale: float | None = None,
+        version: int = 0,
     ) -> None:
         """Let `name` stand for this adapter (None: the base) from now on, times `scale` (default: the
-        configuration's alpha / rank). What the name's last one computed is forgotten; its requests in
-        flight go on with it if there is room for both. All adapters have the same linears and rank.
+        configuration's alpha / rank); completions say its `version`. What the name's last one computed
+        is forgotten; its requests in flight go on with it if there is room for both. All adapters have
+        the same linears and rank.
         """
         with self._wake:
             mix_A = np.zeros(self.engine.adapters, np.float32)
@@ -192,7 +205,7 @@ class Engine:
                 slot = self._slot(name)
                 mix_A[slot] = self.cfg.lora_scale if scale is None else scale
                 self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
-            self._replace(name, _Policy(mix_A))
+            self._replace(name, _Policy(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
         """Let `name` stand for the weighted sum of adapters that are held under these names."""
@@ -209,17 +222,19 @@ class Engine:
             for policy in self._policies.values():
                 self._forget(policy)
 
-    def follow(self, params: dict, adapter: dict | None) -> None:
-        """Sample from what training has made of the weights and the adapter. Only between requests."""
+    def follow(self, params: dict, adapter: dict | None, version: int) -> None:
+        """Sample from what `version` updates have made of the weights and the adapter. Other weights only
+        between requests."""
         if params is not self._params:
             self.set_base(params)
-        self.set_adapter(adapter)
+        self.set_adapter(adapter, version=version)
 
     def warm(self) -> None:
         """Compile every program that requests will need, with adapters where there are any by now."""
         with self._wake, meshes.use(self.mesh):
             nothing = [[] for _ in range(self._shards)]
-            for part in PARTS:
+            # twice: the first call sees pages that no program has returned
+            for part in (*PARTS, *PARTS):
                 tiles = self._size(self.engine.tiles, part)
                 self._call_prefill(nothing, tiles, self._bank)
                 self._call_decode(nothing, self._size(self.engine.slots, part), self._bank)
@@ -271,9 +286,10 @@ class Engine:
         return self._policies[name]
 
     def _slot(self, name: str) -> int:
-        """A place in the bank that nothing but an idle `name` uses."""
-        held = [p for n, p in self._policies.items() if n != name or p.users]
-        held += [row.policy for row in (*self._waiting, *self._prefilling, *self._decoding)]
+        """A place in the bank that nothing but an idle `name` uses, or requests nobody waits for."""
+        held = [p for n, p in self._policies.items() if n != name]
+        rows = (*self._waiting, *self._prefilling, *self._decoding)
+        held += [row.policy for row in rows if not row.future.cancelled()]
         free = np.flatnonzero(~np.any([p.mix_A != 0 for p in held], axis=0)) if held else [0]
         if not len(free):
             raise RuntimeError(
@@ -292,6 +308,7 @@ class Engine:
             pool.forget(policy)
 
     def _run(self) -> None:
+        in_turn = 0
         with meshes.use(self.mesh):
             try:
                 while True:
@@ -306,10 +323,13 @@ class Engine:
                         self._admit()
                         bank = self._bank
                     begun = time.perf_counter()
-                    if self._prefilling:
+                    # a call costs as much with few rows: prompts first, but nobody waits for all of them
+                    if self._prefilling and (not self._decoding or in_turn < PREFILLS):
                         self._prefill(bank)
-                    if self._decoding:
+                        in_turn += 1
+                    else:
                         self._decode(bank)
+                        in_turn = 0
                     self.stats["busy_seconds"] += time.perf_counter() - begun
             except BaseException as error:
                 self._error = error
@@ -400,9 +420,10 @@ class Engine:
             if start + len(part) == len(row.prompt) + len(row.tokens):
                 self._take(row, drawn, at, 1)
                 whole.append(row)
-        for row in whole:
-            self._prefilling.remove(row)
-            self._decoding.append(row)
+        with self._wake:  # none is ever seen in neither
+            for row in whole:
+                self._prefilling.remove(row)
+                self._decoding.append(row)
         self._deliver(whole)
 
     def _decode(self, bank: Any) -> None:
@@ -418,6 +439,8 @@ class Engine:
         work: list[list[_Row]] = [[] for _ in range(self._shards)]
         for row in self._decoding:
             work[row.shard].append(row)
+        for rows in work:
+            rows.sort(key=lambda row: row.fed)  # see paged.plain
         choices = [self._size(self.engine.slots, part) for part in PARTS]
         size = next(size for size in choices if max(map(len, work)) * self._shards <= size)
         drawn, count_B = self._call_decode(work, size, bank)
@@ -447,8 +470,7 @@ class Engine:
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
             if row.sink:
-                new = slice(row.streamed, None)
-                row.sink(Completion(row.tokens[new], row.logps[new], stop, row.chosen[new]))
+                row.sink(row.said(stop, row.streamed))
                 row.streamed = len(row.tokens)
             if not stop:
                 continue
@@ -456,7 +478,7 @@ class Engine:
                 self._decoding.remove(row)
                 self._release(row)
             if row.future.set_running_or_notify_cancel():
-                row.future.set_result(Completion(row.tokens, row.logps, stop, row.chosen))
+                row.future.set_result(row.said(stop))
 
     def _size(self, most: int, part: int) -> int:
         return self.engine.rows(most, part, self._shards)
@@ -467,7 +489,7 @@ class Engine:
             yield from zip(itertools.count(shard * size // self._shards), items)
 
     def _draw(self, rows: Sequence[tuple[int, _Row]], size: int) -> sampler.Draw:
-        how = sizes.draw(size)
+        how = sampler.idle(size, STOPS, WIDTH)
         for at, row in rows:
             sampling = row.sampling
             how.seed_B[at], how.temperature_B[at] = row.seed, sampling.temperature
@@ -497,7 +519,8 @@ class Engine:
             (*inputs, *rest), meshes.replicated(self.mesh)
         )
         adapters = None if bank is None else lora.Bank(bank, mix_BA)
-        self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
+        with meshes.turn(self.mesh):
+            self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
         return jax.device_get(out)
 
     def _call_prefill(self, work: Sequence, size: int, bank: Any) -> sampler.Drawn:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import numpy as np
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, paged
-from jaxdeep.sample import sampler
 
 STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
 PARTS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
@@ -89,18 +87,3 @@ def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> in
             f"each of {shards} replica*data devices needs one"
         )
     return count // shards * shards
-
-
-def draw(size: int) -> sampler.Draw:
-    """How rows draw where nobody asked for anything."""
-    return sampler.Draw(
-        seed_B=np.zeros(size, np.uint32),
-        temperature_B=np.zeros(size, np.float32),
-        top_p_B=np.ones(size, np.float32),
-        top_k_B=np.zeros(size, np.int32),
-        min_p_B=np.zeros(size, np.float32),
-        stop_BZW=np.full((size, STOPS, WIDTH), -1, np.int32),
-        tail_BW=np.full((size, WIDTH), -1, np.int32),
-        drawn_B=np.zeros(size, np.int32),
-        left_B=np.zeros(size, np.int32),
-    )

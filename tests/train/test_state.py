@@ -89,14 +89,23 @@ def same(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize("spec", [SFT, GRPO, GSPO, FULL], ids=["sft", "grpo", "gspo", "full"])
 def test_packed_equals_one_row_each_and_microbatches_equal_one_batch(spec):
-    every = rows()
-    padded = pack_bins([[row] for row in every], 16, 32)
-    packed = pack(every, B=16, T=48)
-    small = pack(every, B=2, T=32)
-    assert len(packed) == 1 and len(small) > 3
-    want = gradients(spec, [padded])
-    same(want, gradients(spec, packed))
-    same(want, gradients(spec, small))
+    run, plain = ready(spec), rows()
+    counts = np.random.default_rng(1).choice(np.float32([0.25, 0.5, 1.0, 3.0]), (len(plain), 30))
+    weighed = [
+        row._replace(learn=row.learn * part, advantage=row.advantage * part)
+        for row, weights in zip(plain, counts, strict=True)
+        for part in [weights[: len(row.learn)]]
+    ]
+    found = []
+    for every in (plain, weighed):
+        padded = pack_bins([[row] for row in every], 16, 32)
+        packed = pack(every, B=16, T=48)
+        small = pack(every, B=2, T=32)
+        assert len(packed) == 1 and len(small) > 3
+        found.append(run([padded]))
+        same(found[-1], run(packed))
+        same(found[-1], run(small))
+    assert found[0][1]["loss"] != pytest.approx(found[1][1]["loss"], rel=0.01)
 
 
 def test_padding_and_other_segments_change_nothing():
