@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint bench study base clean
+.PHONY: quickstart test test-slow lint bench plan-table study base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
@@ -44,6 +44,11 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py
 	$(PY) tests/bench/pages.py
+
+# Where runs of Qwen3 fit on TPUs, by their compiler; no TPU is needed. What is done is not done again.
+plan-table: $(VENV)/.installed
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[tpu]'
+	$(PY) tests/bench/pods.py $(ARGS)
 
 # What algorithms, the retry reward and the adapter's rank do: a table over three seeds. Takes hours; what is
 # done is not done again. A part of it: ARGS="--rows=maze/default,maze/gspo --seeds=0 --minutes=30"
