@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 PARCEL = 2**20  # bytes that each process sends to all others at a time
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
+_TURN = threading.RLock()
 RULES = {
     "embed": "data",
     "heads": "model",
@@ -59,7 +61,8 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError."""
+    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError. Of several
+    slices, `replica` goes across them and the other axes stay within one."""
     devices = list(jax.devices()) if devices is None else list(devices)
     others = cfg.replica * cfg.context * cfg.model
     data = cfg.data if cfg.data != -1 else max(len(devices) // others, 1)
@@ -70,12 +73,29 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
             f"mesh {shape} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "the product of its axes must be the number of devices"
         )
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 4)
+    kinds = (AxisType.Auto,) * 4
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=kinds)
+    if cfg.replica % slices:
+        raise ConfigError(
+            f"mesh.replica={cfg.replica} does not divide into {slices} slices: what lies on one axis "
+            "other than replica must be in one slice"
+        )
+    inside = (cfg.replica // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def use(mesh: Mesh) -> AbstractContextManager:
     """The context under which jitted functions may name the axes of `mesh`. It is per thread."""
     return jax.set_mesh(mesh)
+
+
+def turn(mesh: Mesh) -> AbstractContextManager:
+    """To be held while a program is started, where several threads start some: on several devices
+    programs wait for each other's parts, and must begin everywhere in one order."""
+    return _TURN if mesh.size > 1 else nullcontext()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
@@ -188,17 +208,24 @@ def exchange(shared: Sequence[T]) -> list[T]:
     if count == 1:
         return list(shared)
     sent = np.frombuffer(pickle.dumps(list(shared)), np.uint8)
-    sizes = multihost_utils.process_allgather(np.uint32(len(sent))).tolist()
+    sizes = gather(np.uint32(len(sent))).tolist()
     received = []
     # in parcels of one shape: nothing is compiled for a new size, and devices hold little
     for at in range(0, max(sizes), PARCEL):
         parcel = np.zeros(PARCEL, np.uint8)
         part = sent[at : at + PARCEL]
         parcel[: len(part)] = part
-        received.append(multihost_utils.process_allgather(parcel))
+        received.append(gather(parcel))
     received = np.concatenate(received, axis=1)
     parts = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
     return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
+
+
+def gather(x: Any, *, tiled: bool = False) -> np.ndarray:
+    """What all processes have of `x`, on each: one after the other, or with `tiled` the array that their
+    parts are of."""
+    with _TURN:
+        return multihost_utils.process_allgather(x, tiled=tiled)
 
 
 def agree(value: T) -> T:
@@ -227,7 +254,8 @@ def bring(tree: Any, where: Any) -> Any:
     if (found := held(tree, where)) is not None:
         return found
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    with turn(mesh):
+        whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x, to: jax.device_put(x.addressable_data(0), to), whole, where)
 
 

@@ -46,17 +46,7 @@ def test_no_suffix_lies():
             losses.loss(logp_BT, entropy_BT, batch, before, objective=objective)
         return logp_BT
 
-    how = sampler.Draw(
-        seed_B=np.zeros(B, np.uint32),
-        temperature_B=np.ones(B, np.float32),
-        top_p_B=np.ones(B, np.float32),
-        top_k_B=np.zeros(B, np.int32),
-        min_p_B=np.zeros(B, np.float32),
-        stop_BZW=np.full((B, 4, 5), -1, np.int32),
-        tail_BW=np.full((B, 5), -1, np.int32),
-        drawn_B=np.zeros(B, np.int32),
-        left_B=np.full(B, 5, np.int32),
-    )
+    how = sampler.idle(B, 4, 5)
     with checked() as (wrong, seen):
         jax.jit(train).lower(tiny.params(), tiny.adapter(), batch)
         cache = tiny.pages(tiny.CFG, B, 30, S=3)

@@ -25,6 +25,7 @@ from jaxdeep.model import attention
 from jaxdeep.model.arch import Config
 
 BLOCK = 64  # slots that the plain computation looks at together
+GROUP = 16  # rows that it takes as many blocks for as the longest of them needs
 TPU_BLOCK = 512  # and the kernel
 
 
@@ -53,11 +54,17 @@ def page_bytes(cfg: Config, mesh: Mesh, S: int) -> int:
     return cfg.L * S * per_slot
 
 
-def empty(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.Array:
+def shape(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.ShapeDtypeStruct:
     """`pages` pages of S slots, spread over the mesh; [L, P, S, J, H]."""
-    shape = (cfg.L, pages, S, 2 * held_heads(cfg, mesh.shape["model"]), cfg.H)
+    sizes = (cfg.L, pages, S, 2 * held_heads(cfg, mesh.shape["model"]), cfg.H)
     where = NamedSharding(mesh, P(None, ROWS, None, "model"))
-    return jax.jit(lambda: jnp.zeros(shape, jnp.dtype(cfg.dtype)), out_shardings=where)()
+    return jax.ShapeDtypeStruct(sizes, jnp.dtype(cfg.dtype), sharding=where)
+
+
+def empty(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.Array:
+    """The pages of `shape`, nothing in them."""
+    what = shape(cfg, mesh, pages, S)
+    return jax.jit(lambda: jnp.zeros(what.shape, what.dtype), out_shardings=what.sharding)()
 
 
 def extend(
@@ -120,8 +127,20 @@ def plain(
 ) -> jax.Array:
     """Attention of new queries to pages that already hold their keys; returns BTNH.
 
-    What a query sees is summed up block by block, in the same order however long other rows are.
+    What a query sees is summed up block by block, in the same order however long other rows are. Rows
+    of similar length are best next to each other.
     """
+    B = len(held_B)
+    if B <= GROUP or B % GROUP:
+        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B)
+    rows = (x.reshape(B // GROUP, GROUP, *x.shape[1:]) for x in (q_BTNH, table_BX, held_B))
+    out = jax.lax.map(lambda row: _blocks(row[0], kv_PSJH, *row[1:]), tuple(rows))
+    return out.reshape(q_BTNH.shape)
+
+
+def _blocks(
+    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
+) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     _, S, J, _ = kv_PSJH.shape
     K, M = J // 2, N // (J // 2)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,16 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
     walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
     measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
-    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
+    spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
     with log.lock(place), log.Termination() as ending:
         about = configs.save(config, place, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
+        where = setup.saved_in(train, workdir)
+        params, state = setup.start_of(train, part["model"], spec, mesh, where)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
+        saved = checkpoint.Checkpoints(where, spec, keep=train.keep, base=base, run=about)
         done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
@@ -148,6 +149,12 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
             export(workdir / "model", state.trained, spec, chat)
     for line in rows.summary(position, batch.length):
         print(line)
+
+
+def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:
+    """What the steps are compiled from; `hf` as in `setup.spec_of`."""
+    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
 
 
 def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:

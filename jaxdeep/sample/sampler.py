@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxdeep.model import arch, paged, qwen3
@@ -36,6 +37,21 @@ class Draw:
     tail_BW: jax.Array
     drawn_B: jax.Array
     left_B: jax.Array
+
+
+def idle(B: int, Z: int, W: int) -> Draw:
+    """Rows that draw nothing, to be filled in on the host: room for Z stops of W tokens each."""
+    return Draw(
+        seed_B=np.zeros(B, np.uint32),
+        temperature_B=np.zeros(B, np.float32),
+        top_p_B=np.ones(B, np.float32),
+        top_k_B=np.zeros(B, np.int32),
+        min_p_B=np.zeros(B, np.float32),
+        stop_BZW=np.full((B, Z, W), -1, np.int32),
+        tail_BW=np.full((B, W), -1, np.int32),
+        drawn_B=np.zeros(B, np.int32),
+        left_B=np.zeros(B, np.int32),
+    )
 
 
 @struct.dataclass

@@ -3,12 +3,21 @@ drives it (one call a turn and conversation, the budget of the turn as its lengt
 for all; `transformers` generate once a turn for all. The same toy Qwen3 (4 layers, width 256, fp32), each
 in a process of its own.
 
-    make bench     (python tests/bench/agents.py [--conversations=64] [--turns=8] [--single=4])
+    make bench     (python tests/bench/agents.py [--conversations=64] [--turns=8] [--few=16])
 
 Prompts of 200 to 600 tokens, turns of 10 to 120 (log-normal), tool results of 50 to 400, tools that take
-up to 0.3 s; what is said is random, the lengths are the same for all. `single` conversations are enough
-for the slowest. Printed: tokens wanted and sampled a second, prompt tokens computed for each new one,
-programs compiled (of jaxdeep after its warm-up), peak memory of the process above what its imports hold.
+up to 0.3 s; what is said is random, the lengths are the same for all, nothing stops early. Who compiles
+does it twice, the second time with other tokens: then there is nothing left to compile. The peers do
+`few` of them, tunix one by one a quarter of those, and jaxdeep once too: all 64 take them many minutes, and
+tunix more than 25 GB. Printed: tokens wanted a second, the first time with all that is compiled and then
+without; of the second time, tokens sampled for each one wanted, prompt tokens computed for each new one, and
+programs compiled; peak memory of the process above what its imports hold.
+
+Then one conversation of a hundred tool calls, to 60,000 tokens: what a turn at its end takes beside one near
+its beginning, and how far its last log-probabilities are from the trainer's forward pass over the whole.
+
+Last: how many conversations of 6,000 tokens on average fit where a limit of 32,768 is to hold for each, in
+the bytes of 8 rows of a cache that is laid out for it.
 """
 
 from __future__ import annotations
@@ -17,27 +26,24 @@ import argparse
 import asyncio
 import importlib
 import json
-import resource
-import subprocess
 import sys
 import time
 
 import numpy as np
+import toy
 
-V, D, F, L, N, K, H = 4096, 256, 768, 4, 4, 2, 64
 LENGTH = 8192
-SYSTEMS = ("jaxdeep", "tunix", "tunix-batched", "transformers")
 
 
-def workload(conversations: int, turns: int, seed: int = 0) -> list[dict]:
+def workload(conversations: int, turns: int, seed: int) -> list[dict]:
     """For each conversation its prompt, and for each turn how many tokens to sample, what the tool says
-    and the seconds it takes."""
+    and the seconds it takes. Only the tokens depend on `seed`."""
     out = []
     for at in range(conversations):
-        rng = np.random.default_rng([seed, at])
+        rng, words = np.random.default_rng(at), np.random.default_rng([at, seed])
 
-        def ids(low, high, rng=rng):
-            return rng.integers(1, V, rng.integers(low, high + 1)).tolist()
+        def ids(low, high, rng=rng, words=words):
+            return words.integers(1, toy.V - 1, rng.integers(low, high + 1)).tolist()
 
         said = np.clip(np.exp(rng.normal(np.log(40), 0.7, turns)), 10, 120).astype(int).tolist()
         tools = [(ids(50, 400), float(rng.uniform(0, 0.3))) for _ in range(turns)]
@@ -50,229 +56,261 @@ def new_tokens(work: list[dict]) -> int:
     return sum(len(w["prompt"]) + sum(len(ids) for ids, _ in w["tools"][:-1]) for w in work)
 
 
-def jaxdeep(work: list[dict]) -> dict:
-    import jax
+class Jaxdeep:
+    """All at once, each at its own pace."""
 
-    from jaxdeep import mesh as meshes
-    from jaxdeep.model import arch
-    from jaxdeep.sample.engine import Engine, EngineConfig
-    from jaxdeep.types import Sampling
+    def __init__(self, conversations: int) -> None:
+        from jaxdeep.sample.engine import Engine, EngineConfig
 
-    cfg = arch.Config(
-        V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=LENGTH,
-        dtype="float32", remat="dots", lora_scale=1.0,
-    )  # fmt: skip
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
-    engine = Engine(params, cfg, mesh, EngineConfig(len(work), LENGTH, cache_gb=1.0))
-    engine.warm()
-    warm = engine.metrics()["compilations"]
+        size = EngineConfig(conversations, LENGTH, cache_gb=1.0, tile=32, chunk=512)
+        self.engine = Engine(*toy.jaxdeep(LENGTH), size)
+        self.engine.warm()
 
-    async def talk(at: int, w: dict) -> None:
-        tokens = w["prompt"]
-        for turn, (n, (result, seconds)) in enumerate(zip(w["said"], w["tools"], strict=True)):
-            said = await engine(tokens, seed=at * 99 + turn, max_new=n, sampling=Sampling(1.0))
-            await asyncio.sleep(seconds)
-            tokens = tokens + said.tokens + result
+    def __call__(self, work: list[dict]) -> None:
+        asyncio.run(together(talk(self.say, at, w) for at, w in enumerate(work)))
 
-    async def main() -> None:
-        await asyncio.gather(*(talk(at, w) for at, w in enumerate(work)))
+    async def say(self, tokens: list[int], n: int, seed: int) -> list[int]:
+        from jaxdeep.types import Sampling
 
-    start = time.perf_counter()
-    asyncio.run(main())
-    seconds = time.perf_counter() - start
-    found = engine.metrics()
-    engine.close()
-    return dict(
-        seconds=seconds,
-        prefilled=found["prefilled"],
-        compiled=found["compilations"] - warm,
-        sampled=found["sampled"],
-    )
+        return (await self.engine(tokens, seed=seed, max_new=n, sampling=Sampling(1.0))).tokens
 
-
-class Numbers:
-    """A tokenizer whose texts are numbers."""
-
-    def encode(self, text: str, **_) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids, **_) -> str:
-        return " ".join(str(int(i)) for i in ids)
-
-    def bos_id(self) -> int:
-        return 0
-
-    def pad_id(self) -> int:
-        return 0
-
-    def eos_id(self) -> int:
-        return V - 1
-
-
-def batched(work: list[dict], call) -> dict:
-    """All conversations go from turn to turn together: `call(prompts, n, seed)` samples at least n
-    tokens for each. Whoever wanted fewer gets what it wanted."""
-    histories = [w["prompt"] for w in work]
-    prefilled = sampled = 0
-    start = time.perf_counter()
-    for turn in range(len(work[0]["said"])):
-        wanted = [w["said"][turn] for w in work]
-        said = call(histories, max(wanted), turn)
-        prefilled += sum(map(len, histories))
-        sampled += max(wanted) * len(work)
-        time.sleep(max(w["tools"][turn][1] for w in work))
-        histories = [
-            [*history, *tokens[:n], *w["tools"][turn][0]]
-            for history, tokens, n, w in zip(histories, said, wanted, work, strict=True)
-        ]
-    return dict(seconds=time.perf_counter() - start, prefilled=prefilled, sampled=sampled)
-
-
-def tunix_sampler():
-    import flax.nnx as nnx
-    from tunix.generate import sampler
-    from tunix.models.qwen3 import model as qwen3
-
-    config = qwen3.ModelConfig(
-        num_layers=L, vocab_size=V, embed_dim=D, hidden_dim=F, num_heads=N, head_dim=H,
-        num_kv_heads=K, rope_theta=1_000_000, norm_eps=1e-6, use_tied_embedding=True,
-    )  # fmt: skip
-    model = qwen3.Qwen3(config, rngs=nnx.Rngs(0))
-    cache = sampler.CacheConfig(cache_size=LENGTH, num_layers=L, num_kv_heads=K, head_dim=H)
-    made = sampler.Sampler(model, Numbers(), cache)
-
-    def call(histories: list[list[int]], n: int, seed: int) -> list[list[int]]:
-        texts = [" ".join(map(str, history)) for history in histories]
-        # an id that is never drawn, so that no turn ends early
-        out = made(
-            texts, n, temperature=1.0, top_p=1.0, seed=seed, return_logprobs=True, eos_tokens=[-1]
+    def counts(self) -> dict:
+        found = self.engine.metrics()
+        return dict(
+            prefilled=found["prefilled"], sampled=found["sampled"], compiled=found["compilations"]
         )
-        return [[int(i) for i in tokens] for tokens in out.tokens]
-
-    def compiled() -> int:
-        return made._compiled_prefill_fn._cache_size() + made._compiled_decode_fn._cache_size()
-
-    return call, compiled
 
 
-def tunix_batched(work: list[dict]) -> dict:
-    call, compiled = tunix_sampler()
-    return batched(work, call) | dict(compiled=compiled())
+async def talk(say, at: int, w: dict) -> None:
+    """One conversation."""
+    tokens = w["prompt"]
+    for turn, (n, (result, seconds)) in enumerate(zip(w["said"], w["tools"], strict=True)):
+        said = await say(tokens, n, at * 99 + turn)
+        await asyncio.sleep(seconds)
+        tokens = tokens + said[:n] + result
 
 
-def tunix(work: list[dict]) -> dict:
-    call, compiled = tunix_sampler()
-    found = dict(prefilled=0, sampled=0)
+async def together(works) -> None:
+    await asyncio.gather(*works)
 
-    async def main() -> None:
-        model = asyncio.Lock()  # one call at a time, while others wait for their tools
 
-        async def talk(at: int, w: dict) -> None:
-            tokens = w["prompt"]
-            for turn, (n, (result, seconds)) in enumerate(zip(w["said"], w["tools"], strict=True)):
+class Batched:
+    """All conversations go from turn to turn together. Whoever wanted fewer tokens than another gets what
+    it wanted."""
+
+    def __init__(self, call, compiled=lambda: 0) -> None:
+        self.call, self.compiled = call, compiled
+        self.prefilled = self.sampled = 0
+
+    def __call__(self, work: list[dict]) -> None:
+        histories = [w["prompt"] for w in work]
+        for turn in range(len(work[0]["said"])):
+            wanted = [w["said"][turn] for w in work]
+            said = self.sample(histories, max(wanted), turn)
+            time.sleep(max(w["tools"][turn][1] for w in work))
+            histories = [
+                [*history, *tokens[:n], *w["tools"][turn][0]]
+                for history, tokens, n, w in zip(histories, said, wanted, work, strict=True)
+            ]
+
+    def sample(self, histories: list[list[int]], n: int, seed: int) -> list[list[int]]:
+        said = self.call(histories, n, seed)
+        self.prefilled += sum(map(len, histories))
+        self.sampled += n * len(histories)
+        return said
+
+    def counts(self) -> dict:
+        return dict(prefilled=self.prefilled, sampled=self.sampled, compiled=self.compiled())
+
+
+class Single(Batched):
+    """One call at a time for one conversation, while others wait for their tools."""
+
+    def __call__(self, work: list[dict]) -> None:
+        async def main() -> None:
+            model = asyncio.Lock()
+
+            async def say(tokens: list[int], n: int, seed: int) -> list[int]:
                 async with model:
-                    said = (await asyncio.to_thread(call, [tokens], n, at * 99 + turn))[0]
-                found["prefilled"] += len(tokens)
-                found["sampled"] += n
-                await asyncio.sleep(seconds)
-                tokens = tokens + said[:n] + result
+                    return (await asyncio.to_thread(self.sample, [tokens], n, seed))[0]
 
-        await asyncio.gather(*(talk(at, w) for at, w in enumerate(work)))
+            await together(talk(say, at, w) for at, w in enumerate(work))
 
-    start = time.perf_counter()
-    asyncio.run(main())
-    return found | dict(seconds=time.perf_counter() - start, compiled=compiled())
+        asyncio.run(main())
 
 
-def transformers(work: list[dict]) -> dict:
-    import torch
-    import transformers as peer
-
-    config = peer.Qwen3Config(
-        vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L,
-        num_attention_heads=N, num_key_value_heads=K, head_dim=H, tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
-    model = peer.Qwen3ForCausalLM(config).float().eval()
-
-    def call(histories: list[list[int]], n: int, seed: int) -> list[list[int]]:
-        torch.manual_seed(seed)
-        width = max(map(len, histories))
-        tokens = torch.zeros(len(histories), width, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for i, history in enumerate(histories):
-            tokens[i, width - len(history) :] = torch.tensor(history)
-            mask[i, width - len(history) :] = 1
-        with torch.inference_mode():
-            out = model.generate(
-                tokens, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True,
-                top_k=0, top_p=1.0, temperature=1.0,
-            )  # fmt: skip
-        return out[:, width:].tolist()
-
-    return batched(work, call) | dict(compiled=0)
-
-
-def peak() -> int:
-    """Bytes that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+SYSTEMS = {
+    "jaxdeep": ("jaxdeep.sample.engine", Jaxdeep),
+    "tunix": ("tunix.generate.sampler", lambda _: Single(*toy.tunix(LENGTH))),
+    "tunix-batched": ("tunix.generate.sampler", lambda _: Batched(*toy.tunix(LENGTH))),
+    "transformers": ("transformers.models.qwen3", lambda _: Batched(toy.transformers())),
+}
 
 
 def child(system: str, conversations: int, turns: int) -> None:
-    run = dict(zip(SYSTEMS, (jaxdeep, tunix, tunix_batched, transformers), strict=True))[system]
-    modules = {"jaxdeep": "jaxdeep.sample.engine", "transformers": "transformers"}
-    importlib.import_module(modules.get(system, "tunix.generate.sampler"))
+    module, build = SYSTEMS[system]
+    importlib.import_module(module)
     if system == "transformers":
         importlib.import_module("torch")
-    imports = peak()
-    work = workload(conversations, turns)
-    found = run(work)
-    wanted = sum(sum(w["said"]) for w in work)
+    imports = toy.peak()
+    rates, before = [], None
+    for seed in range(1 if system == "transformers" else 2):
+        work = workload(conversations, turns, seed)
+        wanted = sum(sum(w["said"]) for w in work)
+        start = time.perf_counter()
+        if not seed:
+            run = build(conversations)
+        before = run.counts()
+        run(work)
+        rates.append(wanted / (time.perf_counter() - start))
+    found = {name: value - before[name] for name, value in run.counts().items()}
     print(
         json.dumps(
-            found
-            | dict(
-                rate=wanted / found["seconds"],
+            dict(
+                first=rates[0],
+                again=rates[-1],
                 wasted=found["sampled"] / wanted,
                 prefill=found["prefilled"] / new_tokens(work),
-                peak=peak() - imports,
+                programs=before["compiled"],
+                compiled=found["compiled"],
+                peak=toy.peak() - imports,
             )
         )
     )
+
+
+def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
+    """Conversations in progress at once in the bytes of `contiguous` rows of `limit` tokens."""
+    import dataclasses
+
+    from jaxdeep.model import paged
+    from jaxdeep.sample.engine import Engine, EngineConfig
+
+    params, cfg, mesh = toy.jaxdeep(limit)
+    # what a page holds does not change how many there are: one layer is enough
+    cfg = dataclasses.replace(cfg, L=1)
+    params = params | {"layers": {name: x[:1] for name, x in params["layers"].items()}}
+    room = contiguous * limit * paged.page_bytes(cfg, mesh, 1) / 1e9
+    engine = Engine(params, cfg, mesh, EngineConfig(128, limit, cache_gb=room, chunk=1024))
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(np.log(mean) - 0.32, 0.8, 128)), 500, limit - 64)
+
+    async def main() -> tuple[float, float]:
+        async def ask(n: int) -> None:
+            await engine(rng.integers(1, toy.V - 1, n).tolist(), seed=0, max_new=16)
+
+        asked = [asyncio.ensure_future(ask(int(n))) for n in lengths]
+        rows = held = 0.0
+        while not any(work.done() for work in asked):
+            await asyncio.sleep(0.05)
+            now = engine.metrics()
+            rows, held = max(rows, now["rows"]), max(held, now["pages"])
+        for work in asked:
+            work.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        return rows, held * engine.engine.page
+
+    rows, held = asyncio.run(main())
+    engine.close()
+    print(json.dumps(dict(rows=rows, mean=held / rows, contiguous=contiguous, limit=limit)))
+
+
+def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
+    """One long conversation: what each turn computes anew and takes, and whether the trainer agrees."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxdeep.model import qwen3
+    from jaxdeep.sample.engine import Engine, EngineConfig
+    from jaxdeep.types import Sampling
+
+    length = turns * (said + told) + 512
+    params, cfg, mesh = toy.jaxdeep(length)
+    engine = Engine(params, cfg, mesh, EngineConfig(2, length, cache_gb=0.3, tile=32, chunk=512))
+    engine.warm()
+    rng = np.random.default_rng(0)
+    tokens, took, computed = rng.integers(1, toy.V - 1, 400).tolist(), [], []
+    for turn in range(turns):
+        before, start = engine.metrics()["prefilled"], time.perf_counter()
+        done = asyncio.run(engine(tokens, seed=turn, max_new=said, sampling=Sampling(1.0)))
+        took.append(time.perf_counter() - start)
+        computed.append(engine.metrics()["prefilled"] - before)
+        if turn < turns - 1:
+            tokens = tokens + done.tokens + rng.integers(1, toy.V - 1, told).tolist()
+    compiled = engine.metrics()["compilations"]
+    engine.close()
+    whole = np.array([tokens + done.tokens])
+
+    @jax.jit
+    def trainer(params, tokens_BT):
+        hidden_BTD, _ = qwen3.forward(params, None, tokens_BT, cfg=cfg)
+        last_BtD = hidden_BTD[:, -said - 1 : -1]
+        logp_BtV = jax.nn.log_softmax(qwen3.logits(params, last_BtD, cfg=cfg))
+        return jnp.take_along_axis(logp_BtV, tokens_BT[:, -said:, None], axis=-1)[0, :, 0]
+
+    away = float(np.abs(np.asarray(trainer(params, whole)) - done.logps).max())
+    tenth = [float(np.mean(computed[1:11])), float(np.mean(computed[-10:]))]
+    seconds = [float(np.mean(took[1:11])), float(np.mean(took[-10:]))]
+    print(
+        json.dumps(
+            dict(
+                tokens=whole.size, turns=turns, prefilled=tenth, new=told + 1, seconds=seconds,
+                away=away, compiled=compiled,
+            )
+        )
+    )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--conversations", type=int, default=64)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--single", type=int, default=4, help="conversations of the slowest")
-    parser.add_argument("--system", choices=SYSTEMS)
+    parser.add_argument("--few", type=int, default=16, help="conversations of the peers")
+    parser.add_argument("--system", choices=(*SYSTEMS, *ALONE))
     flags = parser.parse_args()
+    if flags.system in ALONE:
+        return ALONE[flags.system]()
     if flags.system:
         return child(flags.system, flags.conversations, flags.turns)
-    rows = {}
-    for name in SYSTEMS:
-        many = flags.single if name == "tunix" else flags.conversations
-        command = [sys.executable, __file__, f"--system={name}"]
-        command += [f"--conversations={many}", f"--turns={flags.turns}"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-        rows[name] = json.loads(done.stdout.strip().splitlines()[-1]) | dict(many=many)
+    runs = {f"jaxdeep, {flags.conversations}": ("jaxdeep", flags.conversations)}
+    few = dict.fromkeys(SYSTEMS, flags.few) | {"tunix": max(flags.few // 4, 1)}
+    runs |= {f"{name}, {many}": (name, many) for name, many in few.items()}
+    found, rows = {}, {}
+    for name, (system, many) in runs.items():
+        counts = (f"--conversations={many}", f"--turns={flags.turns}")
+        found[name] = toy.apart(__file__, f"--system={system}", *counts)
+        print(f"{name}: {found[name]['again']:.0f} tokens/s", file=sys.stderr)
+    ours = found[f"jaxdeep, {flags.few}"]
+    for name, row in found.items():
+        rows[name] = [
+            f"{row['first']:.0f}",
+            f"{row['again']:.0f}",
+            f"{ours['first'] / row['first']:.1f}",
+            f"{ours['again'] / row['again']:.1f}",
+            f"{row['wasted']:.2f}",
+            f"{row['prefill']:.2f}",
+            f"{row['programs']:.0f} + {row['compiled']:.0f}",
+            f"{row['peak'] / 1e6:.0f}",
+        ]
     print(f"{flags.turns} turns with a tool after each; the lengths are the same for all")
-    print(
-        f"{'':15}{'conversations':>14}{'tokens/s':>10}{'jaxdeep x':>11}{'sampled':>9}"
-        f"{'prefilled':>11}{'compiled':>10}{'peak MB':>9}"
-    )
-    for name, row in rows.items():
-        print(
-            f"{name:15}{row['many']:14}{row['rate']:10.0f}"
-            f"{rows['jaxdeep']['rate'] / row['rate']:11.1f}{row['wasted']:9.2f}"
-            f"{row['prefill']:11.2f}{row['compiled']:10.0f}{row['peak'] / 1e6:9.0f}"
-        )
+    columns = ("tokens/s", "again", "jaxdeep x", "again x", "sampled", "prefilled")
+    toy.table((*columns, "compiled", "peak MB"), rows)
     print("sampled: for each token wanted; prefilled: for each new token of prompts and tools")
+    long = toy.apart(__file__, "--system=hundred")
+    print(
+        f"{long['turns']} turns to {long['tokens']} tokens: prefilled {long['prefilled'][0]:.0f} a turn at "
+        f"first and {long['prefilled'][1]:.0f} at last, of which {long['new']} are new; "
+        f"{long['seconds'][0]:.2f} s and {long['seconds'][1]:.2f} s; {long['compiled']:.0f} programs "
+        f"compiled; the last turn's log-probabilities are {long['away']:.1e} from the trainer's"
+    )
+    held = toy.apart(__file__, "--system=capacity")
+    print(
+        f"{held['rows']:.0f} conversations of {held['mean']:.0f} tokens on average in progress in the "
+        f"bytes of {held['contiguous']} rows of {held['limit']}: {held['rows'] / held['contiguous']:.1f} x"
+    )
 
+
+ALONE = {"hundred": hundred, "capacity": capacity}
 
 if __name__ == "__main__":
     main()

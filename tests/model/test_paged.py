@@ -32,6 +32,7 @@ def inputs(B, T, N, K, H, S, X, seed=0, spare=3):
         (3, 7, 6, 2, 8, 16, 9),
         (2, 16, 2, 2, 32, 128, 2),
         (1, 3, 4, 1, 8, 4, 1),
+        (48, 1, 4, 2, 16, 8, 20),
     ],
 )
 def test_plain_is_what_the_kernel_is_meant_to_compute(B, T, N, K, H, S, X):
