@@ -99,17 +99,17 @@ def test_two_nodes_train_one_adapter(slurm, tmp_path):
 
 def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
     """The whole way: Slurm's signal, a checkpoint, the queue, the same command, no step twice."""
-    number, workdir = submitted(slurm, tmp_path, "grpo", 8), tmp_path / "run"
+    number, workdir = submitted(slurm, tmp_path, "grpo", 40), tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
     slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 300)
     slurm.ask("scancel", "--signal=TERM", number)
     slurm.wait(lambda: slurm.state(number) == "PENDING")
     done = log.read(metrics)[-1]["step"]
     assert f"terminated after step {done}, which is saved" in printed(tmp_path)
-    assert done < 8 and (workdir / f"checkpoints/{done}").is_dir()
+    assert done < 40 and (workdir / f"checkpoints/{done}").is_dir()
     slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
     slurm.wait(lambda: slurm.state(number) == "COMPLETED", 300)
-    assert [row["step"] for row in log.read(metrics)] == list(range(1, 9))
+    assert [row["step"] for row in log.read(metrics)] == list(range(1, 41))
 
 
 def test_a_failure_ends_the_job(slurm, tmp_path):
