@@ -21,9 +21,9 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .
 
 # Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl, notebooks,
-# and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
+# a Ray cluster, processes that are killed, and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench,ray]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
 # Side by side with peers, each in a process of its own; then memory and what int8 costs. Takes minutes.
