@@ -39,6 +39,7 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/grpo_step.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/slow_tools.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py

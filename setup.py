@@ -1,4 +1,4 @@
-"""Installs jaxdeep. Extras: tpu, gpu, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["jaxdeep", "jaxdeep.*"]),
-    package_data={"jaxdeep": ["assets/**", "eval/*.jinja", "eval/page/*"]},
+    package_data={"jaxdeep": ["assets/**", "eval/*.jinja", "eval/page/*", "plan/*.jinja"]},
     zip_safe=False,
     entry_points={"console_scripts": ["jaxdeep = jaxdeep.run.cli:main"]},
     install_requires=[
@@ -50,6 +50,7 @@ setup(
     extras_require={
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
+        "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [
             *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),

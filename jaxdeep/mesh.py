@@ -8,7 +8,7 @@
 Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
 under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
 
-Several processes, one a host, `join` into one run: the mesh is over the devices of all, each has a
+Several processes, one a host, can be one run (`hosts.joined`): the mesh is over the devices of all, each has a
 `local` part of it to itself, `exchange` tells all what each has, and `bring` hands arrays of the whole
 mesh to a part. Every process makes the same calls in the same order.
 """
@@ -16,15 +16,15 @@ mesh to a part. Every process makes the same calls in the same order.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,9 +34,9 @@ from jaxdeep.types import Batch
 T = TypeVar("T")
 
 PARCEL = 2**20  # bytes that each process sends to all others at a time
-JOIN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
+_TURN = threading.RLock()
 RULES = {
     "embed": "data",
     "heads": "model",
@@ -61,7 +61,8 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError."""
+    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError. Of several
+    slices, `replica` goes across them and the other axes stay within one."""
     devices = list(jax.devices()) if devices is None else list(devices)
     others = cfg.replica * cfg.context * cfg.model
     data = cfg.data if cfg.data != -1 else max(len(devices) // others, 1)
@@ -72,12 +73,29 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
             f"mesh {shape} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "the product of its axes must be the number of devices"
         )
-    return jax.make_mesh(sizes, AXES, devices=devices, axis_types=(AxisType.Auto,) * 4)
+    kinds = (AxisType.Auto,) * 4
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=kinds)
+    if cfg.replica % slices:
+        raise ConfigError(
+            f"mesh.replica={cfg.replica} does not divide into {slices} slices: what lies on one axis "
+            "other than replica must be in one slice"
+        )
+    inside = (cfg.replica // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=kinds)
 
 
 def use(mesh: Mesh) -> AbstractContextManager:
     """The context under which jitted functions may name the axes of `mesh`. It is per thread."""
     return jax.set_mesh(mesh)
+
+
+def turn(mesh: Mesh) -> AbstractContextManager:
+    """To be held while a program is started, where several threads start some: on several devices
+    programs wait for each other's parts, and must begin everywhere in one order."""
+    return _TURN if mesh.size > 1 else nullcontext()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
@@ -166,21 +184,6 @@ def check(batch: Batch) -> None:
             raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")
 
 
-def join() -> None:
-    """Connect the processes of a run where the environment speaks of several: the address host:port
-    of process 0, their number, and the number of this one, in the variables of `JOIN`. To be called
-    before any device is used."""
-    given = [os.environ.get(name, "") for name in JOIN]
-    if not any(given) or jax.distributed.is_initialized():
-        return
-    address, count, index = given
-    if not (address and count.isdigit() and index.isdigit() and int(index) < int(count)):
-        said = ", ".join(f"{name}={value!r}" for name, value in zip(JOIN, given, strict=True))
-        raise ConfigError(f"several processes need an address, their number and their own: {said}")
-    # one that fails waits at its end for the others, who wait for it: not for long
-    jax.distributed.initialize(address, int(count), int(index), shutdown_timeout_seconds=60)
-
-
 def local(mesh: Mesh) -> Mesh:
     """The part of the mesh that is this process's own; all of it where there is one process."""
     mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
@@ -205,17 +208,24 @@ def exchange(shared: Sequence[T]) -> list[T]:
     if count == 1:
         return list(shared)
     sent = np.frombuffer(pickle.dumps(list(shared)), np.uint8)
-    sizes = multihost_utils.process_allgather(np.uint32(len(sent))).tolist()
+    sizes = gather(np.uint32(len(sent))).tolist()
     received = []
     # in parcels of one shape: nothing is compiled for a new size, and devices hold little
     for at in range(0, max(sizes), PARCEL):
         parcel = np.zeros(PARCEL, np.uint8)
         part = sent[at : at + PARCEL]
         parcel[: len(part)] = part
-        received.append(multihost_utils.process_allgather(parcel))
+        received.append(gather(parcel))
     received = np.concatenate(received, axis=1)
     parts = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
     return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
+
+
+def gather(x: Any, *, tiled: bool = False) -> np.ndarray:
+    """What all processes have of `x`, on each: one after the other, or with `tiled` the array that their
+    parts are of."""
+    with _TURN:
+        return multihost_utils.process_allgather(x, tiled=tiled)
 
 
 def agree(value: T) -> T:
@@ -244,7 +254,8 @@ def bring(tree: Any, where: Any) -> Any:
     if (found := held(tree, where)) is not None:
         return found
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
-    whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+    with turn(mesh):
+        whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda x, to: jax.device_put(x.addressable_data(0), to), whole, where)
 
 

@@ -36,6 +36,7 @@ class _Span:
     timer: Timer
     path: str
     lane: int
+    thread: int = dataclasses.field(default_factory=threading.get_ident)
     busy: bool = False  # whether a span inside it has its lane
 
 
@@ -58,7 +59,8 @@ class Timer:
         path = "/".join(filter(None, (around.path if around else "", stage)))
         start = time.perf_counter()
         with self._lock:
-            own = around is None or around.busy
+            # another thread may go on when the span around it has ended
+            own = around is None or around.busy or around.thread != threading.get_ident()
             lane = self._free_lane() if own else around.lane
             if not own:
                 around.busy = True

@@ -55,22 +55,26 @@ class Sampling:
 class Completion(NamedTuple):
     """What a policy said: ids as sampled (the stop token included) and the log-probability of each
     under the policy at temperature 1, in nats. `stop` is "length" when the budget cut the turn, "" in
-    a part of a turn that goes on. `drawn_logps` are under the distribution that was drawn from."""
+    a part of a turn that goes on. `drawn_logps` are under the distribution that was drawn from.
+    `version` is of the policy: how many updates had made it."""
 
     tokens: list[int]
     logps: list[float]
     stop: Literal["stop", "length", ""]
     drawn_logps: list[float] | None = None
+    version: int = 0
 
 
 class Piece(NamedTuple):
     """A run of tokens with one author. `logps` is set where a policy sampled them, None in data.
-    `weights` says how much each token is learned; None: the policy's 1, the world's 0."""
+    `weights` says how much each token is learned; None: the policy's 1, the world's 0. `version` is of the
+    policy that sampled them all: how many updates had made it."""
 
     tokens: list[int]
     author: Literal["policy", "world"]
     logps: list[float] | None = None
     weights: list[float] | None = None
+    version: int = 0
 
 
 class Stop(enum.Enum):

@@ -23,6 +23,7 @@ HOST = {
 }
 DEVICE = {
     "mesh": set(),
+    "hosts": set(),
     "model": {"mesh"},
     "sample": {"mesh", "model"},
     "train": {"mesh", "model"},

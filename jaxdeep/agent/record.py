@@ -145,7 +145,7 @@ def _piece(row: dict[str, Any]) -> Piece:
         raise ValueError("a piece needs an author and integer tokens")
     if logps is not None and len(logps) != len(tokens):
         raise ValueError(f"{len(logps)} log-probabilities for {len(tokens)} tokens")
-    return Piece(tokens, author, logps)
+    return Piece(tokens, author, logps, version=row.get("version", 0))
 
 
 def _message(row: dict[str, Any]) -> Message:

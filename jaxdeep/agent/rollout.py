@@ -114,7 +114,7 @@ async def group(
     seeds = [(first + index) % 2**31 for index in range(size)]
     envs = [taskset.env(task) for _ in seeds]
     same = {"limits": limits, "sampling": sampling}
-    return await _together(
+    return await together(
         rollout(env, task, policy, chat, seed=seed, **same)
         for env, seed in zip(envs, seeds, strict=True)
     )
@@ -227,7 +227,7 @@ class _Loop:
                 f"the policy gave {len(said.tokens)} tokens and {len(said.logps)} log-probabilities "
                 f"for a budget of {budget}"
             )
-        self._append(Piece(said.tokens, "policy", said.logps))
+        self._append(Piece(said.tokens, "policy", said.logps, version=said.version))
         self.trajectory.metrics["sampled_tokens"] += len(said.tokens)
         message = self.chat.parse(said.tokens)
         self.trajectory.messages.append(message)
@@ -240,7 +240,7 @@ class _Loop:
         made, refused = calls[:left], calls[left:]
         self.calls += len(made)
         self.warned = bool(refused)
-        results = await _together(self._call(call) for call in made)
+        results = await together(self._call(call) for call in made)
         metrics = self.trajectory.metrics
         metrics["calls"] = float(self.calls)
         metrics["bad_calls"] += sum(result.failed for result in results)
@@ -321,7 +321,7 @@ def _noted(trajectory: Trajectory, *, void: bool) -> Iterator[None]:
             trajectory.stop = Stop.FAILED
 
 
-async def _together(works: Iterator[Coroutine[Any, Any, T]]) -> list[T]:
+async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """All results in order. If one fails the rest are cancelled, and have ended when this raises."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:

@@ -49,8 +49,10 @@ class LearnConfig:
         return bool(self.world and self._worldly.search(text))
 
     def authored(self, text: str) -> list[tuple[str, bool]]:
-        """An assistant's text in order, each part with whether the world wrote it. A span that nothing
-        closes goes to the end; blank text before, between or after spans alone is the world's too."""
+        """An assistant's text in order, each part with whether the world wrote it. A span ends where its tag is
+        closed for the last time before another span begins, since what the world says may hold the tag too;
+        one that nothing closes goes to the end. Blank text before, between or after spans alone is the
+        world's as well."""
         parts, at = [], 0
         for span in self._worldly.finditer(text):
             parts += [(text[at : span.start()], False), (span.group(), True)]
@@ -79,7 +81,9 @@ class LearnConfig:
     @functools.cached_property
     def _worldly(self) -> re.Pattern:
         tags = "|".join(map(re.escape, self.world))
-        return re.compile(rf"<({tags})(?:\s[^>]*)?>.*?(?:</\1>|\Z)", re.DOTALL)
+        begin = rf"<({tags})(?:\s[^>]*)?>"
+        again = rf"(?:(?!<(?:{tags})(?:\s[^>]*)?>).)*</\1>"
+        return re.compile(rf"{begin}.*?(?:</\1>(?!{again})|\Z)", re.DOTALL)
 
     @functools.cached_property
     def _tags(self) -> re.Pattern:

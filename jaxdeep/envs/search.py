@@ -7,13 +7,15 @@ empty one, a copied question or endless searching get at most `Weights.format`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from jaxdeep.agent.base import Env, Reward
-from jaxdeep.agent.tool import tool
+from jaxdeep.agent.tool import ToolResult, tool
 from jaxdeep.envs.corpus import Passage, read_rows
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rewards import text
@@ -33,6 +35,32 @@ class Retriever(Protocol):
     """What a search engine has to offer: the best `k` passages with their scores, best first."""
 
     def search(self, query: str, k: int) -> Sequence[tuple[Passage, float]]: ...
+
+
+class Remembering:
+    """A search engine whose last `size` answers are kept, for one that is slow or is paid by the query."""
+
+    def __init__(self, engine: Retriever, size: int) -> None:
+        self.engine, self.size = engine, size
+        self._held: collections.OrderedDict[tuple[str, int], Sequence[tuple[Passage, float]]]
+        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+
+    def search(self, query: str, k: int) -> Sequence[tuple[Passage, float]]:
+        """The best `k` passages with their scores, best first."""
+        return self.look_up(query, k)[0]
+
+    def look_up(self, query: str, k: int) -> tuple[Sequence[tuple[Passage, float]], bool]:
+        """The answer of `search`, and whether it was known from before."""
+        with self._lock:  # tools run in threads
+            if known := (query, k) in self._held:
+                self._held.move_to_end((query, k))
+                return self._held[query, k], known
+        found = self.engine.search(query, k)
+        with self._lock:
+            self._held[query, k] = found
+            while len(self._held) > self.size:
+                self._held.popitem(last=False)
+        return found, False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +104,8 @@ def read_questions(path: str | Path) -> list[Task]:
 
 
 class SearchTaskset:
-    """Questions over one corpus. `k` is the number of results a search shows."""
+    """Questions over one corpus. `k` is the number of results a search shows; `cache` answers of the engine
+    are kept for those who ask the same."""
 
     def __init__(
         self,
@@ -86,9 +115,10 @@ class SearchTaskset:
         k: int = 5,
         system: str = SYSTEM,
         weights: Weights = WEIGHTS,
+        cache: int = 0,
     ) -> None:
         self.questions = questions
-        self.engine = engine
+        self.engine = Remembering(engine, cache)
         self.k = k
         self.system = system
         self.rewards: Mapping[str, tuple[float, Reward]] = {
@@ -124,7 +154,7 @@ class SearchTaskset:
 class SearchEnv(Env):
     """One question and the tool to search with."""
 
-    def __init__(self, task: Task, engine: Retriever, *, k: int, system: str) -> None:
+    def __init__(self, task: Task, engine: Remembering, *, k: int, system: str) -> None:
         self.task = task
         self.engine = engine
         self.k = k
@@ -135,9 +165,10 @@ class SearchEnv(Env):
         return [Message("system", self.system), Message("user", self.task.question)]
 
     @tool
-    def search(self, query: Annotated[str, "a few words to look for"]) -> str:
+    def search(self, query: Annotated[str, "a few words to look for"]) -> ToolResult:
         """Search the corpus. The result lists the passages that fit best."""
-        return show(self.engine.search(query, self.k))
+        found, known = self.engine.look_up(query, self.k)
+        return ToolResult(show(found), cached=known)
 
 
 def show(hits: Sequence[tuple[Passage, float]]) -> str:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from jaxdeep.agent.base import Policy, Taskset
-from jaxdeep.agent.rollout import Limits, rollout, score
+from jaxdeep.agent.rollout import Limits, rollout, score, together
 from jaxdeep.data.chat import Chat
 from jaxdeep.errors import DataError
 from jaxdeep.eval import stats
@@ -53,14 +53,7 @@ async def evaluate(
         return trajectory
 
     indices = range(len(taskset)) if indices is None else indices
-    runs = [asyncio.create_task(run(index)) for index in indices]
-    try:
-        return await asyncio.gather(*runs)
-    finally:
-        # Where one raises, the others stop and close their environments before the error leaves.
-        for each in runs:
-            each.cancel()
-        await asyncio.gather(*runs, return_exceptions=True)
+    return await together(run(index) for index in indices)
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:

@@ -15,16 +15,16 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, tensors
 
@@ -54,11 +54,12 @@ BESIDE = (  # what a checkpoint's folder holds beside its weights, that a tuned 
     "chat_template.jinja",
     "generation_config.json",
 )
+PUBLISHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # of a hub id, what is used
 IN_FLIGHT = 256 * 2**20  # bytes read but perhaps not yet on their device
 
 
-def folder(name: str) -> pathlib.Path:
-    """The local folder of a checkpoint: `name` itself, or the download of that hub id."""
+def folder(name: str, files: Sequence[str] = PUBLISHED) -> pathlib.Path:
+    """The local folder of a checkpoint: `name` itself, or the download of these files of that hub id."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
         return path
@@ -68,11 +69,7 @@ def folder(name: str) -> pathlib.Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "merges.txt", "*.jinja"]
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"{name} is neither a local folder nor could it be downloaded from the hub: {error}"
@@ -390,4 +387,4 @@ def on_host(x: jax.Array) -> np.ndarray:
     """The whole array, on every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
+    return meshes.gather(x, tiled=True)

@@ -54,11 +54,17 @@ def page_bytes(cfg: Config, mesh: Mesh, S: int) -> int:
     return cfg.L * S * per_slot
 
 
-def empty(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.Array:
+def shape(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.ShapeDtypeStruct:
     """`pages` pages of S slots, spread over the mesh; [L, P, S, J, H]."""
-    shape = (cfg.L, pages, S, 2 * held_heads(cfg, mesh.shape["model"]), cfg.H)
+    sizes = (cfg.L, pages, S, 2 * held_heads(cfg, mesh.shape["model"]), cfg.H)
     where = NamedSharding(mesh, P(None, ROWS, None, "model"))
-    return jax.jit(lambda: jnp.zeros(shape, jnp.dtype(cfg.dtype)), out_shardings=where)()
+    return jax.ShapeDtypeStruct(sizes, jnp.dtype(cfg.dtype), sharding=where)
+
+
+def empty(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.Array:
+    """The pages of `shape`, nothing in them."""
+    what = shape(cfg, mesh, pages, S)
+    return jax.jit(lambda: jnp.zeros(what.shape, what.dtype), out_shardings=what.sharding)()
 
 
 def extend(

@@ -63,13 +63,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 class GrpoConfig:
     """`prompts` tasks a step, `group` rollouts a task. `tolerance` is how far trainer and sampler may be
     apart at the first step, in nats, at the token where they differ most. `eval_every` steps `dev` is
-    evaluated (0: never). The rest has the defaults of `algorithm`."""
+    evaluated (0: never). `ahead` updates may be made between the begin of a step's rollouts and its own
+    (0: none, all are of the present policy): see jaxdeep.run.explore. The rest has the defaults of
+    `algorithm`."""
 
     prompts: int
     group: int
     tolerance: float
     algorithm: str = "default"
     eval_every: int = 0
+    ahead: int = 0
     # advantages: see jaxdeep.rewards.advantages and shaping
     norm: Norm = dataclasses.field(default_factory=Norm)
     flat: Literal["drop", "keep", "resample"] = "drop"
@@ -95,10 +98,11 @@ class GrpoConfig:
                 f"grpo.prompts={self.prompts} must be at least 1 and grpo.group={self.group} at least 2: "
                 "the baseline is the mean of the group"
             )
-        if self.passes < 1 or self.tries < 1 or self.length < 0 or self.eval_every < 0:
+        if self.passes < 1 or self.tries < 1 or min(self.length, self.eval_every, self.ahead) < 0:
             raise ConfigError(
                 f"grpo.passes={self.passes} and grpo.tries={self.tries} must be at least 1, "
-                f"grpo.length={self.length} and grpo.eval_every={self.eval_every} not below 0"
+                f"grpo.length={self.length}, grpo.eval_every={self.eval_every} and "
+                f"grpo.ahead={self.ahead} not below 0"
             )
 
     def rules(self, limits: Limits) -> Rules:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from jaxdeep import __version__, config
 from jaxdeep.errors import ConfigError, JaxdeepError
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "view")
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -154,6 +154,11 @@ def parse(verb: Verb, argv: Sequence[str]) -> Command:
     if path is None:
         raise ConfigError(f"{verb.name} needs --config=FILE.py, as in\n  {verb.example}")
     workdir = given.pop("workdir", _workdir(verb.name, path))
+    if "://" in workdir:
+        raise ConfigError(
+            f"--workdir={workdir}: a run keeps files there that grow line by line. Give a local folder, with "
+            f"--config.train.checkpoints={workdir} for its checkpoints, or mount the bucket"
+        )
     flags = {name.replace("-", "_"): value for name, value in given.items()}
     return Command(path, tuple(overrides), Path(workdir), flags)
 

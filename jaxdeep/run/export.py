@@ -8,6 +8,7 @@ added to the base in float32, a tensor at a time. The folder appears when it is 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,21 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         raise ConfigError(f"--what={what}: choose adapter or merged")
     if what == "adapter" and spec.full:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
-    about = checkpoint.about(workdir)
+    where = setup.saved_in(part["train"], workdir)
+    about = checkpoint.about(where)
     files = {
         "source": setup.source_folder(model),
         "beside": {"tokenizer.json": setup.chat_of(model).tokenizer.text},
     }
     mesh = meshes.make_mesh(part["mesh"])
-    trained = newest(workdir, spec, mesh)
+    trained = newest(where, spec, mesh)
     base = checkpoint.base_in(about)
     params = None
-    setup.refuse_other_base(workdir, model, spec)
+    setup.refuse_other_base(where, model, spec)
     if not spec.full and (what == "merged" or base is None):
         params = setup.weights_of(model, spec, mesh, part["train"].seed)
         ours = setup.base_of(model, spec, params)
-        identity.check(f"the run in {workdir}", base, ours)
+        identity.check(f"the run in {where}", base, ours)
         base = ours
     if what == "adapter":
         peft.save(
@@ -71,11 +73,11 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         load.save(target, trained, spec.model, **files)
     else:
         load.save(target, params, spec.model, adapter=trained, **files)
-    print(f"{what} of {workdir} in {target}")
+    print(f"{what} of {where} in {target}")
     return 0
 
 
-def newest(workdir: Path, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
+def newest(where: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
     """What the newest checkpoint trained, on the mesh."""
     tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
     like = jax.tree.map(
@@ -84,7 +86,7 @@ def newest(workdir: Path, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
         arch.shardings(spec.model, mesh, tree),
         is_leaf=arch.is_leaf,
     )
-    saved = checkpoint.Checkpoints(workdir, spec)
+    saved = checkpoint.Checkpoints(where, spec)
     try:
         return saved.trained(like)
     finally:

@@ -5,9 +5,10 @@
 
 `grpo.algorithm` says by which rules (`run.algorithms`). At the first step of every run the trainer's
 log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a row
-of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped.
+of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped. With
+`grpo.ahead` rollouts of the next steps are under way while the trainer updates (`run.explore`).
 
-Several processes (`mesh.join`) share out the tasks of a step: each has an engine and tool loops of its
+Several processes (`hosts.joined`) share out the tasks of a step: each has an engine and tool loops of its
 own. Then all know all rollouts, and take the step together that one process would take.
 """
 
@@ -17,7 +18,7 @@ import asyncio
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log, trace
+from jaxdeep import hosts, log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.agent.rollout import group, score, tools_of
+from jaxdeep.agent.rollout import tools_of
 from jaxdeep.data import tokenizer
 from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack, unpack
@@ -38,9 +39,9 @@ from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import load, lora
 from jaxdeep.rewards import advantages
-from jaxdeep.rewards.curriculum import Walk
 from jaxdeep.rewards.health import health
 from jaxdeep.run import algorithms, monitor, setup
+from jaxdeep.run.explore import Explorer
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
@@ -83,7 +84,13 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    meshes.join()
+    with hosts.joined():
+        run(part, config, workdir)
+    return 0
+
+
+def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """The run that the parts of `config` describe, and again from where the guard has set it back."""
     chat = setup.chat_of(part["model"])
     taskset = setup.taskset_of(part["env"])
     dev = part["dev"] and setup.taskset_of(part["dev"])
@@ -95,7 +102,6 @@ def main(config: ConfigDict, workdir: Path) -> int:
         log.write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
-    return 0
 
 
 def train(
@@ -113,33 +119,34 @@ def train(
     guard.agree(place)
     spec = spec_of(part, guard.rate(part["guard"], place))
     setup.check_vocabulary(chat, spec.model)
-    params, state = setup.start_of(config, part["model"], spec, mesh, workdir)
+    where = setup.saved_in(config, workdir)
+    params, state = setup.start_of(config, part["model"], spec, mesh, where)
     step = states.Step(spec, mesh)
     base = setup.base_of(part["model"], spec, params)
-    saved = checkpoint.Checkpoints(workdir, spec, keep=config.keep, base=base, run=part["about"])
+    saved = checkpoint.Checkpoints(where, spec, keep=config.keep, base=base, run=part["about"])
     guard.finish(place, saved)
-    walk, done = Walk(len(taskset), config.seed, settings.curriculum), 0
+    done, position = 0, {}
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
-        walk.restore(position)
+    version = int(load.on_host(state.step)) // settings.passes
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
         frozen = setup.sampled_of(part["model"], spec, params, own, config.seed)
         weights, adapter = sampled(spec, frozen, state, own)
-        engine = setup.engine_of(rollout, weights, spec, own)
+        engine = setup.engine_of(rollout, weights, spec, own, adapters=1 + settings.ahead)
         stack.callback(engine.close)
-        engine.set_adapter(adapter)
+        engine.set_adapter(adapter, version=version)
         metrics = stack.enter_context(monitor.Monitor(place, step=done, mesh=mesh, part=part))
         known = meshes.agree(log.read(metrics.path))
         watch = guard.Guard(part["guard"] or guard.GuardConfig(), known)
         bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
-        timer, first, void = trace.Timer(trace.Trace(place)), True, 0
+        explorer = Explorer(taskset, engine, chat, part, done, position, guard.rollbacks(place))
+        stack.callback(explorer.close)
+        timer, first, void, counts = trace.Timer(trace.Trace(place)), True, 0, engine.metrics()
         for n in range(done + 1, config.steps + 1):
-            position, score = walk.position(), None
-            seed = config.seed * 1_000_003 + n + guard.rollbacks(place) * 500_009
-            how = (settings, rules, rollout, seed, ending)
+            position, score = explorer.position(), None
             with timer("rollout"):
-                groups = explore(taskset, walk, engine, chat, *how)
+                groups = explorer.groups(n, ending)
             if groups is None:
                 break
             every, logps = [t for g in groups for t in g], []
@@ -149,8 +156,8 @@ def train(
                     record.write(rollouts_of(workdir, n), every, chat.tokenizer)
                 batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
             void = refuse_void(groups, void, n)
-            found = summarize(groups) | engine_counts(engine) | shares
-            found["grpo/epochs"] = walk.epochs
+            found = summarize(groups) | engine_counts(engine, counts) | shares
+            found["grpo/epochs"] = explorer.walk.epochs
             if rows:
                 with timer("train"):
                     tolerance, first = settings.tolerance if first else None, False
@@ -166,15 +173,14 @@ def train(
                     gaps = gaps_of(every, rows, logps, part["batch"].length)
                     if place == workdir:
                         record.write_gaps(gaps_at(workdir, n), every, gaps)
+                more |= staleness(every, gaps, version)
                 found |= {f"train/{name}": value for name, value in more.items()}
-                engine.follow(*sampled(spec, frozen, state, own))
+                version += 1
+                engine.follow(*sampled(spec, frozen, state, own), version)
             if dev and settings.eval_every and n % settings.eval_every == 0:
                 with timer("eval"):
-                    some = meshes.share(range(len(dev)))
-                    seen = asyncio.run(greedy(dev, engine, chat, rollout, some))
-                    score = harness.summarize(meshes.exchange(seen))["em"]
-                found["dev/em"] = score
-            done, position = n, walk.position()
+                    score = found["dev/em"] = greedy_em(dev, engine, chat, rollout)
+            done, position = n, explorer.position()
             row = metrics.write(n, found | timer.take())
             bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
             bar.update()
@@ -190,26 +196,37 @@ def train(
     return True
 
 
-def spec_of(part: dict[str, Any], rate: float) -> states.Spec:
-    """What the steps are compiled from, with `rate` times the configured learning rate."""
+def spec_of(part: dict[str, Any], rate: float, hf: Mapping[str, Any] | None = None) -> states.Spec:
+    """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
+    `setup.spec_of`."""
     settings, limits = part["grpo"], part["rollout"].limits
     optimizer = settings.updates(part["optim"])
     optimizer = dataclasses.replace(
         optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
     )
-    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits))
+    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits), hf=hf)
 
 
 def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:
     """ConfigError for sizes that cannot go together."""
     meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
+    check_length(part)
+    if part["grpo"].prompts > tasks:
+        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
+
+
+def check_length(part: dict[str, Any]) -> None:
+    """ConfigError where a row of a batch cannot hold a rollout, or all weights are to be ahead of themselves."""
     length, longest = part["batch"].length, part["rollout"].limits.max_tokens
     if length < longest:
         raise ConfigError(
             f"batch.length={length} must hold a whole rollout: rollout.limits.max_tokens={longest}"
         )
-    if part["grpo"].prompts > tasks:
-        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
+    if part["grpo"].ahead and not part["lora"].rank:
+        raise ConfigError(
+            f"grpo.ahead={part['grpo'].ahead} needs an adapter: with lora.rank=0 an update changes the "
+            "weights under the conversations that are in progress"
+        )
 
 
 def sampled(
@@ -219,78 +236,6 @@ def sampled(
     trained is what crosses from process to process."""
     trained = meshes.bring(state.trained, states.shardings(spec, mesh).trained)
     return states.policy(spec, frozen, trained)
-
-
-def explore(
-    taskset: Taskset,
-    walk: Walk,
-    engine: Engine,
-    chat: Chat,
-    settings: algorithms.GrpoConfig,
-    rules: advantages.Rules,
-    rollout: setup.RolloutConfig,
-    seed: int,
-    ending: log.Termination,
-) -> list[list[Trajectory]] | None:
-    """The scored groups of a step: `settings.prompts` of them; where groups of equal rewards are to be
-    replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times.
-    None where SIGTERM came to one of the processes."""
-    groups: list[list[Trajectory]] = []
-    drawn: list[int] = []
-    missing = settings.prompts
-    for _ in range(settings.tries if settings.flat == "resample" else 1):
-        tasks = walk.draw(missing, drawn)
-        if not tasks:
-            break
-        some, mine = meshes.share(tasks), None
-        with contextlib.suppress(log.Terminated), ending.droppable():
-            mine = asyncio.run(
-                collect(
-                    taskset, some, engine, chat, size=settings.group, rollout=rollout, seed=seed
-                )
-            )
-        if any(meshes.exchange([mine is None])):
-            return None
-        found = meshes.exchange(mine)
-        for index, group_ in zip(tasks, found, strict=True):
-            walk.note(index, advantages.solved_share(group_, settings.solved))
-        drawn += tasks
-        groups += found
-        missing = settings.prompts - sum(advantages.informative(g, rules) for g in groups)
-        if missing < 1:
-            break
-    return groups
-
-
-async def collect(
-    taskset: Taskset,
-    tasks: Sequence[int],
-    engine: Engine,
-    chat: Chat,
-    *,
-    size: int,
-    rollout: setup.RolloutConfig,
-    seed: int,
-) -> list[list[Trajectory]]:
-    """`size` scored rollouts of each task, at temperature 1: any other would sample another density
-    than the one the loss compares with."""
-    groups = await asyncio.gather(
-        *(
-            group(
-                taskset,
-                taskset[index],
-                engine,
-                chat,
-                size=size,
-                limits=rollout.limits,
-                seed=seed,
-                sampling=Sampling(1.0),
-            )
-            for index in tasks
-        )
-    )
-    await asyncio.gather(*(score(taskset, t) for g in groups for t in g))
-    return list(groups)
 
 
 async def greedy(
@@ -313,6 +258,13 @@ async def greedy(
         concurrency=rollout.slots,
         on_done=on_done,
     )
+
+
+def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
+    """The share of tasks that greedy rollouts get right, each process doing its part."""
+    some = meshes.share(range(len(taskset)))
+    seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
+    return harness.summarize(meshes.exchange(seen))["em"]
 
 
 def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) -> list[Batch]:
@@ -416,11 +368,32 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
     return out
 
 
-def engine_counts(engine: Engine) -> dict[str, float]:
-    """What the engine has done so far."""
-    names = ("sampled", "prefilled", "reused", "hit_rate", "paused", "compilations")
-    found = engine.metrics()
-    return {f"engine/{name}": found[name] for name in names}
+def engine_counts(engine: Engine, before: dict[str, float]) -> dict[str, float]:
+    """What the engine has done since its metrics were `before`, which then are those of now."""
+    now = engine.metrics()
+    names = ("sampled", "prefilled", "reused", "paused", "compilations")
+    done = {f"engine/{name}": now[name] - before[name] for name in names}
+    before.update(now)
+    entered = done["engine/reused"] + done["engine/prefilled"]
+    return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
+
+
+def staleness(
+    trajectories: Sequence[Trajectory], gaps: Sequence[np.ndarray | None], version: int
+) -> dict[str, float]:
+    """How many updates older than `version` the policy was that sampled the tokens of the loss, on average
+    and at most; and the largest gap between trainer and sampler of the tokens where it was not older."""
+    ages, apart = [np.zeros(0)], [np.zeros(0)]
+    for trajectory, gap in zip(trajectories, gaps, strict=True):
+        if gap is not None:
+            said = [piece for piece in trajectory.pieces if piece.author == "policy"]
+            ages.append(
+                np.repeat([version - p.version for p in said], [len(p.tokens) for p in said])
+            )
+            apart.append(np.abs(gap))
+    age, far = np.concatenate(ages), np.concatenate(apart)
+    found = {"staleness": float(age.mean()), "max_staleness": float(age.max())}
+    return found | ({"fresh_logp_diff": float(far[age == 0].max())} if (age == 0).any() else {})
 
 
 def gaps_of(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from jaxdeep.data.tokenizer import Tokenizer
 from jaxdeep.envs import corpus, facts, maze, search
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
-from jaxdeep.sample.engine import Engine, EngineConfig
+from jaxdeep.sample.engine import Engine
+from jaxdeep.sample.sizes import EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Task
@@ -72,6 +74,7 @@ class EnvConfig:
     taskset: str = ""
     k: int = 5
     k1: float = 1.5  # of BM25: how much a word that is repeated in a passage counts
+    cache: int = 0  # answers of the search engine that are kept, for those who ask the same
     chunk: int = 1000  # characters of a passage, at most
     system: str = search.SYSTEM
     first: int = 0  # skip as many questions
@@ -107,11 +110,13 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long to train, what to keep, and what to start from: a run's folder, or a PEFT adapter's."""
+    """How long to train, what to keep, and what to start from: a run's folder, or a PEFT adapter's.
+    `checkpoints` is a folder for the checkpoints, local or in a bucket (gs://...); empty: the workdir."""
 
     steps: int
     save_every: int = 10
     keep: int = 2
+    checkpoints: str = ""
     start: str = ""
     seed: int = 0
 
@@ -155,14 +160,16 @@ def spec_of(
     adapter: lora.LoraConfig,
     optimizer: optim.OptimConfig,
     objective: losses.Objective = losses.SFT,
+    *,
+    hf: Mapping[str, Any] | None = None,
 ) -> states.Spec:
-    """What the steps of a run are compiled from."""
+    """What the steps of a run are compiled from; `hf` is the content of the model's `config.json`, where
+    it is not read from the model's folder."""
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
-    source = path if path.exists() else load.folder(model.place)
     cfg = arch.Config.from_hf(
-        source,
+        hf or (path if path.exists() else load.folder(model.place)),
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
@@ -189,38 +196,49 @@ def start_of(
     model: ModelConfig,
     spec: states.Spec,
     mesh: jax.sharding.Mesh,
-    workdir: pathlib.Path | None = None,
+    saved: str | os.PathLike | None = None,
 ) -> tuple[dict[str, Any] | None, states.State]:
     """The frozen weights (None where they are what is trained) and a fresh state: around the adapter or
     the result of the run in `train.start`, else around a new adapter or the base. Where that, or the run
-    that goes on in `workdir`, belongs to another base, CheckpointError before any weight is loaded."""
-    for path in filter(None, (train.start and pathlib.Path(train.start), workdir)):
+    that goes on from what is `saved`, belongs to another base, CheckpointError before any weight is
+    loaded."""
+    for path in filter(None, (train.start, saved)):
         refuse_other_base(path, model, spec)
     params = weights_of(model, spec, mesh, train.seed)
     key = jax.random.key(train.seed)
     trained = params if spec.full else None
     state = states.init(key, spec, mesh, trained)
     if train.start:
-        path = pathlib.Path(train.start)
-        if not path.is_dir():
-            raise CheckpointError(f"train.start={train.start}: there is no such run")
         base = base_of(model, spec, params)
-        if (path / peft.CONFIG).exists():
+        if is_adapter(train.start):
+            path = pathlib.Path(train.start)
             state = state.replace(trained=adapter_of(path, spec, base, state.trained))
+        elif not checkpoint.folder(train.start).is_dir():
+            raise CheckpointError(f"train.start={train.start}: there is no such run")
         else:
-            run = checkpoint.Checkpoints(path, spec, base=base)
+            run = checkpoint.Checkpoints(train.start, spec, base=base)
             state = state.replace(trained=run.trained(state.trained))
             run.close()
     return (None if spec.full else params), state
 
 
-def refuse_other_base(path: pathlib.Path, model: ModelConfig, spec: states.Spec) -> None:
+def saved_in(train: TrainConfig, workdir: pathlib.Path) -> str | os.PathLike:
+    """Where the checkpoints of the run in `workdir` are."""
+    return train.checkpoints or workdir
+
+
+def is_adapter(path: str | os.PathLike) -> bool:
+    """Whether a folder is a PEFT adapter's."""
+    return (pathlib.Path(path) / peft.CONFIG).exists()
+
+
+def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.Spec) -> None:
     """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the files
     of `model` show without loading it."""
     if spec.full or model.weights == "random":
         return
-    if (path / peft.CONFIG).exists():
-        theirs = peft.base_in(path)
+    if is_adapter(path):
+        theirs = peft.base_in(pathlib.Path(path))
     elif checkpoint.exists(path):
         theirs = checkpoint.base_in(checkpoint.about(path))
     else:
@@ -346,22 +364,32 @@ def taskset_of(env: EnvConfig) -> Taskset:
         k=env.k,
         system=env.system,
         weights=env.weights,
+        cache=env.cache,
     )
 
 
-def engine_of(
-    rollout: RolloutConfig, params: dict, spec: states.Spec, mesh: jax.sharding.Mesh
-) -> Engine:
-    """The sampler over the same arrays that training reads."""
-    size = EngineConfig(
+def size_of(rollout: RolloutConfig, adapters: int = 1) -> EngineConfig:
+    """How large the sampler is; with room for so many adapters."""
+    return EngineConfig(
         rollout.slots,
         rollout.limits.max_tokens,
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
+        adapters=adapters,
         exact=rollout.exact,
     )
-    return Engine(params, spec.model, mesh, size)
+
+
+def engine_of(
+    rollout: RolloutConfig,
+    params: dict,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    adapters: int = 1,
+) -> Engine:
+    """The sampler over the same arrays that training reads, with room for so many adapters."""
+    return Engine(params, spec.model, mesh, size_of(rollout, adapters))
 
 
 def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log, trace
+from jaxdeep import hosts, log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError, DivergedError
@@ -78,23 +79,29 @@ def parts(config: ConfigDict) -> dict[str, Any]:
 def main(config: ConfigDict, workdir: Path) -> int:
     """Train for `config.train.steps` steps in `workdir`."""
     part = parts(config)
-    meshes.join()
+    with hosts.joined():
+        run(part, config, workdir)
+    return 0
+
+
+def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
+    """The run that the parts of `config` describe."""
     train, batch, data = part["train"], part["batch"], part["data"]
     chat = setup.chat_of(part["model"])
     size = dict(B=batch.rows, T=batch.length)
     walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
     measured = rows.measured(held, data, **size) if data.eval else []
     mesh = meshes.make_mesh(part["mesh"])
-    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
-    spec = setup.spec_of(part["model"], part["lora"], part["optim"], objective)
+    spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
     with log.lock(place), log.Termination() as ending:
         about = configs.save(config, place, sys.argv)
-        params, state = setup.start_of(train, part["model"], spec, mesh, workdir)
+        where = setup.saved_in(train, workdir)
+        params, state = setup.start_of(train, part["model"], spec, mesh, where)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(workdir, spec, keep=train.keep, base=base, run=about)
+        saved = checkpoint.Checkpoints(where, spec, keep=train.keep, base=base, run=about)
         done, position = 0, mix.Position()
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
@@ -137,12 +144,17 @@ def main(config: ConfigDict, workdir: Path) -> int:
             bar.close()
         if done < train.steps and ended:
             print(log.ENDED.format(step=n))
-            return 0
+            return
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
     for line in rows.summary(position, batch.length):
         print(line)
-    return 0
+
+
+def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:
+    """What the steps are compiled from; `hf` as in `setup.spec_of`."""
+    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
 
 
 def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:

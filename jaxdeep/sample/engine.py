@@ -27,45 +27,13 @@ import numpy as np
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
-from jaxdeep.sample import sampler
+from jaxdeep.sample import sampler, sizes
 from jaxdeep.sample.pages import Lease, Pool
+from jaxdeep.sample.sizes import PARTS, STOPS, WIDTH, EngineConfig
 from jaxdeep.types import Completion, Sampling
 
-STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
 PREFILLS = 8  # calls that take in prompts between two that draw, at most
 SAMPLING = Sampling()
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """At most `slots` conversations in progress, of at most `length` tokens each.
-
-    `cache_gb` is the room for keys and values on all devices of the engine together, in pages of `page`
-    tokens; 0 is enough for all slots at full length. Prompts enter up to `chunk` tokens at a time, cut
-    into tiles of `tile`; answers leave every `steps` tokens. `adapters` may be held at once.
-
-    Log-probabilities depend in their last bits on the size of a call and on which call computed a key.
-    `exact` makes both independent of time, as long as no row is paused: calls have one size, at the cost
-    of speed where few rows are left, and a conversation that goes on computes up to a page again.
-    """
-
-    slots: int
-    length: int
-    cache_gb: float = 0.0
-    page: int = 16
-    chunk: int = 256
-    tile: int = 16
-    steps: int = 8
-    adapters: int = 1
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name not in ("cache_gb", "exact")):
-                raise ConfigError(f"engine.{field.name} must be positive, got {value}")
-        if self.chunk % self.tile:
-            raise ConfigError(f"engine.chunk={self.chunk} must be tiles of engine.tile={self.tile}")
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +41,7 @@ class _Policy:
     """What a request samples from: how much of each held adapter, alpha / rank included."""
 
     mix_A: np.ndarray
+    version: int = 0
     users: int = 0
 
 
@@ -112,6 +81,11 @@ class _Row:
     def stopped(self) -> bool:
         return any(self.tokens[-len(stop) :] == stop for stop in self.stops)
 
+    def said(self, stop: str, start: int = 0) -> Completion:
+        """What was sampled from the token `start` on."""
+        tokens, logps, chosen = (x[start:] for x in (self.tokens, self.logps, self.chosen))
+        return Completion(tokens, logps, stop, chosen, self.policy.version)
+
 
 class Engine:
     """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done.
@@ -123,32 +97,13 @@ class Engine:
     def __init__(
         self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
-        shards = mesh.shape["replica"] * mesh.shape["data"]
-        tiles = engine.chunk // engine.tile
-        for name, value in (("slots", engine.slots), ("chunk / engine.tile", tiles)):
-            if value % shards:
-                raise ConfigError(
-                    f"engine.{name}={value} must divide over replica*data={shards} devices"
-                )
-        if engine.length > cfg.limit:
-            raise ConfigError(
-                f"engine.length={engine.length} is beyond the model's {cfg.limit} positions"
-            )
+        pages, shards = sizes.pages(engine, cfg, mesh), sizes.shards_of(mesh)
         self.cfg, self.mesh, self.engine, self._shards = cfg, mesh, engine, shards
-        pages = engine.slots * -(-engine.length // engine.page)
-        if engine.cache_gb:
-            pages = int(engine.cache_gb * 1e9 / paged.page_bytes(cfg, mesh, engine.page))
-        if pages < shards:
-            raise ConfigError(
-                f"engine.cache_gb={engine.cache_gb} holds {pages} pages of {engine.page} tokens: "
-                f"each of {shards} replica*data devices needs one"
-            )
         self._pools = [
             Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)
         ]
         self._params, self._bank = params, None
         self._policies = {"": _Policy(np.zeros(engine.adapters, np.float32))}
-        self._table = -(-(engine.length + engine.tile) // engine.page)
         self._waiting: collections.deque[_Row] = collections.deque()
         self._prefilling: list[_Row] = []  # both in the order of their admission
         self._decoding: list[_Row] = []
@@ -159,7 +114,7 @@ class Engine:
         self._programs = sampler.compiled(cfg, engine.steps)
         self._compiled = sum(program._cache_size() for program in self._programs)
         with meshes.use(mesh):
-            self._kv = paged.empty(cfg, mesh, pages // shards * shards, engine.page)
+            self._kv = paged.empty(cfg, mesh, pages, engine.page)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -232,11 +187,17 @@ class Engine:
             future.cancel()
 
     def set_adapter(
-        self, adapter: dict | None, name: str = "", *, scale: float | None = None
+        self,
+        adapter: dict | None,
+        name: str = "",
+        *,
+        scale: float | None = None,
+        version: int = 0,
     ) -> None:
         """Let `name` stand for this adapter (None: the base) from now on, times `scale` (default: the
-        configuration's alpha / rank). What the name's last one computed is forgotten; its requests in
-        flight go on with it if there is room for both. All adapters have the same linears and rank.
+        configuration's alpha / rank); completions say its `version`. What the name's last one computed
+        is forgotten; its requests in flight go on with it if there is room for both. All adapters have
+        the same linears and rank.
         """
         with self._wake:
             mix_A = np.zeros(self.engine.adapters, np.float32)
@@ -244,7 +205,7 @@ class Engine:
                 slot = self._slot(name)
                 mix_A[slot] = self.cfg.lora_scale if scale is None else scale
                 self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
-            self._replace(name, _Policy(mix_A))
+            self._replace(name, _Policy(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
         """Let `name` stand for the weighted sum of adapters that are held under these names."""
@@ -261,18 +222,20 @@ class Engine:
             for policy in self._policies.values():
                 self._forget(policy)
 
-    def follow(self, params: dict, adapter: dict | None) -> None:
-        """Sample from what training has made of the weights and the adapter. Only between requests."""
+    def follow(self, params: dict, adapter: dict | None, version: int) -> None:
+        """Sample from what `version` updates have made of the weights and the adapter. Other weights only
+        between requests."""
         if params is not self._params:
             self.set_base(params)
-        self.set_adapter(adapter)
+        self.set_adapter(adapter, version=version)
 
     def warm(self) -> None:
         """Compile every program that requests will need, with adapters where there are any by now."""
         with self._wake, meshes.use(self.mesh):
             nothing = [[] for _ in range(self._shards)]
-            for part in (4, 1, 4):  # the first call of all sees pages that no program has returned
-                tiles = self._size(self.engine.chunk // self.engine.tile, part)
+            # twice: the first call sees pages that no program has returned
+            for part in (*PARTS, *PARTS):
+                tiles = self._size(self.engine.tiles, part)
                 self._call_prefill(nothing, tiles, self._bank)
                 self._call_decode(nothing, self._size(self.engine.slots, part), self._bank)
 
@@ -323,9 +286,10 @@ class Engine:
         return self._policies[name]
 
     def _slot(self, name: str) -> int:
-        """A place in the bank that nothing but an idle `name` uses."""
-        held = [p for n, p in self._policies.items() if n != name or p.users]
-        held += [row.policy for row in (*self._waiting, *self._prefilling, *self._decoding)]
+        """A place in the bank that nothing but an idle `name` uses, or requests nobody waits for."""
+        held = [p for n, p in self._policies.items() if n != name]
+        rows = (*self._waiting, *self._prefilling, *self._decoding)
+        held += [row.policy for row in rows if not row.future.cancelled()]
         free = np.flatnonzero(~np.any([p.mix_A != 0 for p in held], axis=0)) if held else [0]
         if not len(free):
             raise RuntimeError(
@@ -439,7 +403,7 @@ class Engine:
     def _prefill(self, bank: Any) -> None:
         """One call: as many tiles of the first prompts as it holds."""
         tile = self.engine.tile
-        most = self._size(self.engine.chunk // tile, 1) // self._shards
+        most = self._size(self.engine.tiles, 1) // self._shards
         work: list[list[tuple[_Row, int, list[int]]]] = [[] for _ in range(self._shards)]
         for row in self._prefilling:
             content = row.content
@@ -447,7 +411,7 @@ class Engine:
                 part = content[row.fed : row.fed + tile]
                 work[row.shard].append((row, row.fed, part))
                 row.fed += len(part)
-        few = self._size(self.engine.chunk // tile, 4)
+        few = self._size(self.engine.tiles, 4)
         fits = max(map(len, work)) * self._shards <= few
         drawn = self._call_prefill(work, few if fits else most * self._shards, bank)
         whole = []
@@ -456,9 +420,10 @@ class Engine:
             if start + len(part) == len(row.prompt) + len(row.tokens):
                 self._take(row, drawn, at, 1)
                 whole.append(row)
-        for row in whole:
-            self._prefilling.remove(row)
-            self._decoding.append(row)
+        with self._wake:  # none is ever seen in neither
+            for row in whole:
+                self._prefilling.remove(row)
+                self._decoding.append(row)
         self._deliver(whole)
 
     def _decode(self, bank: Any) -> None:
@@ -476,8 +441,8 @@ class Engine:
             work[row.shard].append(row)
         for rows in work:
             rows.sort(key=lambda row: row.fed)  # see paged.plain
-        sizes = [self._size(self.engine.slots, part) for part in (4, 1)]
-        size = next(size for size in sizes if max(map(len, work)) * self._shards <= size)
+        choices = [self._size(self.engine.slots, part) for part in PARTS]
+        size = next(size for size in choices if max(map(len, work)) * self._shards <= size)
         drawn, count_B = self._call_decode(work, size, bank)
         for at, row in self._places(work, size):
             row.fed += int(count_B[at])
@@ -505,8 +470,7 @@ class Engine:
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
             if row.sink:
-                new = slice(row.streamed, None)
-                row.sink(Completion(row.tokens[new], row.logps[new], stop, row.chosen[new]))
+                row.sink(row.said(stop, row.streamed))
                 row.streamed = len(row.tokens)
             if not stop:
                 continue
@@ -514,13 +478,10 @@ class Engine:
                 self._decoding.remove(row)
                 self._release(row)
             if row.future.set_running_or_notify_cancel():
-                row.future.set_result(Completion(row.tokens, row.logps, stop, row.chosen))
+                row.future.set_result(row.said(stop))
 
     def _size(self, most: int, part: int) -> int:
-        """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
-        would copy all pages to write to one (seen on CPUs)."""
-        part = 1 if self.engine.exact else part
-        return max(most // part // self._shards, 2) * self._shards
+        return self.engine.rows(most, part, self._shards)
 
     def _places(self, work: Sequence[Sequence[Any]], size: int) -> Iterator[tuple[int, Any]]:
         """The rows of a call, shard by shard, with what is to be done in them."""
@@ -543,7 +504,7 @@ class Engine:
 
     def _inputs(self, rows: Sequence[tuple[int, _Row]], held: Sequence[int], size: int) -> tuple:
         """Table, tokens held and adapters of the rows of a call."""
-        table_BX = np.zeros((size, self._table), np.int32)
+        table_BX = np.zeros((size, self.engine.table), np.int32)
         held_B = np.zeros(size, np.int32)
         mix_BA = np.zeros((size, self.engine.adapters), np.float32)
         for (at, row), n in zip(rows, held, strict=True):
@@ -558,7 +519,8 @@ class Engine:
             (*inputs, *rest), meshes.replicated(self.mesh)
         )
         adapters = None if bank is None else lora.Bank(bank, mix_BA)
-        self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
+        with meshes.turn(self.mesh):
+            self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
         return jax.device_get(out)
 
     def _call_prefill(self, work: Sequence, size: int, bank: Any) -> sampler.Drawn:

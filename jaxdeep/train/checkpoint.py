@@ -1,7 +1,7 @@
 """Checkpoints of a run: what is trained, the optimizer, the step, and where the data stands.
 
-Orbax writes each in the background to a temporary folder and renames it, so a kill leaves the last good
-one whole. One that a disk has damaged is passed over.
+Orbax writes each in the background to a temporary folder and renames it (in a bucket: marks it as whole),
+so a kill leaves the last good one whole. One that a disk has damaged is passed over.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import dataclasses
 import errno
 import logging
 import os
-import pathlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxdeep.errors import CheckpointError, JaxdeepError
+from jaxdeep import mesh as meshes
+from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
 from jaxdeep.model import identity
 from jaxdeep.train import state as states
 
@@ -38,23 +38,33 @@ def shape_of(spec: states.Spec) -> dict[str, Any]:
     }
 
 
+def folder(path: str | os.PathLike) -> epath.Path:
+    """The folder of a run's checkpoints, from a local path or one in a bucket (gs://, s3://); ConfigError
+    where what reads such a bucket is not installed."""
+    if "://" not in str(path):
+        return epath.Path(path).absolute() / "checkpoints"
+    try:
+        epath.Path(path).exists()
+    except ImportError as error:
+        raise ConfigError(f"{path} cannot be reached: {error}") from error
+    return epath.Path(path) / "checkpoints"
+
+
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`: the last `keep` of them, and the best of those saved with
-    a score. Each describes itself: shape, base, and the `run` (configuration, command, commit). Where
-    something is trained over a frozen `base`, a run over another one is refused."""
+    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket: the last `keep` of them, and
+    the best of those saved with a score. Each describes itself: shape, base, and the `run` (configuration,
+    command, commit). Where something is trained over a frozen `base`, a run over another one is refused."""
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: str | os.PathLike,
         spec: states.Spec,
         *,
         keep: int = 2,
         base: identity.Base | None = None,
         run: dict[str, Any] | None = None,
     ) -> None:
-        self.path, self.spec, self.base, self.run = (
-            workdir.absolute() / "checkpoints", spec, base, run
-        )  # fmt: skip
+        self.path, self.spec, self.base, self.run = folder(workdir), spec, base, run
         last = ocp.checkpoint_managers.LatestN(keep)
         best = ocp.checkpoint_managers.BestN(
             get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
@@ -165,13 +175,16 @@ class Checkpoints:
         steps = self.steps()[::-1]
         torn: dict[int, Exception] = {}
         for step in steps:
+            failed: Exception | None = None
             try:
                 self._check(step)
                 found = read(step)
             except JaxdeepError:
                 raise
             except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
-                torn[step] = error
+                failed = error
+            if any(meshes.exchange([failed is not None])):  # all go on from the same
+                torn[step] = failed or CheckpointError("another process cannot read it")
                 continue
             for bad, error in torn.items():
                 self._set_aside(bad, error)
@@ -189,7 +202,9 @@ class Checkpoints:
         print(f"checkpoint {step} cannot be read ({said:.200}): moved to {place}", file=sys.stderr)
         if jax.process_index() == 0:
             place.mkdir(exist_ok=True)
-            shutil.rmtree(place / str(step), ignore_errors=True)
+            if not place.exists():  # in a bucket no folder is empty
+                (place / "README").write_text("Checkpoints that could not be read.\n")
+            (place / str(step)).rmtree(missing_ok=True)
             (self.path / str(step)).rename(place / str(step))
         multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self.manager.reload()
@@ -220,7 +235,7 @@ def _score(metrics: dict[str, float]) -> float:
 
 
 @contextlib.contextmanager
-def _disk(path: pathlib.Path) -> Iterator[None]:
+def _disk(path: epath.Path) -> Iterator[None]:
     """A full disk is said by Orbax in the words of an error of another kind."""
     try:
         yield
@@ -232,15 +247,15 @@ def _disk(path: pathlib.Path) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def exists(workdir: pathlib.Path) -> bool:
+def exists(workdir: str | os.PathLike) -> bool:
     """Whether a run has left a checkpoint in `workdir`."""
-    path = workdir.absolute() / "checkpoints"
+    path = folder(workdir)
     return path.is_dir() and bool(ocp.utils.checkpoint_steps(path))
 
 
-def about(workdir: pathlib.Path) -> dict[str, Any]:
+def about(workdir: str | os.PathLike) -> dict[str, Any]:
     """The description kept with the newest checkpoint of a run, without reading any array."""
-    path = workdir.absolute() / "checkpoints"
+    path = folder(workdir)
     if not path.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: is it the --workdir of a run?")
     with ocp.CheckpointManager(path) as manager:

@@ -135,7 +135,7 @@ class Step:
         own = own and self.spec.objective.kind != "binary_tv"
         if not (own or self.spec.objective.kl.coef):
             return [losses.NOTHING for _ in batches]
-        with meshes.use(self.mesh):
+        with meshes.use(self.mesh), meshes.turn(self.mesh):
             return [
                 self._before(state.trained, params, meshes.put(self.mesh, batch), own=own)
                 for batch in batches
@@ -157,7 +157,7 @@ class Step:
             raise ConfigError("a batch without a single token to learn from")
         if befores is None:
             befores = self.before(state, params, batches)
-        with meshes.use(self.mesh):
+        with meshes.use(self.mesh), meshes.turn(self.mesh):
             grads, totals = self._start(state.trained), None
             for batch, known in zip(batches, befores, strict=True):
                 grads, metrics, logp_BT = self._accumulate(
@@ -186,7 +186,7 @@ class Step:
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
-        with meshes.use(self.mesh):
+        with meshes.use(self.mesh), meshes.turn(self.mesh):
             return self._update(state=state, grads=grads)
 
 

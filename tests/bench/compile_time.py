@@ -29,12 +29,14 @@ def jaxdeep(L: int):
 
     from jaxdeep import mesh as meshes
     from jaxdeep.model import arch, lora
+    from jaxdeep.plan import lower
     from jaxdeep.train import optim, state
 
     cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
     spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
-    return [lambda: ahead.gradients(spec, mesh, B, T), lambda: ahead.update(spec, mesh)]
+    traced = (lower.gradients, spec, mesh, B, T), (lower.update, spec, mesh)
+    return [lambda make=make, args=args: make(*args).lower() for make, *args in traced]
 
 
 def tunix(L: int):

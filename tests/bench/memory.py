@@ -18,6 +18,7 @@ import jax
 
 from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, lora
+from jaxdeep.plan import lower
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
 
@@ -29,7 +30,7 @@ def small() -> None:
     before = None
     for C in (1, 2, 4, 8):
         mesh = meshes.make_mesh(meshes.MeshConfig(data=1, context=C), jax.devices()[:C])
-        program = ahead.gradients(ahead.LONG, mesh, 1, 1 << 15).compile()
+        program = lower.compiled(lower.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
         found = program.memory_analysis().temp_size_in_bytes
         part = f"{found / before:20.2f}" if before else ""
         print(f"{C:8}{found / 1e6:24.1f}{part}")
@@ -45,10 +46,10 @@ def pod() -> None:
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
     cfg = arch.Config(**ahead.QWEN3_8B, limit=T, remat="full")
     spec = states.Spec(cfg, lora.LoraConfig(rank, rank), optim.OptimConfig(lr=1e-4, steps=100))
-    found = ahead.gradients(spec, mesh, B, T).compile().memory_analysis()
+    found = lower.compiled(lower.gradients(spec, mesh, B, T), mesh).memory_analysis()
     moments = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(ahead.state(spec, mesh).opt)
+        for x in jax.tree.leaves(lower.state(spec, mesh).opt)
     )
     parts = {
         "arguments of the gradient": found.argument_size_in_bytes,

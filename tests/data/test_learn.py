@@ -221,6 +221,14 @@ def test_without_reasoning_the_trace_loses_its_think_blocks(chat):
         (CALL_1 + OUT_1 + "\n" + OUT_2 + ANSWER, [CALL_1, ANSWER + "<|im_end|>"]),
         (OUT_1 + "so", ["so<|im_end|>"]),
         (CALL_1 + "<tool_response>r</tool_response>x", [CALL_1, "x<|im_end|>"]),
+        # what the world says may hold the tags
+        (CALL_1 + "<tool_output>a </tool_output> b</tool_output>x", [CALL_1, "x<|im_end|>"]),
+        (CALL_1 + "<tool_output>a <tool_output>b</tool_output>x", [CALL_1, "x<|im_end|>"]),
+        (CALL_1 + f"<tool_output>{OUT_2} c</tool_output>x", [CALL_1, "x<|im_end|>"]),
+        (
+            f"{OUT_2}x<tool_response>a </tool_output> b</tool_response>y",
+            ["x", "y<|im_end|>"],
+        ),
         ("a <tool_outputs>b", ["<think>\n\n</think>\n\na <tool_outputs>b<|im_end|>"]),
     ],
 )

@@ -96,6 +96,29 @@ def test_a_search_shows_its_hits_in_order():
     assert show([]) == "No results."
 
 
+def test_a_cache_answers_whoever_asks_the_same_and_says_so():
+    asked = []
+
+    class Slow:
+        def search(self, query, k):
+            asked.append(query)
+            return ENGINE.search(query, k)
+
+    taskset = SearchTaskset(TASKS, Slow(), k=2, cache=2)
+
+    def search(query):
+        result = asyncio.run(taskset.env(TASK).search.call({"query": query}))
+        plain = asyncio.run(TASKSET.env(TASK).search.call({"query": query}))
+        assert result.text == plain.text and not plain.cached
+        return result.cached
+
+    assert [search(q) for q in ("red", "moon", "red", "zebra", "red", "moon")] == [
+        *(False, False, True, False, True),
+        False,  # the longest unasked of three
+    ]
+    assert asked == ["red", "moon", "zebra", "moon"]
+
+
 def test_gold_scores_the_maximum_for_every_task():
     for task in TASKS:
         gold = Trajectory(task, messages=TASKSET.gold(task), stop=Stop.FINISHED)

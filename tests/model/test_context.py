@@ -18,6 +18,7 @@ from bench import ahead
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, attention, context, lora, qwen3
+from jaxdeep.plan import lower
 from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch
@@ -136,7 +137,8 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
 @functools.cache
 def temporary(C):
     """Bytes beside the arguments on each device, for the gradient with 32,768 tokens over C."""
-    program = ahead.gradients(ahead.LONG, mesh_of(context=C), 1, 1 << 15).compile()
+    mesh = mesh_of(context=C)
+    program = lower.compiled(lower.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -166,7 +168,8 @@ def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
         for L in (4, 20):
             cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
             spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
-            program = ahead.gradients(spec, mesh_of(model=model), 1, 2048).compile()
+            mesh = mesh_of(model=model)
+            program = lower.compiled(lower.gradients(spec, mesh, 1, 2048), mesh)
             sizes.append(program.memory_analysis().temp_size_in_bytes)
         return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
 
@@ -176,9 +179,9 @@ def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
 AHEAD = """
 import dataclasses
 import tiny
-from bench import ahead
 from jax.experimental import topologies
 from jaxdeep import mesh as meshes
+from jaxdeep.plan import lower
 from jaxdeep.train import optim, state
 
 cfg = dataclasses.replace(tiny.CFG, D=256, F=512, H=128, dtype="bfloat16", remat="full", chunk=256)
@@ -186,7 +189,7 @@ spec = state.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 for axes in (dict(data=2, context=2, model=2), dict(data=8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    text = ahead.gradients(spec, mesh, 8, 8192).compile().as_text()
+    text = lower.compiled(lower.gradients(spec, mesh, 8, 8192), mesh).as_text()
     print("calls", text.count('custom_call_target="tpu_custom_call"'))
     for name in ("fwd", "dq", "dkv"):
         print("kernel", name, f"splash_mha_{name}" in text)

@@ -1,6 +1,5 @@
 """How a GRPO run learns: algorithms by name, which tasks it draws, what it does with a bad step."""
 
-import collections
 import dataclasses
 import json
 
@@ -11,20 +10,15 @@ from run import small
 
 from jaxdeep import config as configs
 from jaxdeep import log
-from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
-from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.data.chat import Chat
 from jaxdeep.data.pack import pack, to_row
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import facts
 from jaxdeep.errors import ConfigError, DataError, MismatchError
 from jaxdeep.rewards.advantages import Norm
-from jaxdeep.rewards.curriculum import Prefer, Walk
+from jaxdeep.rewards.curriculum import Prefer
 from jaxdeep.run import algorithms, cli, grpo, setup
 from jaxdeep.train import losses
 from jaxdeep.train.losses import Clip, Kl, Objective
-from jaxdeep.types import Message, Piece, Stop, Task, Trajectory
+from jaxdeep.types import Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
     max_turns=2, max_calls=1, turn_tokens=20, max_tokens=90, result_tokens=9, seconds=9.0
@@ -85,7 +79,7 @@ def test_an_unknown_algorithm_is_refused_with_all_names():
         built(algorithm="gpso")
     with pytest.raises(ConfigError, match=r"grpo\.norm\.mean is 'groups', none of 'group'"):
         built(norm=dict(mean="groups"))
-    for bad in (dict(passes=0), dict(tries=0), dict(length=-1)):
+    for bad in (dict(passes=0), dict(tries=0), dict(length=-1), dict(ahead=-1)):
         with pytest.raises(ConfigError, match=f"grpo.{next(iter(bad))}="):
             built(**bad)
 
@@ -94,98 +88,6 @@ def test_the_schedule_of_the_optimizer_follows_the_passes():
     optimizer = grpo.optim.OptimConfig(lr=1.0, steps=10, warmup=2)
     found = built(passes=3).updates(optimizer)
     assert (found.steps, found.warmup) == (30, 6) and built().updates(optimizer) == optimizer
-
-
-# Which tasks are drawn, with a scripted policy.
-
-
-class World(Env):
-    def __init__(self, task):
-        self.task = task
-
-    async def open(self):
-        return [Message("user", self.task.question)]
-
-
-class Tasks:
-    """Tasks of which some are always solved, some never, the others by every second rollout."""
-
-    def __init__(self, count):
-        self.rewards = {"right": (1.0, self.right)}
-        self.count = count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        return Task(str(index), f"task {index}", meta={"kind": index % 4})
-
-    def env(self, task):
-        return World(task)
-
-    def right(self, task, trajectory):
-        return {0: 0.0, 1: 1.0}.get(task.meta["kind"], float(trajectory.seed % 2))
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
-
-
-def steps(chat, settings, walk, numbers):
-    """The tasks and rewards of each step."""
-    out, rollout = [], setup.RolloutConfig(LIMITS, slots=8)
-    for n in numbers:
-        policy = ScriptedPolicy(chat, ["done"])
-        rules = settings.rules(LIMITS)
-        groups = grpo.explore(
-            Tasks(12), walk, policy, chat, settings, rules, rollout, n, log.Termination()
-        )
-        out.append([(g[0].task.id, [t.reward for t in g]) for g in groups])
-    return out
-
-
-def kinds(groups):
-    return [int(task) % 4 for task, _ in groups]
-
-
-def test_groups_of_equal_rewards_are_replaced_until_there_are_enough(chat):
-    settings = built(flat="resample", tries=9)
-    for groups in steps(chat, settings, Walk(12, 0), range(5)):
-        tasks = [task for task, _ in groups]
-        assert len(set(tasks)) == len(tasks)  # no task twice in a step
-        assert sum(kind > 1 for kind in kinds(groups)) == 4 and kinds(groups)[-1] > 1
-        assert all(rewards[0] != rewards[1] for task, rewards in groups if int(task) % 4 > 1)
-    plain = steps(chat, built(), Walk(12, 0), range(3))
-    assert [len(groups) for groups in plain] == [4, 4, 4]
-
-
-def test_drawing_ends_after_so_many_tries_and_when_no_task_is_left(chat):
-    (once,) = steps(chat, built(flat="resample", tries=1), Walk(12, 0), [0])
-    assert len(once) == 4
-    (all_of_them,) = steps(chat, built(flat="resample", tries=99, prompts=10), Walk(12, 0), [0])
-    assert sorted(int(task) for task, _ in all_of_them) == list(range(12))
-
-
-@pytest.mark.parametrize("flat", ["drop", "resample"])
-def test_drawing_is_the_same_again_and_goes_on_where_it_was_saved(chat, flat):
-    settings = built(flat=flat, curriculum=dict(low=0.2, high=0.8, rest=0.3))
-    whole = Walk(12, 3, settings.curriculum)
-    first = steps(chat, settings, whole, range(6))
-    saved = json.loads(json.dumps(whole.position()))
-    rest = steps(chat, settings, whole, range(6, 10))
-    assert steps(chat, settings, Walk(12, 3, settings.curriculum), range(10)) == first + rest
-    again = Walk(12, 3, settings.curriculum)
-    again.restore(saved)
-    assert steps(chat, settings, again, range(6, 10)) == rest
-
-
-def test_a_curriculum_prefers_what_is_solved_sometimes(chat):
-    settings = built(curriculum=dict(low=0.2, high=0.8, rest=0.1))
-    walk = Walk(12, 0, settings.curriculum)
-    seen = collections.Counter(k for g in steps(chat, settings, walk, range(60)) for k in kinds(g))
-    assert seen[2] + seen[3] > 5 * (seen[0] + seen[1])
-    assert {walk.rates[i] for i in range(0, 12, 4)} == {0.0} and walk.rates[2] == 0.5
 
 
 # What a step does.

@@ -1,23 +1,18 @@
 """Two processes as two hosts: each talks with an engine and a tool of its own, and both train one adapter."""
 
 import dataclasses
-import os
-import socket
-import subprocess
-import sys
 from typing import Annotated
 
 import numpy as np
 import pytest
 from run import small
+from run.several import finish, start, told
 
 from jaxdeep import log
-from jaxdeep import mesh as meshes
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
 from jaxdeep.envs import corpus, facts
-from jaxdeep.errors import ConfigError
 from jaxdeep.run import setup
 from jaxdeep.types import Message
 
@@ -31,13 +26,13 @@ from jaxdeep.sample.engine import Engine
 
 given, count = Engine.set_adapter, 0
 
-def kept(engine, adapter, *rest):
+def kept(engine, adapter, *rest, **more):
     global count
     flat = {f"{name}-{key}": x for name, pair in adapter.items() for key, x in pair.items()}
     assert all(x.is_fully_addressable for x in flat.values())
     np.savez(f"{sys.argv[1]}-{jax.process_index()}-{count}.npz", **flat)
     count += 1
-    given(engine, adapter, *rest)
+    given(engine, adapter, *rest, **more)
 
 Engine.set_adapter = kept
 sys.exit(cli.main(sys.argv[2:]))
@@ -75,11 +70,12 @@ HANDED = """
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxdeep import hosts
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.types import Batch
 
-meshes.join()
+hosts.connect()
 me = jax.process_index()
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
 meshes.PARCEL = 1000
@@ -118,37 +114,8 @@ except ConfigError as error:
 """
 
 
-def start(program, *args, several=(), devices=1):
-    env = small.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-    env |= dict(zip(meshes.JOIN, several, strict=False))
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *args],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def two():
-    """What tells two processes of each other."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        address = f"localhost:{found.getsockname()[1]}"
-    return [(address, "2", index) for index in "01"]
-
-
-def finish(runs):
-    """What each printed."""
-    said = [run.communicate(timeout=200) for run in runs]
-    for run, (_, error) in zip(runs, said, strict=True):
-        assert run.returncode == 0, error
-    return [out for out, _ in said]
-
-
 def test_what_processes_hand_to_each_other_is_whole():
-    for said in finish([start(HANDED, several=several, devices=2) for several in two()]):
+    for said in finish([start(HANDED, several=several, devices=2) for several in told(2)]):
         assert "are no block of the mesh" in said
 
 
@@ -168,7 +135,7 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
     same += [f"--config.{key}={value}" for key, value in changes.items()]
     runs = [
         start(SPY, str(tmp_path / name), *same, f"--workdir={tmp_path / name}", several=several)
-        for name, several in (*zip(("two", "two"), two(), strict=True), ("one", ()))
+        for name, several in (*zip(("two", "two"), told(2), strict=True), ("one", ()))
     ]
     finish(runs)
     folders = [tmp_path / name for name in ("one", "two", "two/process-1")]
@@ -176,7 +143,10 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
         one, both = (record.read(folder / f"rollouts/{step:06d}.jsonl") for folder in folders[:2])
         assert [t.tokens for t in both] == [t.tokens for t in one]
         assert sum(t.metrics["calls"] for t in both) > 4
-    sampled = [log.read(folder / "metrics.jsonl")[-1]["engine/sampled"] for folder in folders]
+    sampled = [
+        sum(row["engine/sampled"] for row in log.read(folder / "metrics.jsonl"))
+        for folder in folders
+    ]
     # each engine did its part
     assert sampled[0] == sum(sampled[1:]) and min(sampled) > sampled[0] / 4
     before = None
@@ -200,9 +170,3 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
         for folder in folders
     )
     assert both[0] == both[1] == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in one]
-
-
-def test_half_of_what_tells_processes_of_each_other_is_refused(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    with pytest.raises(ConfigError, match="JAX_COORDINATOR_ADDRESS='', JAX_NUM_PROCESSES='2'"):
-        meshes.join()

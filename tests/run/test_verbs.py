@@ -125,21 +125,34 @@ def test_twenty_kills_at_random_moments_change_nothing(verb, tmp_path):
     ended_alike(parts, tmp_path / "whole")
 
 
-def test_grpo_interrupted_goes_on_without_gap_or_repeat(tmp_path):
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_grpo_interrupted_goes_on_without_gap_or_repeat(ahead, tmp_path):
     config, workdir = small.config(tmp_path, "grpo", steps=12), tmp_path / "run"
-    process = small.start("grpo", f"--config={config}", f"--workdir={workdir}")
+    same = [f"--config={config}", f"--workdir={workdir}", f"--config.grpo.ahead={ahead}"]
+    same += [f"--config.env.taskset={OWN}"] if ahead else []
+    process = small.start("grpo", *same)
     wait_for(workdir, 3, process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and "the same command continues" in said
     assert "Traceback" not in said
-    done = small.run("grpo", f"--config={config}", f"--workdir={workdir}")
+    done = small.run("grpo", *same)
     assert done.returncode == 0, done.stderr
     assert steps(workdir) == list(range(1, 13))
+    tasks = []
     for step in range(1, 13):
         seen = record.read(workdir / "rollouts" / f"{step:06d}.jsonl")
         assert len(seen) == 16 and all(t.sampled for t in seen)
-    again = small.run("grpo", f"--config={config}", f"--workdir={workdir}")  # nothing is left to do
+        tasks += [t.task.id for t in seen[::4]]
+    walks = [tasks[i : i + 16] for i in range(0, 48, 16)]  # each takes every task once
+    assert all(len(set(walk)) == 16 for walk in walks) and walks[0] != walks[1]
+    if ahead:
+        rows = log.read(workdir / "metrics.jsonl")
+        assert rows[0]["train/max_staleness"] == 0
+        assert max(row["train/max_staleness"] for row in rows) == 1
+        assert all(row.get("train/fresh_logp_diff", 0.0) <= 1e-4 for row in rows)
+        assert max(row["train/max_logp_diff"] for row in rows) > 1e-4  # of the others
+    again = small.run("grpo", *same)  # nothing is left to do
     assert again.returncode == 0 and steps(workdir) == list(range(1, 13))
 
 
@@ -178,6 +191,16 @@ WRONG = {
         "grpo",
         ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
         "kl coef=0.04",
+    ),
+    "ahead of weights that are trained": (
+        "grpo",
+        ["--config.grpo.ahead=1", "--config.lora.rank=0"],
+        "grpo.ahead=1 needs an adapter",
+    ),
+    "a workdir in a bucket": (
+        "grpo",
+        ["--workdir=gs://b/run"],
+        "--config.train.checkpoints=gs://b/run",
     ),
     "bounds out of order": (
         "grpo",

@@ -4,13 +4,14 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from jaxdeep.errors import CheckpointError
+from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import lora
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
@@ -33,6 +34,12 @@ def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
     other = states.Spec(tiny.CFG, lora.LoraConfig(8, 8.0, ("wq", "wv")), OPTIM)
     with pytest.raises(CheckpointError, match=r"rank=4 there, 8 here.*targets=.*wo"):
         checkpoint.Checkpoints(tmp_path, other).restore(fresh(other))
+
+
+def test_a_bucket_that_cannot_be_reached_is_named_with_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=r"gs://bucket/run cannot be reached.*gcsfs"):
+        checkpoint.Checkpoints("gs://bucket/run", SFT)
 
 
 def test_only_the_last_checkpoints_are_kept_and_a_torn_one_is_not_taken(tmp_path):

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from bench import ahead
 
 from jaxdeep import mesh as meshes
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora
+from jaxdeep.plan import lower
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Row
@@ -89,14 +89,23 @@ def same(a, b, tolerance=1e-5):
 
 @pytest.mark.parametrize("spec", [SFT, GRPO, GSPO, FULL], ids=["sft", "grpo", "gspo", "full"])
 def test_packed_equals_one_row_each_and_microbatches_equal_one_batch(spec):
-    every = rows()
-    padded = pack_bins([[row] for row in every], 16, 32)
-    packed = pack(every, B=16, T=48)
-    small = pack(every, B=2, T=32)
-    assert len(packed) == 1 and len(small) > 3
-    want = gradients(spec, [padded])
-    same(want, gradients(spec, packed))
-    same(want, gradients(spec, small))
+    run, plain = ready(spec), rows()
+    counts = np.random.default_rng(1).choice(np.float32([0.25, 0.5, 1.0, 3.0]), (len(plain), 30))
+    weighed = [
+        row._replace(learn=row.learn * part, advantage=row.advantage * part)
+        for row, weights in zip(plain, counts, strict=True)
+        for part in [weights[: len(row.learn)]]
+    ]
+    found = []
+    for every in (plain, weighed):
+        padded = pack_bins([[row] for row in every], 16, 32)
+        packed = pack(every, B=16, T=48)
+        small = pack(every, B=2, T=32)
+        assert len(packed) == 1 and len(small) > 3
+        found.append(run([padded]))
+        same(found[-1], run(packed))
+        same(found[-1], run(small))
+    assert found[0][1]["loss"] != pytest.approx(found[1][1]["loss"], rel=0.01)
 
 
 def test_padding_and_other_segments_change_nothing():
@@ -179,9 +188,10 @@ def gradient_memory(adapter, L):
     """What the gradient program of a model with wide layers and few tokens takes; the base's bytes."""
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
-    memory = ahead.gradients(spec, tiny.one_device(), 1, 4).compile().memory_analysis()
+    mesh = tiny.one_device()
+    memory = lower.compiled(lower.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
-    assert memory.alias_size_in_bytes == size(ahead.state(spec, tiny.one_device()).trained)
+    assert memory.alias_size_in_bytes == size(lower.state(spec, tiny.one_device()).trained)
     return memory, 4 * arch.count(cfg)
 
 
@@ -203,8 +213,8 @@ def test_the_base_has_no_gradient_in_memory():
 
 
 def test_an_update_is_written_over_the_old_state():
-    program = ahead.update(SFT, tiny.one_device()).compile()
-    state = ahead.state(SFT, tiny.one_device())
+    program = lower.compiled(lower.update(SFT, tiny.one_device()), tiny.one_device())
+    state = lower.state(SFT, tiny.one_device())
     assert program.memory_analysis().alias_size_in_bytes == size(state)
 
 

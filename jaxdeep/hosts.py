@@ -1,0 +1,249 @@
+"""Several processes, one a host, as one run: how they find each other, and what one's end is to the others.
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   said so, whatever else is there
+    Slurm            the step that srun started
+    TPUs             the variables of GKE (slices, too), or the metadata of a TPU VM
+    Kubernetes       an Indexed Job or a JobSet: with the package `kubernetes`, or an address and a number in
+                     its manifest, to which Kubernetes adds JOB_COMPLETION_INDEX
+
+What is not said is asked of the cluster; JAX_NUM_PROCESSES=1 is a run of its own anywhere.
+
+Collectives wait for ever for a process that was killed. So each process counts up under a key of jax's
+coordination service, and the first one watches the counts. Time is measured in the watcher's own ticks:
+when all were stopped together, as machines are, nobody is missed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax._src import clusters, distributed
+from jax.experimental import multihost_utils
+
+from jaxdeep.errors import ConfigError, JaxdeepError
+
+ADDRESS, COUNT, INDEX = SAID = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+POD = "JOB_COMPLETION_INDEX"
+CLUSTERS = (
+    clusters.SlurmCluster,
+    clusters.GkeTpuCluster,
+    clusters.GceTpuCluster,
+    clusters.K8sCluster,
+)
+COME = 300  # seconds for all to come together
+TICK = 3.0  # seconds between two counts
+MISSED = 15  # ticks without a count after which a process is gone
+ALIVE, LEFT = "jaxdeep/alive/", "jaxdeep/left/"
+AGAIN = "The same command in all processes continues from the last checkpoint"
+
+
+class Place(NamedTuple):
+    """Where process 0 is (host:port), how many processes there are, and which one this is. `devices` of
+    this host's are its own where it shares the host with others; None: all."""
+
+    address: str
+    count: int
+    index: int
+    devices: list[int] | None = None
+
+
+def place() -> Place | None:
+    """What the environment says about this process; None where it is on its own. ConfigError where only
+    half of it is said."""
+    said = [os.environ.get(name, "") for name in SAID]
+    if said[1] == "1":
+        return None
+    if all(said):
+        return _read(*said)
+    found = next((kind for kind in CLUSTERS if _is_in(kind)), None)
+    if found is not None and (count := found.get_process_count()) > 1:
+        address = said[0] or found.get_coordinator_address(
+            timeout_secs=COME, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
+        )
+        index = said[2] or str(found.get_process_id())
+        return _read(address, said[1] or str(count), index)._replace(devices=_devices(found))
+    if found is None and POD in os.environ:
+        if not (said[0] and said[1]):
+            raise ConfigError(
+                f"this pod is number {os.environ[POD]} of a Job and cannot know the others: set {ADDRESS} "
+                f"and {COUNT} in the manifest, or install the package kubernetes; {COUNT}=1 where each pod "
+                "is a run of its own"
+            )
+        return _read(said[0], said[1], said[2] or os.environ[POD])
+    return _read(*said) if any(said) else None
+
+
+def connect() -> None:
+    """Bring the processes of a run together where the environment speaks of several. To be called before
+    any device is used; where they do not all come, SystemExit."""
+    if jax.distributed.is_initialized() or (here := place()) is None:
+        return
+    # SIGTERM is seen between two steps: no second handler, which keeps it from ending a start
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            here.address,
+            here.count,
+            here.index,
+            here.devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=COME,
+            heartbeat_timeout_seconds=600,  # by a clock that goes on when all are stopped; see Watch
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise SystemExit(
+            f"error: process {here.index} of {here.count}: not all came to {here.address} within {COME} s. "
+            f"Do all run this command, and can they reach that port? ({str(error).splitlines()[0]:.200})"
+        ) from error
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The processes of a run, connected: they end together. One that fails tells the others why; one that
+    is gone is missed. They leave then with a line on stderr, and the status of the one that failed."""
+    connect()
+    if jax.process_count() == 1:
+        yield
+        return
+    watch = Watch(distributed.global_state.client)
+    try:
+        yield
+        multihost_utils.sync_global_devices("the end")  # one may have more to write than others
+    except BaseException as error:
+        if not isinstance(error, (JaxdeepError, KeyboardInterrupt)):
+            watch.find_missing()  # a collective breaks where its other end does, by errors of many kinds
+        kinds = ((JaxdeepError, 2), (KeyboardInterrupt, 130), (BaseException, 1))
+        status = next(status for kind, status in kinds if isinstance(error, kind))
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        watch.tell(status, f"failed ({why})")
+        # jax's own end would wait for the others; the message of this error comes before it
+        atexit.register(watch.go, status)
+        raise
+    finally:
+        watch.stopped.set()
+
+
+class Watch:
+    """Counts up for this process, and ends it when another one is gone."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.stopped, self.ticks = client, threading.Event(), 0
+        self.leaving = threading.Lock()
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self.seen: dict[str, tuple[str, int]] = {}  # the count of each, and my tick when it was new
+        self._count()
+        multihost_utils.sync_global_devices("all count")
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def tell(self, status: int, why: str, index: int | None = None) -> None:
+        """Let the others know that this process ends, or the one with `index` did."""
+        index = self.index if index is None else index
+        said = json.dumps([status, f"process {index} of {self.count} {why}"])
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self.client.key_value_set(f"{LEFT}{index}", said, True)
+
+    def go(self, status: int) -> None:
+        """End this process; the first one when the others have, for they would miss its service."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self.client.key_value_delete(f"{ALIVE}{self.index}")
+            waiting = threading.Event()
+            for _ in range(3 if self.index == 0 else 0):
+                gone = {key.removeprefix(LEFT) for key, _ in self.client.key_value_dir_get(LEFT)}
+                if not self._counts().keys() - gone:
+                    break
+                waiting.wait(TICK)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def find_missing(self) -> None:
+        """Return when every other process was heard of anew; end this one where one is not."""
+        before, waiting = self._counts(), threading.Event()
+        for _ in range(MISSED):
+            waiting.wait(TICK)
+            now = self._counts()
+            silent = [i for i in before if now.get(i) == before[i] and i != str(self.index)]
+            if not silent:
+                return
+        self._miss(int(silent[0]))
+
+    def _run(self) -> None:
+        while not self.stopped.wait(TICK):
+            self.ticks += 1
+            try:
+                self._count()
+                left = self.client.key_value_dir_get(LEFT)
+                missing = self._silent() if self.index == 0 else None
+            except jax.errors.JaxRuntimeError:
+                continue  # the service is gone, and jax ends this process
+            if left and not self.stopped.is_set():
+                status, why = json.loads(left[0][1])
+                self._leave(status, why)
+            if missing is not None:
+                self._miss(missing)
+
+    def _count(self) -> None:
+        self.client.key_value_set(f"{ALIVE}{self.index}", str(self.ticks), True)
+
+    def _counts(self) -> dict[str, str]:
+        found = self.client.key_value_dir_get(ALIVE)
+        return {key.removeprefix(ALIVE): count for key, count in found}
+
+    def _silent(self) -> int | None:
+        """A process that has not counted for too long."""
+        for index, count in self._counts().items():
+            if self.seen.get(index, ("",))[0] != count:
+                self.seen[index] = (count, self.ticks)
+            elif self.ticks - self.seen[index][1] >= MISSED:
+                return int(index)
+        return None
+
+    def _miss(self, index: int) -> None:
+        why = f"is gone, or hangs: nothing was heard of it for {MISSED * TICK:.0f} s"
+        self.tell(1, why, index)
+        self._leave(1, f"process {index} of {self.count} {why}")
+
+    def _leave(self, status: int, why: str) -> None:
+        with self.leaving:  # never given back: both threads may know
+            print(f"error: {why}. {AGAIN}", file=sys.stderr, flush=True)
+            self.go(status)
+
+
+def _is_in(kind: type[clusters.ClusterEnv]) -> bool:
+    # jax warns in every pod that lacks the package, also where there is nothing to ask
+    told = os.environ.get(ADDRESS) and os.environ.get(COUNT)
+    if kind is clusters.K8sCluster and (told or POD not in os.environ):
+        return False
+    return kind.is_env_present()
+
+
+def _read(address: str, count: str, index: str) -> Place:
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and count.isdigit() and index.isdigit() and int(index) < int(count):
+        return Place(address, int(count), int(index))
+    said = ", ".join(
+        f"{name}={value!r}" for name, value in zip(SAID, (address, count, index), strict=True)
+    )
+    raise ConfigError(
+        f"several processes need the address host:port of the first, their number and their own: {said}"
+    )
+
+
+def _devices(kind: type[clusters.ClusterEnv]) -> list[int] | None:
+    """jax gives a process of Slurm one device; the only one on its node has all."""
+    if kind is not clusters.SlurmCluster or os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    layout = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")
+    return None if set(layout) == {"1"} else [kind.get_local_process_id()]

@@ -1,0 +1,271 @@
+"""A plan for people and programs: text, JSON, one HTML page that stands alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from jaxdeep.plan import chips
+from jaxdeep.plan.estimate import KERNELS, Plan
+
+BASIS = (
+    "At least: the roofline of the chip's published peak, memory and links. Estimated: the compiler's own "
+    f"cycles, attention kernels at {100 * KERNELS:.0f} % of the peak, and exchange that nothing hides. "
+    "Neither has been compared with a run of this package on a TPU."
+)
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON; bytes, seconds and FLOPs of one device unless named otherwise."""
+    kept = {k: v for k, v in dataclasses.asdict(plan).items() if k not in ("work", "programs")}
+    batch = dict(rows=plan.work.rows, length=plan.work.length, microbatches=plan.work.microbatches)
+    programs = {
+        name: dataclasses.asdict(program) | {"binding": program.binding}
+        for name, program in plan.programs.items()
+    }
+    return {
+        "name": plan.work.name,
+        "fits": plan.fits,
+        "used": plan.used,
+        "advice": advice(plan),
+        "batch": batch | {"rollouts": plan.work.rollouts},
+        **kept,
+        "programs": programs,
+    }
+
+
+def advice(plan: Plan) -> list[str]:
+    """What would make it fit, largest part first; nothing where it does."""
+    if plan.fits:
+        return []
+    memory, axes, out = plan.memory, plan.mesh, []
+    large = max((p for p in plan.programs.values()), key=lambda p: p.temporary)
+    rows = plan.work.rows // (axes["replica"] * axes["data"])
+    temporary = f"{gb(large.temporary)} GB are temporary, in {large.name}"
+    if large.name in ("gradients", "before") and large.temporary > plan.limit / 4:
+        if plan.work.spec.model.remat != "full":
+            out.append(f"{temporary}: model.remat=full keeps less for the backward pass")
+        elif rows > 1:
+            out.append(f"{temporary}: batch.rows={plan.work.rows // 2} would about halve them")
+        else:
+            out.append(
+                f"{temporary}: mesh.context={2 * axes['context']} or mesh.model={2 * axes['model']} "
+                "would about halve them, with batch.rows to match"
+            )
+    asked = memory.get("keys and values", 0.0)
+    possible = plan.engine.get("gb_possible", 0.0)
+    if asked and possible > 1 and asked > plan.engine["bytes_left"]:
+        out.append(
+            f"the pages of {plan.engine['rows_asked']} rows are more than is left: "
+            f"rollout.cache_gb={int(possible)} holds {plan.engine['rows_possible']} whole rows at once, and "
+            "the others wait"
+        )
+    again = memory.get("base once more, for the engine", 0.0)
+    if again + memory["base"] > plan.limit / 3 and not plan.work.spec.model.quant:
+        out.append(
+            f"{gb(again + memory['base'])} GB are the base: model.quant=int8 takes about half"
+        )
+    bigger = plan.devices * max(2, -(-int(plan.used) // int(plan.limit)))
+    out.append(f"more chips ({bigger} of them), or chips with more memory: compare with --sweep")
+    return out
+
+
+def gb(size: float) -> str:
+    """Bytes in GB, as chips are sold."""
+    return f"{size / 1e9:,.2f}"
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, in a sentence."""
+    shape = " ".join(f"{name}={n}" for name, n in plan.mesh.items() if n > 1) or "one device"
+    where = f"{plan.work.name} on {plan.topology} ({plan.devices} devices, {shape})"
+    large = [p for p in plan.programs.values() if not p.fits]
+    if large:
+        worst = max(large, key=lambda p: p.temporary)
+        over = plan.used - plan.limit
+        return (
+            f"{where} does not fit: {worst.name} alone needs {gb(worst.temporary)} GB beside its "
+            f"arguments; with them {gb(over)} GB more than the {gb(plan.limit)} GB of a chip"
+        )
+    if not plan.fits:
+        return f"{where} does not fit: {gb(plan.used - plan.limit)} GB more than the {gb(plan.limit)} GB"
+    return f"{where} fits: {gb(plan.used)} of {gb(plan.limit)} GB a chip"
+
+
+def tables(plan: Plan) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Heads and lines of each table."""
+    memory = [[name, gb(size)] for name, size in plan.memory.items() if size]
+    memory.append(["together", gb(plan.used)])
+    memory.append(["of", gb(plan.limit)])
+    programs = [
+        [
+            name,
+            f"{p.flops / 1e12:,.2f}",
+            *(f"{p.seconds.get(kind, 0):.3g}" for kind in ("compute", "memory", "interconnect")),
+            p.binding,
+            f"{p.estimated:.3g}",
+            f"{p.compile_seconds:.0f}",
+        ]
+        for name, p in plan.programs.items()
+        if p.fits
+    ]
+    exchange = [
+        [
+            name,
+            c["kind"],
+            f"{c['devices']}",
+            f"{c['trips']:,}",
+            gb(c["bytes"]),
+            f"{c['seconds']:.3g}",
+        ]
+        for name, p in plan.programs.items()
+        for c in p.collectives
+    ]
+    return {
+        "memory of a chip, GB": (["", "GB"], memory),
+        "programs, a chip": (
+            [
+                "",
+                "TFLOP",
+                "compute s",
+                "memory s",
+                "links s",
+                "bound by",
+                "estimated s",
+                "compiled in s",
+            ],
+            programs,
+        ),
+        "exchange between chips": (["", "kind", "devices", "times", "GB sent", "s"], exchange),
+    }
+
+
+def lines(plan: Plan) -> list[str]:
+    """What the plan says in sentences."""
+    out = []
+    if step := plan.step:
+        out.append(
+            f"a step of {step['tokens']:,} tokens: {step['bound_seconds']:.3g} s at least, "
+            f"{step['estimated_seconds']:.3g} s estimated; tokens a second and chip: "
+            f"{step['most_tokens_per_second_and_device']:,.0f} at most, "
+            f"{step['tokens_per_second_and_device']:,.0f} estimated; MFU {100 * step['most_mfu']:.1f} % at "
+            f"most, {100 * step['mfu']:.1f} % estimated"
+        )
+    if engine := plan.engine:
+        out.append(
+            f"{engine['engines']} engine(s) of {engine['devices']} chips: {gb(engine['bytes_left'])} GB a "
+            f"chip are left for keys and values, {engine['pages_left']:,} pages over all, "
+            f"{engine['rows_possible']:,} rows of {plan.work.engine.length:,} tokens in flight; asked for: "
+            f"{engine['rows_asked']:,}"
+        )
+        if "tokens_per_second_and_device" in engine:
+            out.append(
+                f"sampled tokens a second and chip, all rows half full: "
+                f"{engine['most_tokens_per_second_and_device']:,.0f} at most, "
+                f"{engine['tokens_per_second_and_device']:,.0f} estimated"
+            )
+    return out + [f"to make it fit: {line}" for line in advice(plan)]
+
+
+def text(plan: Plan) -> str:
+    """For the terminal."""
+    parts = [verdict(plan), "", *lines(plan)]
+    for title, (head, rows) in tables(plan).items():
+        if rows:
+            parts += ["", title, *grid(head, rows)]
+    return "\n".join(parts)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    right = [all(_number(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            f"{cell:>{width}}" if to_right else f"{cell:<{width}}"
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
+        )
+        return "  " + "  ".join(padded).rstrip()
+
+    return [line(head), *map(line, rows)]
+
+
+def _number(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] == "-"
+
+
+def compared(
+    plans: Sequence[Plan], refused: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
+    """A sweep as a table, the cheapest that fits first; `refused` are meshes with what is wrong."""
+    head = [
+        "topology",
+        "mesh",
+        "GB a chip",
+        "fits",
+        "s a step",
+        "tokens/s/chip",
+        "rows",
+        "$ a M tokens",
+    ]
+    rows = []
+    for plan in sorted(plans, key=cost):
+        shape = " ".join(f"{name}={n}" for name, n in plan.mesh.items() if n > 1) or "1"
+        step = plan.step
+        rows.append(
+            [
+                plan.topology,
+                shape,
+                f"{gb(plan.used)} of {gb(plan.limit)}",
+                "yes" if plan.fits else "no",
+                f"{step['estimated_seconds']:.3g}" if step else "-",
+                f"{step['tokens_per_second_and_device']:,.0f}" if step else "-",
+                f"{plan.engine['rows_possible']:,}" if plan.engine else "-",
+                f"{cost(plan):.3f}" if plan.fits and step and chips.price(plan.topology) else "-",
+            ]
+        )
+    rows += [
+        [*name.split(" ", 1), "-", "no: " + why.partition(":")[0], "-", "-", "-", "-"]
+        for name, why in refused.items()
+    ]
+    return head, rows
+
+
+def cost(plan: Plan) -> float:
+    """Dollars a million tokens trained, at list price; infinite where it does not fit. Where no price is
+    known, after all that have one, by chips and time."""
+    if not plan.fits or not plan.step:
+        return float("inf")
+    hours = 1e6 / plan.step["tokens_per_second_and_device"] / 3600
+    return hours * (chips.price(plan.topology) or 1e6)
+
+
+def page(plans: Sequence[Plan]) -> str:
+    """The same as one HTML page: no script, no request to anywhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = [
+        dict(
+            verdict=verdict(plan),
+            fits=plan.fits,
+            lines=lines(plan),
+            tables={name: t for name, t in tables(plan).items() if t[1]},
+            bars=[
+                (name, size, 100 * size / max(plan.used, plan.limit))
+                for name, size in plan.memory.items()
+                if size
+            ],
+        )
+        for plan in plans
+    ]
+    return environment.get_template("page.html.jinja").render(plans=shown, basis=BASIS, gb=gb)

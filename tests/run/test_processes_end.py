@@ -1,0 +1,236 @@
+"""Several processes where one is killed, told to stop, fails or hangs, and what four train. Takes minutes."""
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import time
+from typing import Annotated
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from run import small
+from run.several import finish, verb, wait
+
+from jaxdeep import log
+from jaxdeep.agent import record
+from jaxdeep.agent.base import Env
+from jaxdeep.agent.tool import tool
+from jaxdeep.types import Message
+
+pytestmark = pytest.mark.slow
+LUCK = f"--config.env.taskset={small.__file__}:lucky"
+
+
+def place(workdir, index):
+    return workdir / f"process-{index}" if index else workdir
+
+
+def rows(workdir, index=0):
+    path = place(workdir, index) / "metrics.jsonl"
+    return log.read(path) if path.exists() else []
+
+
+def steps(workdir, index=0):
+    return [row["step"] for row in rows(workdir, index)]
+
+
+def kill(workdir, index, how):
+    """A signal to the process that holds the folder."""
+    os.kill(int((place(workdir, index) / ".lock").read_text()), how)
+
+
+@contextlib.contextmanager
+def running(runs):
+    """Processes of which none is left behind."""
+    try:
+        yield runs
+    finally:
+        for run in runs:
+            run.kill()
+
+
+def adapter(workdir, step):
+    """What a checkpoint trained, by name."""
+    path = workdir / f"checkpoints/{step}/trained"
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(path).item_metadata.tree
+        tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+        found = reader.restore(path, tree)
+    return {jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree.leaves_with_path(found)}
+
+
+@pytest.mark.parametrize(("what", "count"), [("sft", 2), ("sft", 4), ("grpo", 4)])
+def test_several_train_the_adapter_that_one_does(tmp_path, what, count):
+    config = small.config(tmp_path, what, steps=4)
+    same = [what, f"--config={config}", *([LUCK, "--config.rollout.exact=True"] * (what == "grpo"))]
+    for n in (1, count):
+        finish(verb(n, *same, f"--workdir={tmp_path / str(n)}"))
+    one, many = (adapter(tmp_path / str(n), 4) for n in (1, count))
+    assert one.keys() == many.keys()
+    for name, x in one.items():
+        # sums are in another order: 1 % of what a step moves
+        np.testing.assert_allclose(many[name], x, atol=1e-5, err_msg=name)
+        assert np.abs(x).max() > 5e-4
+    for index in range(count):
+        assert steps(tmp_path / str(count), index) == [1, 2, 3, 4]
+    if what == "grpo":
+        both = (record.read(tmp_path / f"{n}/rollouts/000001.jsonl") for n in (1, count))
+        tokens, others = ([t.tokens for t in found] for found in both)
+        assert tokens == others
+
+
+@pytest.mark.parametrize(
+    ("what", "count", "victim"), [("grpo", 2, 1), ("sft", 4, 2), ("sft", 2, 0)]
+)
+def test_one_is_killed_the_others_end_and_the_same_command_goes_on(tmp_path, what, count, victim):
+    workdir = tmp_path / "run"
+    config = small.config(tmp_path, what, steps=400)
+    same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
+    with running(verb(count, *same)) as runs:
+        wait(lambda: len(rows(workdir)) >= 5, 120)
+        kill(workdir, victim, signal.SIGKILL)
+        others = [run for index, run in enumerate(runs) if index != victim]
+        wait(lambda: all(run.poll() is not None for run in others), 60)
+        said = [run.communicate()[1] for run in others]
+    assert all(run.returncode for run in others)
+    if victim:
+        assert all(run.returncode == 1 for run in others)
+        for text in said:
+            assert f"error: process {victim} of {count} is gone, or hangs" in text
+            assert "The same command in all processes continues" in text
+    else:  # jax ends those whose coordinator is gone
+        assert all("another task died" in text for text in said)
+    before = steps(workdir)
+    kept = max(
+        int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
+    )
+    assert before[-1] - kept <= 4
+    finish(verb(count, *same, f"--config.train.steps={kept + 3}"))
+    for index in range(count):
+        assert steps(workdir, index) == list(range(1, kept + 4))
+
+
+@pytest.mark.parametrize("what", ["sft", "grpo"])
+def test_one_is_told_to_stop_and_all_save(tmp_path, what):
+    workdir = tmp_path / "run"
+    config = small.config(tmp_path, what, steps=400)
+    same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
+    with running(verb(2, *same)) as runs:
+        wait(lambda: len(rows(workdir)) >= 3, 120)
+        kill(workdir, 1, signal.SIGTERM)
+        said = finish(runs)
+    done = steps(workdir)[-1]
+    assert all(f"terminated after step {done}, which is saved" in text for text in said)
+    assert (workdir / f"checkpoints/{done}").is_dir() and steps(workdir, 1) == steps(workdir)
+    finish(verb(2, *same, f"--config.train.steps={done + 2}"))
+    assert steps(workdir) == steps(workdir, 1) == list(range(1, done + 3))
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_both(tmp_path):
+    workdir = tmp_path / "run"
+    config = small.config(tmp_path, "sft", steps=4)
+    same = ["sft", f"--config={config}", f"--workdir={workdir}"]
+    finish(verb(2, *same))
+    for path in (workdir / "checkpoints/4/trained").rglob("*"):
+        if path.is_file() and not path.name.startswith("_"):
+            path.write_bytes(b"spoiled")
+    with running(verb(2, *same, "--config.train.steps=6")) as runs:
+        said = [run.communicate(timeout=200)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert all("checkpoint 4 cannot be read" in text for text in said)
+    assert (workdir / "checkpoints-torn/4").is_dir() and (workdir / "checkpoints/6").is_dir()
+    assert steps(workdir) == steps(workdir, 1) == [1, 2, 3, 4, 5, 6]
+
+
+def collapsing(env):
+    """As `small.collapsing`, for each of two processes."""
+    taskset, seen = small.lucky(env), itertools.count(1)
+
+    def luck(task, trajectory):
+        return 0.0 if 49 <= next(seen) <= 72 else 1.0 + trajectory.seed % 5
+
+    taskset.rewards = {"luck": (1.0, luck)}
+    return taskset
+
+
+def test_the_guard_sets_both_back(tmp_path):
+    workdir = tmp_path / "run"
+    config = small.config(tmp_path, "grpo", steps=12)
+    changes = ("action=rollback", "window=2", "patience=1", "entropy_rise=0", "flat=0", "length=0")
+    finish(
+        verb(
+            *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
+            f"--config.env.taskset={__file__}:collapsing",
+            *(f"--config.guard.{change}" for change in changes),
+        )
+    )
+    backs = [json.loads((place(workdir, i) / "guard.json").read_text()) for i in (0, 1)]
+    assert backs[0] == backs[1] and len(backs[0]) == 1
+    assert 7 <= backs[0][0]["step"] <= 9 and backs[0][0]["to"] <= 6
+    assert (workdir / "collapsed-1/metrics.jsonl").exists()
+    assert steps(workdir) == steps(workdir, 1) == list(range(1, 13))
+
+
+class Desk(Env):
+    """One tool, which the scripted part of the conversation calls at once."""
+
+    def __init__(self, dead):
+        self.dead, self.tools = dead, [self.look]
+
+    async def open(self):
+        result = await self.look.call({"where": "there"})
+        return [Message("user", result.text)]
+
+    @tool(timeout=3.0)
+    def look(self, where: Annotated[str, "place"]) -> str:
+        """Look."""
+        time.sleep(3600 if self.dead else 0)
+        return "Nothing."
+
+
+def half_dead(env):
+    """Tasks whose tool hangs in the second process, in its second step."""
+    taskset = small.lucky(env)
+    made = itertools.count()
+    taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
+    return taskset
+
+
+def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
+    workdir = tmp_path / "run"
+    config = small.config(tmp_path, "grpo", steps=3)
+    finish(
+        verb(
+            *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
+            f"--config.env.taskset={__file__}:half_dead",
+        )
+    )
+    failed = [row["rollout/stop/failed"] for row in rows(workdir)]
+    assert failed == [0.0, 0.5, 0.0]
+    _, second, third = (row["time/rollout"] for row in rows(workdir))
+    assert second >= 3 and third < 3
+    found = record.read(workdir / "rollouts/000002.jsonl")
+    assert all("look did not answer within 3 s" in t.failure for t in found if t.failure)
+
+
+def broken(env):
+    """Tasks of which the second process has none that works."""
+    taskset = small.lucky(env)
+    if jax.process_index() == 1:
+        taskset.env = lambda task: 1 / 0
+    return taskset
+
+
+def test_one_fails_and_the_others_say_so(tmp_path):
+    config = small.config(tmp_path, "grpo", steps=3)
+    words = ["grpo", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
+    with running(verb(2, *words, f"--config.env.taskset={__file__}:broken")) as runs:
+        wait(lambda: all(run.poll() is not None for run in runs), 120)
+        first, second = (run.communicate()[1] for run in runs)
+    assert [run.returncode for run in runs] == [1, 1]
+    assert "error: process 1 of 2 failed (ZeroDivisionError" in first
+    assert "Traceback" in second and second.strip().endswith("ZeroDivisionError: division by zero")
