@@ -27,6 +27,7 @@ test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
 # Side by side with peers, each in a process of its own; then memory and what int8 costs. Takes minutes.
+# SKYRL=PATH is the python of an environment with skyrl[jax]==0.3.0, which wants other versions of everything.
 # With the extra `tpu` installed, memory on TPUs too. Tunix asks for versions that the
 # others cannot have, and works with theirs: it is installed without its dependencies.
 TUNIX := google-tunix==0.1.7 qwix google-metrax grain jaxtyping wadler-lindig kagglehub kagglesdk numba \
@@ -38,6 +39,7 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/decode.py $(if $(SKYRL),--skyrl-python=$(SKYRL))
 	JAX_PLATFORMS=cpu $(PY) tests/bench/grpo_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/slow_tools.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
