@@ -1,6 +1,7 @@
 """Tools and rewards on a real Ray cluster of this machine."""
 
 import asyncio
+import importlib.util
 import itertools
 import json
 import os
@@ -118,18 +119,20 @@ def test_a_call_whose_time_is_over_is_killed(cluster, tmp_path):
     raise AssertionError(f"process {pid} goes on")
 
 
-class Counter:
-    """A tool that is a method."""
+if importlib.util.find_spec("ray"):  # at the top level, where a worker finds the class by its name
 
-    def __init__(self, start):
-        self.start = start
+    class Counter:
+        """A tool that is a method."""
 
-    @tool
-    @on_ray
-    def add(self, more: int) -> str:
-        """Add."""
-        self.start += more
-        return str(self.start)
+        def __init__(self, start):
+            self.start = start
+
+        @tool
+        @on_ray
+        def add(self, more: int) -> str:
+            """Add."""
+            self.start += more
+            return str(self.start)
 
 
 @pytest.mark.slow
