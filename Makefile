@@ -7,7 +7,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint bench study base clean
+.PHONY: quickstart test test-slow lint bench plan-table study base clean
 
 quickstart: $(VENV)/.installed
 	$(PY) -m jaxdeep quickstart $(ARGS)
@@ -21,12 +21,13 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .
 
 # Tests that take minutes: real tokenizer and corpus, a model with Qwen3-0.6B's layers, losses of trl, notebooks,
-# and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
+# a Ray cluster, processes that are killed, and launch/slurm in a Slurm of its own (apt-get install slurmctld slurmd munge; root).
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench]'
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench,ray]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
 # Side by side with peers, each in a process of its own; then memory and what int8 costs. Takes minutes.
+# SKYRL=PATH is the python of an environment with skyrl[jax]==0.3.0, which wants other versions of everything.
 # With the extra `tpu` installed, memory on TPUs too. Tunix asks for versions that the
 # others cannot have, and works with theirs: it is installed without its dependencies.
 TUNIX := google-tunix==0.1.7 qwix google-metrax grain jaxtyping wadler-lindig kagglehub kagglesdk numba \
@@ -38,12 +39,18 @@ bench: $(VENV)/.installed-dev
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/sft_step.py --vocab=151936 --rounds=1 --steps=2
 	JAX_PLATFORMS=cpu $(PY) tests/bench/agents.py
+	JAX_PLATFORMS=cpu $(PY) tests/bench/decode.py $(if $(SKYRL),--skyrl-python=$(SKYRL))
 	JAX_PLATFORMS=cpu $(PY) tests/bench/grpo_step.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/slow_tools.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/compile_time.py
 	JAX_PLATFORMS=cpu $(PY) tests/bench/int8_loss.py
 	$(PY) tests/bench/memory.py
 	$(PY) tests/bench/pages.py
+
+# Where runs of Qwen3 fit on TPUs, by their compiler; no TPU is needed. What is done is not done again.
+plan-table: $(VENV)/.installed
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[tpu]'
+	$(PY) tests/bench/pods.py $(ARGS)
 
 # What algorithms, the retry reward and the adapter's rank do: a table over three seeds. Takes hours; what is
 # done is not done again. A part of it: ARGS="--rows=maze/default,maze/gspo --seeds=0 --minutes=30"

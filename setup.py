@@ -51,6 +51,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
+        "ray": ["ray>=2.60,<3"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [
             *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),

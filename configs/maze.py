@@ -36,7 +36,7 @@ def get_config():
     sft.env = env("train", 1)
     sft.data = ConfigDict(dict(source="mazes:0"))
     sft.batch = ConfigDict(dict(rows=8, length=256))
-    sft.train = ConfigDict(dict(steps=150, save_every=50, seed=config.get_ref("seed")))
+    sft.train = ConfigDict(dict(steps=800, save_every=100, seed=config.get_ref("seed")))
     sft.optim = ConfigDict(
         dict(name="muon", muon_lr=0.02, lr=0.01, warmup=20, steps=sft.train.get_ref("steps"))
     )
@@ -49,7 +49,7 @@ def get_config():
     grpo.dev = env("dev", 64)
     grpo.rollout = ConfigDict(
         dict(
-            slots=64,
+            slots=128,
             steps=8,
             limits=dict(
                 max_turns=1,
@@ -57,13 +57,13 @@ def get_config():
                 turn_tokens=20,
                 max_tokens=72,
                 result_tokens=1,
-                seconds=60.0,
+                seconds=600.0,  # no tool can hang; of the first rollouts it includes compiling
             ),
         )
     )
-    grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=25))
+    grpo.grpo = ConfigDict(dict(prompts=16, group=8, tolerance=1e-4, eval_every=25))
     grpo.batch = ConfigDict(dict(rows=8, length=288))
-    grpo.train = ConfigDict(dict(steps=60, save_every=20, start="", seed=config.get_ref("seed")))
+    grpo.train = ConfigDict(dict(steps=80, save_every=20, start="", seed=config.get_ref("seed")))
     grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
 
     config.test = env("test", 300)

@@ -217,7 +217,8 @@ class Watch:
 
     def _leave(self, status: int, why: str) -> None:
         with self.leaving:  # never given back: both threads may know
-            print(f"error: {why}. {AGAIN}", file=sys.stderr, flush=True)
+            again = "" if status == 2 else f". {AGAIN}"
+            print(f"error: {why}{again}", file=sys.stderr, flush=True)
             self.go(status)
 
 

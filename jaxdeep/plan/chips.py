@@ -124,6 +124,8 @@ def quiet(kind: str) -> None:
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_ACCELERATOR_TYPE", f"{kind}-8"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),  # nothing is opened that a second process could want
     ):
         os.environ.setdefault(name, value)

@@ -35,7 +35,7 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 class Program:
     """A compiled program on one device: bytes it needs beside its arguments, and the seconds that each
     resource needs at least, `estimated` what it may take. `fits` is False where it is too large by
-    itself: then only `temporary` is known."""
+    itself, arguments included: then only `temporary` is known."""
 
     name: str
     fits: bool
@@ -95,7 +95,8 @@ def compiled(
         "interconnect": waits + hides,
     }
     kernels = max(work.kernels / chip.peak / KERNELS, work.read / chip.hbm)
-    busy = max(cost.cycles / chip.clock, work.matmuls / chip.peak) + kernels
+    least = max(work.matmuls / chip.peak, cost.memory / chip.hbm)
+    busy = max(cost.cycles / chip.clock, least) + kernels
     return Program(
         name,
         True,
@@ -179,32 +180,37 @@ def resident(
     work: lower.Work,
     mesh: jax.sharding.Mesh,
     own: jax.sharding.Mesh | None,
-    programs: Mapping[str, Program],
+    programs: dict[str, Program],
 ) -> dict[str, float]:
     """Bytes of one device by kind, at the moment when most are held."""
     spec, size = work.spec, lower.device_bytes
     state, frozen = lower.state(spec, mesh), lower.frozen(spec, mesh)
-    trained = "weights in float32" if spec.full else "adapter"
     batch = (lower.batch(mesh, work.rows, work.length), lower.known(work, mesh))
     out = {
         "base": size(frozen),
-        trained: size(state.trained),
+        "weights in float32" if spec.full else "adapter": size(state.trained),
         "optimizer": size(state.opt),
         "gradients": size(state.trained),
         "batch": size(batch),
     }
-    exact = {"gradients": size((frozen, state.trained, state.trained, batch))}
+    given = {
+        "gradients": size((frozen, state.trained, state.trained, batch)),
+        "before": size((frozen, state.trained, batch)),
+        "update": size((state, state.trained)),
+    }
     if own is not None:
         kv, bank = lower.pages(work, own), lower.bank(work, own)
         weights = lower.params(spec.model, own)
         if spec.full or not same_parts(frozen, weights):
             out["base once more, for the engine"] = size(weights)
-        # every host has the whole adapter for a moment, then its engine's part
         out["adapters of the engine"] = size(bank)
         out["keys and values"] = size(kv)
-        exact["decode"] = size((weights, bank, kv))
-    padding = [max(programs[n].arguments - b, 0.0) for n, b in exact.items() if programs[n].fits]
-    out["programs and padding"] = sum(p.code for p in programs.values()) + max(padding, default=0.0)
+        given |= dict.fromkeys(("prefill", "decode"), size((weights, bank, kv)))
+    for program in programs.values():
+        if not program.fits:  # what the compiler said are its arguments too
+            program.temporary = max(program.temporary - given[program.name], 0.0)
+    padding = max((p.arguments - given[p.name] for p in programs.values() if p.fits), default=0.0)
+    out["programs and padding"] = sum(p.code for p in programs.values()) + max(padding, 0.0)
     out["activations and other temporaries"] = max(p.temporary for p in programs.values())
     return out
 

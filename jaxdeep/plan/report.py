@@ -58,11 +58,10 @@ def advice(plan: Plan) -> list[str]:
             )
     asked = memory.get("keys and values", 0.0)
     possible = plan.engine.get("gb_possible", 0.0)
-    if asked and possible > 1 and asked > plan.engine["bytes_left"]:
+    if asked and plan.engine["rows_possible"] and asked > plan.engine["bytes_left"]:
         out.append(
-            f"the pages of {plan.engine['rows_asked']} rows are more than is left: "
-            f"rollout.cache_gb={int(possible)} holds {plan.engine['rows_possible']} whole rows at once, and "
-            "the others wait"
+            f"keys and values take {gb(asked)} GB: rollout.cache_gb={int(possible)} holds "
+            f"{plan.engine['rows_possible']} rows of full length at once, the others wait for their turn"
         )
     again = memory.get("base once more, for the engine", 0.0)
     if again + memory["base"] > plan.limit / 3 and not plan.work.spec.model.quant:
@@ -88,8 +87,8 @@ def verdict(plan: Plan) -> str:
         worst = max(large, key=lambda p: p.temporary)
         over = plan.used - plan.limit
         return (
-            f"{where} does not fit: {worst.name} alone needs {gb(worst.temporary)} GB beside its "
-            f"arguments; with them {gb(over)} GB more than the {gb(plan.limit)} GB of a chip"
+            f"{where} does not fit: {gb(over)} GB more than the {gb(plan.limit)} GB of a chip; "
+            f"{worst.name} alone, with {gb(worst.temporary)} GB beside its arguments, is too large"
         )
     if not plan.fits:
         return f"{where} does not fit: {gb(plan.used - plan.limit)} GB more than the {gb(plan.limit)} GB"

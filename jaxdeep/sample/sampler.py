@@ -83,7 +83,9 @@ def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array) 
     """An id with probability in proportion to `mass_V`, by inverting its distribution twice: first a
     block of ids, then an id in it. It takes two random numbers, not V, and each has the resolution of a
     float32. `best` is the most likely id."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), index)
+    # a key's two words are as random as what would be drawn with it, and cost a third
+    bits_2 = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), index))
+    u, w = (bits_2 >> 8).astype(jnp.float32) * 2.0**-24
     V = len(mass_V)
     width = max(int(V**0.5), 1)
     mass_XW = jnp.pad(mass_V, (0, -V % width)).reshape(-1, width)
@@ -92,7 +94,6 @@ def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array) 
         total = jnp.cumsum(mass)
         return jnp.argmax(total > u * total[-1])
 
-    u, w = jax.random.uniform(key, (2,))
     block = first(jnp.sum(mass_XW, axis=1), u)
     token = block * width + first(mass_XW[block], w)
     # rounding may have led to an id without any

@@ -8,8 +8,8 @@ in a process of its own.
 Prompts of 200 to 600 tokens, turns of 10 to 120 (log-normal), tool results of 50 to 400, tools that take
 up to 0.3 s; what is said is random, the lengths are the same for all, nothing stops early. Who compiles
 does it twice, the second time with other tokens: then there is nothing left to compile. The peers do
-`few` of them, tunix one by one a quarter of those, and jaxdeep once too: all 64 take them many minutes, and
-tunix more than 25 GB. Printed: tokens wanted a second, the first time with all that is compiled and then
+`few` of them, tunix a quarter of those (16 at once take it more than 25 GB), and jaxdeep once too: all 64
+take them many minutes. Printed: tokens wanted a second, the first time with all that is compiled and then
 without; of the second time, tokens sampled for each one wanted, prompt tokens computed for each new one, and
 programs compiled; peak memory of the process above what its imports hold.
 
@@ -273,7 +273,8 @@ def main() -> None:
     if flags.system:
         return child(flags.system, flags.conversations, flags.turns)
     runs = {f"jaxdeep, {flags.conversations}": ("jaxdeep", flags.conversations)}
-    few = dict.fromkeys(SYSTEMS, flags.few) | {"tunix": max(flags.few // 4, 1)}
+    less = max(flags.few // 4, 1)
+    few = dict.fromkeys(SYSTEMS, flags.few) | {"tunix": less, "tunix-batched": less}
     runs |= {f"{name}, {many}": (name, many) for name, many in few.items()}
     found, rows = {}, {}
     for name, (system, many) in runs.items():

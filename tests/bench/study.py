@@ -87,6 +87,7 @@ def configuration(row: str, seed: int, overrides: Sequence[str] = ()) -> ConfigD
     with_row = [f"--config.seed={seed}", *changes, *overrides]
     config = configs.load(WORLDS[row.split("/")[0]], with_row)
     config.grpo.grpo.eval_every = 0  # the last checkpoint counts
+    config.grpo.rollout.limits.seconds = 3600.0  # a busy machine is no reason to end one
     return config
 
 

@@ -54,8 +54,8 @@ def printed(tmp_path):
 
 
 def test_two_steps_then_more_then_on(slurm, tmp_path):
-    own = {k: v for k, v in small.environment().items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    env = own | slurm.env | {"SCRATCH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env = small.ALONE | {"SCRATCH": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    env["JAX_COMPILATION_CACHE_DIR"] = ""  # the one under SCRATCH, not the suite's
     stand_in(tmp_path / "venv/bin", "python", f'exec {sys.executable} "$@"')
     run = tmp_path / "runs/test"
 
@@ -83,7 +83,7 @@ def submitted(slurm, tmp_path, verb, steps, *flags):
     out = f"--output={tmp_path}/job.log"
     done = slurm.ask(
         *("env", "-C", ROOT, "sbatch", "--parsable", out, *flags, *words),
-        **(small.environment() | slurm.env | env),
+        **(small.ALONE | env),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -99,17 +99,17 @@ def test_two_nodes_train_one_adapter(slurm, tmp_path):
 
 def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
     """The whole way: Slurm's signal, a checkpoint, the queue, the same command, no step twice."""
-    number, workdir = submitted(slurm, tmp_path, "grpo", 8), tmp_path / "run"
+    number, workdir = submitted(slurm, tmp_path, "grpo", 40), tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
     slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 300)
     slurm.ask("scancel", "--signal=TERM", number)
     slurm.wait(lambda: slurm.state(number) == "PENDING")
     done = log.read(metrics)[-1]["step"]
     assert f"terminated after step {done}, which is saved" in printed(tmp_path)
-    assert done < 8 and (workdir / f"checkpoints/{done}").is_dir()
+    assert done < 40 and (workdir / f"checkpoints/{done}").is_dir()
     slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
     slurm.wait(lambda: slurm.state(number) == "COMPLETED", 300)
-    assert [row["step"] for row in log.read(metrics)] == list(range(1, 9))
+    assert [row["step"] for row in log.read(metrics)] == list(range(1, 41))
 
 
 def test_a_failure_ends_the_job(slurm, tmp_path):

@@ -10,8 +10,13 @@ from run import small
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 QUICK = ["--config.sft.train.steps=2", "--config.grpo.train.steps=1", "--config.test.count=8"]
-FEWER = {"quickstart": f"FLAGS = {QUICK!r}", "your_tool": "STEPS = 2"}
-SEEN = {"quickstart": ("after GRPO", "<iframe", "--- reward"), "your_tool": ("Desk(", "step  2")}
+SMALL = 'TOPOLOGY, FLAGS = "v5e:1x1", []'
+FEWER = {"quickstart": f"FLAGS = {QUICK!r}", "your_tool": "STEPS = 2", "plan_a_pod": SMALL}
+SEEN = {
+    "quickstart": ("after GRPO", "<iframe", "--- reward"),
+    "your_tool": ("Desk(", "step  2"),
+    "plan_a_pod": ("grpo on v5e:1x1", "keys and values", "bound by"),
+}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -28,6 +33,8 @@ def test_committed_clean(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
+    if path.stem == "plan_a_pod":
+        pytest.importorskip("libtpu")
     for name, value in small.environment().items():
         if os.environ.get(name) != value:
             monkeypatch.setenv(name, value)

@@ -37,7 +37,7 @@ def start(program: str, *args: str, several=(), devices: int = 1) -> subprocess.
 
 def finish(runs: list[subprocess.Popen]) -> list[str]:
     """What each printed; they must end well."""
-    said = [run.communicate(timeout=200) for run in runs]
+    said = [run.communicate(timeout=600) for run in runs]
     for run, (_, error) in zip(runs, said, strict=True):
         assert run.returncode == 0, error
     return [out for out, _ in said]

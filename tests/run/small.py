@@ -93,14 +93,17 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "jaxdeep", *args]
 
 
+# one CPU device, whatever the suite itself uses
+ALONE = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
 def environment() -> dict[str, str]:
-    """One CPU device, whatever the suite itself uses."""
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quick,
-        "PYTHONUNBUFFERED": "1",
-    }
+    """The suite's, but for `ALONE`."""
+    return os.environ | ALONE
 
 
 def run(*args: str) -> subprocess.CompletedProcess:

@@ -91,7 +91,7 @@ def test_one_is_killed_the_others_end_and_the_same_command_goes_on(tmp_path, wha
     config = small.config(tmp_path, what, steps=400)
     same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
     with running(verb(count, *same)) as runs:
-        wait(lambda: len(rows(workdir)) >= 5, 120)
+        wait(lambda: len(rows(workdir)) >= 5, 600)
         kill(workdir, victim, signal.SIGKILL)
         others = [run for index, run in enumerate(runs) if index != victim]
         wait(lambda: all(run.poll() is not None for run in others), 60)
@@ -120,7 +120,7 @@ def test_one_is_told_to_stop_and_all_save(tmp_path, what):
     config = small.config(tmp_path, what, steps=400)
     same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
     with running(verb(2, *same)) as runs:
-        wait(lambda: len(rows(workdir)) >= 3, 120)
+        wait(lambda: len(rows(workdir)) >= 3, 600)
         kill(workdir, 1, signal.SIGTERM)
         said = finish(runs)
     done = steps(workdir)[-1]
@@ -139,7 +139,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(tmp_path):
         if path.is_file() and not path.name.startswith("_"):
             path.write_bytes(b"spoiled")
     with running(verb(2, *same, "--config.train.steps=6")) as runs:
-        said = [run.communicate(timeout=200)[1] for run in runs]
+        said = [run.communicate(timeout=600)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert all("checkpoint 4 cannot be read" in text for text in said)
     assert (workdir / "checkpoints-torn/4").is_dir() and (workdir / "checkpoints/6").is_dir()
@@ -229,7 +229,7 @@ def test_one_fails_and_the_others_say_so(tmp_path):
     config = small.config(tmp_path, "grpo", steps=3)
     words = ["grpo", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     with running(verb(2, *words, f"--config.env.taskset={__file__}:broken")) as runs:
-        wait(lambda: all(run.poll() is not None for run in runs), 120)
+        wait(lambda: all(run.poll() is not None for run in runs), 600)
         first, second = (run.communicate()[1] for run in runs)
     assert [run.returncode for run in runs] == [1, 1]
     assert "error: process 1 of 2 failed (ZeroDivisionError" in first

@@ -1,0 +1,187 @@
+"""A plan adds up, on virtual devices in the place of described ones; what cannot be is refused."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxdeep import config as configs
+from jaxdeep import mesh as meshes
+from jaxdeep.plan import chips, estimate, lower, report
+from jaxdeep.run import cli
+from jaxdeep.run import plan as verb
+
+SMALL = [
+    "--config.grpo.rollout.slots=8",
+    "--config.grpo.rollout.chunk=64",
+    "--config.grpo.batch.rows=8",
+    "--config.grpo.mesh.data=-1",
+]
+
+
+@pytest.fixture(scope="module")
+def work():
+    config = configs.load("configs/quickstart.py", SMALL)
+    (_, _), (found, axes) = verb.works(config)
+    # two layers of the tiny base compile sooner than all
+    spec = dataclasses.replace(found.spec, model=dataclasses.replace(found.spec.model, L=2))
+    return dataclasses.replace(found, spec=spec), axes
+
+
+@pytest.fixture(scope="module")
+def described():
+    """Four virtual devices that pass for chips with little memory."""
+    chip = dataclasses.replace(chips.CHIPS["v5e"], memory=2e8)
+    return chips.Topology("v5e:2x2", chip, tuple(jax.devices()[:4]))
+
+
+@pytest.fixture(scope="module")
+def made(work, described):
+    return estimate.plan(*(work[0], described, work[1]))
+
+
+def test_memory_adds_up_and_what_is_left_holds_pages(made, work):
+    spec = work[0].spec
+    assert made.fits and made.used == sum(made.memory.values())
+    mesh = meshes.make_mesh(work[1], jax.devices()[:4])
+    # one process: the engine reads the trainer's own weights
+    assert "base once more, for the engine" not in made.memory
+    assert made.memory["base"] == lower.device_bytes(lower.params(spec.model, mesh))
+    assert made.memory["optimizer"] > 2 * made.memory["adapter"]
+    assert made.memory["gradients"] == made.memory["adapter"]
+    engine = made.engine
+    assert engine["rows_asked"] == 8 < engine["rows_possible"]
+    page = made.memory["keys and values"] / (8 * 15 / 4)  # 240 tokens a row, pages of 16, 4 devices
+    assert engine["pages_left"] == 4 * int(engine["bytes_left"] / page)
+    assert engine["rows_possible"] == 4 * int(engine["bytes_left"] / (15 * page))
+
+
+def test_a_step_and_its_time(made, work):
+    step, programs = made.step, made.programs
+    assert list(programs) == ["gradients", "update", "prefill", "decode"]
+    assert step["tokens"] == 64 / 8 * 8 * 240  # a row holds one rollout
+    # rows as long as this are padded to whole blocks by the plain computation
+    assert 1 < step["device_flops"] * 4 / step["model_flops"] < 1.6
+    assert step["bound_seconds"] <= step["estimated_seconds"]
+    assert 0 < step["mfu"] <= step["most_mfu"] <= 1
+    kinds = {line["kind"] for line in programs["gradients"].collectives}
+    assert "all-gather" in kinds or "all-to-all" in kinds
+    assert {p.binding for p in programs.values()} <= {"compute", "memory", "interconnect"}
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(made):
+    tight = dataclasses.replace(made, limit=made.used - 1e6)
+    assert not tight.fits
+    assert "does not fit: 0.00 GB more than" in report.verdict(tight)
+    assert any("more chips (8 of them)" in line for line in report.advice(tight))
+    large = dataclasses.replace(made.programs["gradients"], fits=False, temporary=3e8)
+    worse = dataclasses.replace(
+        made,
+        programs=made.programs | {"gradients": large},
+        memory=made.memory | {"activations and other temporaries": 3e8},
+        step={},
+    )
+    assert "gradients alone, with 0.30 GB" in report.verdict(worse)
+    assert "model.remat=full" in report.text(worse)
+    model = dataclasses.replace(worse.work.spec.model, remat="full")
+    spec = dataclasses.replace(worse.work.spec, model=model)
+    worse.work = dataclasses.replace(worse.work, spec=spec)
+    assert "batch.rows=4 would about halve" in report.text(worse)
+    assert report.cost(worse) == float("inf")
+
+
+def test_the_page_and_the_facts_say_the_same(made):
+    facts = json.loads(json.dumps(report.facts(made)))
+    assert facts["fits"] is True and facts["programs"]["decode"]["binding"]
+    page = report.page([made])
+    assert report.verdict(made) in page and "<script" not in page
+    assert "keys and values" in page and "%" in report.text(made)
+
+
+@pytest.fixture
+def virtual(monkeypatch, described):
+    monkeypatch.setattr(
+        verb.chips, "topology", lambda name: dataclasses.replace(described, name=name)
+    )
+    monkeypatch.setattr(verb.jax.config, "update", lambda *_: None)
+
+
+def test_the_verb_sweeps_meshes_and_names_the_cheapest(
+    virtual, made, tmp_path, capsys, monkeypatch
+):
+    memory = made.memory | {"keys and values": 0}
+
+    def plan(work, place, axes, whole):
+        mesh = dict(meshes.make_mesh(axes, place.devices).shape)
+        limit = made.limit if axes.model > 1 else 1.0
+        changed = dict(
+            work=work, mesh=mesh, topology=place.name, limit=limit, engine={}, memory=memory
+        )
+        return dataclasses.replace(made, **changed)
+
+    monkeypatch.setattr(verb.estimate, "plan", plan)
+    argv = ["plan", "--topology=v5e:2x2,v6e:2x2", "--sweep=model,context", f"--workdir={tmp_path}"]
+    argv += ["--config=configs/sft_search.py", "--config.model.path=tiny"]
+    assert cli.main(argv) == 0
+    out = capsys.readouterr().out
+    assert (
+        "cheapest that fits: sft on v5e:2x2 (4 devices, " in out
+    )  # the same work at a lower price
+    assert "data=4" in out and "data=2 model=2" in out and "context=2 model=2" in out
+    plans = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plans) == 2 * 6 and [one["fits"] for one in plans].count(True) == 2 * 3
+    assert (tmp_path / "plan.html").read_text().count("<h2") == 12
+    monkeypatch.setattr(
+        verb.estimate,
+        "plan",
+        lambda *a, **k: dataclasses.replace(made, limit=1.0, engine={}, memory=memory),
+    )
+    assert cli.main(argv) == 2 and "none of them fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--config.sft.mesh.data=3"], "the product of its axes must be the number of devices"),
+        (
+            ["--config.sft.batch.rows=7", "--config.sft.mesh.data=-1"],
+            "does not divide over replica*data=4",
+        ),
+        (["--sweep=data"], "data is not an axis that is tried"),
+        (["--config.grpo.batch.length=100"], "must hold a whole rollout"),
+        (["--config.sft.model.path=Qwen/Qwen3-9B"], 'Did you mean "Qwen/Qwen3-'),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(virtual, tmp_path, capsys, flags, says):
+    assert cli.main(["plan", f"--workdir={tmp_path}", *flags]) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error
+
+
+def test_a_configuration_of_another_verb_is_refused(virtual, tmp_path, capsys):
+    assert cli.main(["plan", "--config=configs/eval_search.py", f"--workdir={tmp_path}"]) == 2
+    assert "a plan is of a configuration of sft, grpo or the quickstart" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("8B-32k-sft/v5e:4x4", 8), ("8B-128k-sft/v5e:8x8", 13), ("32B-32k-sft/v5e:8x8", 15)],
+)
+def test_a_step_of_a_large_model_fits_where_it_should(name, most, tmp_path):
+    """By the compiler of TPUs, which is in a process of its own."""
+    pytest.importorskip("libtpu")
+    paths = [str(configs.ROOT), *filter(None, sys.path)]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "tests/bench/pods.py", f"--rows={name}", f"--out={tmp_path}"]
+    done = subprocess.run(command, env=env, cwd=configs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = tmp_path.glob("*-sft-*.json")
+    facts = json.loads(found.read_text())
+    assert facts["fits"] and facts["used"] < most * 1e9
+    assert facts["step"]["bound_seconds"] < facts["step"]["estimated_seconds"]
+    assert facts["programs"]["gradients"]["binding"] == "compute"
