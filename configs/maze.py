@@ -3,10 +3,13 @@
     python -m jaxdeep quickstart --config=configs/maze.py
 
 Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that arrives is
-right (see jaxdeep.envs.maze). SFT trains all weights of 0.5 M from nothing; what it leaves is the base of
-GRPO's adapter. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
+right (see jaxdeep.envs.maze). SFT trains all weights of 0.5 M from nothing, on demonstrations that mostly give
+up after two moves; what it leaves is the base of GRPO's adapter. GRPO can only bring out what SFT has taught:
+after 150 steps of SFT it knows no way longer than two moves (0.33, and 0.35 after GRPO), after 800 it knows
+many and takes few. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
 
-Hardware: any CPU. Time and result: not yet run to the end.
+Hardware: any CPU. Result, seed 1, 300 mazes: 0.41 after SFT, 0.80 after GRPO. Time: on two cores, not
+quite free, a step of SFT 0.17 s, one of GRPO with twice the tasks 1.3 s; the whole command not yet timed.
 """
 
 from ml_collections import ConfigDict
