@@ -37,6 +37,7 @@ import time
 from typing import Annotated, ClassVar
 
 import numpy as np
+import toy
 
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits, rollout, score
@@ -304,23 +305,8 @@ def trl(work: list[list[Talk]]) -> list[dict]:
     return out
 
 
-class Numbers:
-    """A tokenizer, and a chat's format, whose texts are numbers."""
-
-    def encode(self, text: str, **_) -> list[int]:
-        return [int(word) for word in text.split()]
-
-    def decode(self, ids, **_) -> str:
-        return " ".join(str(int(i)) for i in ids)
-
-    def bos_id(self) -> int:
-        return 0
-
-    def pad_id(self) -> int:
-        return 0
-
-    def eos_id(self) -> int:
-        return V - 1
+class Format(toy.Numbers):
+    """The same as the format of a chat."""
 
     def parse(self, messages, **_) -> str:
         return " ".join(message["content"] for message in messages)
@@ -343,7 +329,7 @@ def tunix(work: list[list[Talk]]) -> list[dict]:
     prompt = max(len(talk.prompt) for talk in every)
     answer = max(talk.answer for talk in every) + 1  # it ends where this is reached
     turn = max(max(talk.said) for talk in every)
-    numbers, many = Numbers(), PROMPTS * GROUP
+    numbers, many = Format(V), PROMPTS * GROUP
     config = qwen3.ModelConfig(
         num_layers=L, vocab_size=V, embed_dim=D, hidden_dim=F, num_heads=N, head_dim=H,
         num_kv_heads=K, rope_theta=10_000, norm_eps=1e-6, use_tied_embedding=True,

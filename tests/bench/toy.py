@@ -30,7 +30,10 @@ def jaxdeep(length: int) -> tuple[dict, Any, Any]:
 
 
 class Numbers:
-    """A tokenizer whose texts are numbers."""
+    """A tokenizer whose texts are numbers, of `size` ids."""
+
+    def __init__(self, size: int = V) -> None:
+        self.size = size
 
     def encode(self, text: str, **_) -> list[int]:
         return [int(word) for word in text.split()]
@@ -45,7 +48,7 @@ class Numbers:
         return 0
 
     def eos_id(self) -> int:
-        return V - 1
+        return self.size - 1
 
 
 def tunix(length: int) -> tuple[Callable, Callable[[], int]]:
