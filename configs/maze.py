@@ -60,7 +60,7 @@ def get_config():
                 turn_tokens=20,
                 max_tokens=72,
                 result_tokens=1,
-                seconds=600.0,  # no tool can hang; of the first rollouts it includes compiling
+                seconds=600.0,  # no tool can hang
             ),
         )
     )

@@ -63,7 +63,7 @@ def get_config():
                 turn_tokens=48,
                 max_tokens=240,
                 result_tokens=80,
-                seconds=60.0,
+                seconds=600.0,
             ),
         )
     )

@@ -1,12 +1,13 @@
 """Several processes, one a host, as one run: how they find each other, and what one's end is to the others.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   said so, whatever else is there
+    --coordinator=HOST:PORT --processes=N --process=I            said so, whatever else is there
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   the same, of those that no flag says
     Slurm            the step that srun started
     TPUs             the variables of GKE (slices, too), or the metadata of a TPU VM
     Kubernetes       an Indexed Job or a JobSet: with the package `kubernetes`, or an address and a number in
                      its manifest, to which Kubernetes adds JOB_COMPLETION_INDEX
 
-What is not said is asked of the cluster; JAX_NUM_PROCESSES=1 is a run of its own anywhere.
+What is not said is asked of the cluster; --processes=1 is a run of its own anywhere.
 
 Collectives wait for ever for a process that was killed. So each process counts up under a key of jax's
 coordination service, and the first one watches the counts. Time is measured in the watcher's own ticks:
@@ -59,10 +60,11 @@ class Place(NamedTuple):
     devices: list[int] | None = None
 
 
-def place() -> Place | None:
-    """What the environment says about this process; None where it is on its own. ConfigError where only
-    half of it is said."""
-    said = [os.environ.get(name, "") for name in SAID]
+def place(coordinator: str = "", processes: str = "", process: str = "") -> Place | None:
+    """What these flags and the environment say about this process; None where it is on its own.
+    ConfigError where only half of it is said."""
+    flags = (coordinator, processes, process)
+    said = [flag or os.environ.get(name, "") for flag, name in zip(flags, SAID, strict=True)]
     if said[1] == "1":
         return None
     if all(said):
@@ -85,10 +87,10 @@ def place() -> Place | None:
     return _read(*said) if any(said) else None
 
 
-def connect() -> None:
-    """Bring the processes of a run together where the environment speaks of several. To be called before
-    any device is used; where they do not all come, SystemExit."""
-    if jax.distributed.is_initialized() or (here := place()) is None:
+def connect(*flags: str) -> None:
+    """Bring the processes of a run together where the flags (as of `place`) or the environment speak of
+    several. To be called before any device is used; where they do not all come, SystemExit."""
+    if jax.distributed.is_initialized() or (here := place(*flags)) is None:
         return
     # SIGTERM is seen between two steps: no second handler, which keeps it from ending a start
     jax.config.update("jax_enable_preemption_service", False)
@@ -110,10 +112,10 @@ def connect() -> None:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """The processes of a run, connected: they end together. One that fails tells the others why; one that
+def joined(*flags: str) -> Iterator[None]:
+    """The processes of a run, connected by `flags` as of `place`: they end together. One that fails tells the others why; one that
     is gone is missed. They leave then with a line on stderr, and the status of the one that failed."""
-    connect()
+    connect(*flags)
     if jax.process_count() == 1:
         yield
         return

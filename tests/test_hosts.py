@@ -92,6 +92,15 @@ def test_half_of_it_is_refused(environ, wrong):
         assert f"{name}={wrong.get(name, '')!r}" in str(refused.value)
 
 
+def test_flags_count_before_what_the_environment_says(environ):
+    environ(STEP, SAID)
+    assert hosts.place("", "8", "7") == ("first:1234", 8, 7, None)
+    assert hosts.place("other:99") == ("other:99", 4, 2, None)
+    assert hosts.place(processes="1") is None
+    with pytest.raises(ConfigError, match="JAX_PROCESS_ID='9'"):
+        hosts.place(process="9")
+
+
 def test_slurm(environ):
     environ(STEP)
     assert hosts.place() == ("gpu07:61441", 2, 1, None)  # all devices of the node

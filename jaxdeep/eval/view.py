@@ -189,7 +189,14 @@ def _told(trajectory: Trajectory) -> dict[str, Any]:
         "tokens": len(trajectory.tokens),
         "sampled": trajectory.sampled,
         "seed": trajectory.seed,
+        "policy": " to ".join(f"version {n}" for n in dict.fromkeys(_versions(trajectory))),
     }
+
+
+def _versions(trajectory: Trajectory) -> list[int]:
+    """Of the policies of its first turn and of its last: how many updates had made them."""
+    found = [piece.version for piece in trajectory.pieces if piece.author == "policy"]
+    return [found[0], found[-1]] if found else []
 
 
 class Reader:
@@ -203,7 +210,7 @@ class Reader:
 
     def tokens(self, trajectory: Trajectory, gap: np.ndarray | None) -> dict[str, Any]:
         """`ids` in order; `parts`, runs of them that are shown as one, each [end, sampled or not, kind,
-        label]; of the sampled ones `logps` in thousandths and `gaps` in millionths of a nat; `texts`, by
+        label], where the first of a turn says the version of its policy if the turns differ; of the sampled ones `logps` in thousandths and `gaps` in millionths of a nat; `texts`, by
         position, where a character is made of several tokens."""
         said = [p for p in trajectory.pieces if p.author == "policy"]
         logps = [logp for p in said for logp in p.logps or [0.0] * len(p.tokens)]
@@ -219,14 +226,14 @@ class Reader:
     def _parts(self, trajectory: Trajectory) -> Iterator[tuple[int, int, str, str]]:
         calls = (call for m in trajectory.messages for call in m.calls)
         results = (m for m in trajectory.messages if m.role == "tool")
-        end = 0
+        end, several = 0, len(set(_versions(trajectory))) > 1
         for piece in trajectory.pieces:
             sampled = piece.author == "policy"
-            for tokens, kind in self._split(piece):
+            for at, (tokens, kind) in enumerate(self._split(piece)):
                 end += len(tokens)
-                label = ""
+                label = f"version {piece.version}" if sampled and several and not at else ""
                 if kind == "call":
-                    label = _call(next(calls, ToolCall("")))
+                    label = f"{_call(next(calls, ToolCall('')))} {label}".rstrip()
                 elif kind == "result":
                     label = _result(next(results, Message("tool")))
                 elif kind == "world":

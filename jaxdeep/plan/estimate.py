@@ -143,7 +143,7 @@ def plan(
     chip, mesh = topology.chip, meshes.make_mesh(axes, topology.devices)
     own = meshes.local(mesh) if work.engine is not None else None
     programs = {}
-    listed = lower.listed(work, mesh, own, whole)
+    listed = lower.listed(work, mesh, own, whole=whole)
     # one after the other: two at a time, libtpu may wait for ever
     with log.progress(listed, f"plan {work.name}", "program") as bar:
         for name, traced, where in bar:

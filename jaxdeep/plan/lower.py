@@ -1,5 +1,6 @@
 """The programs of a run, traced from shapes: no weight, state, batch or page exists. Devices may be
-described ones (`chips.topology`) in the place of real ones.
+described ones (`chips.topology`) in the place of real ones. On real ones `ready` compiles them all before
+a run begins, which then finds them.
 
     gradients   adds those of a microbatch           } a step of training: `states.Step`
     before      what GRPO's loss compares with       }
@@ -10,13 +11,16 @@ described ones (`chips.topology`) in the place of real ones.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxdeep import log
 from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, lora, paged
 from jaxdeep.sample import sampler, sizes
@@ -28,12 +32,12 @@ from jaxdeep.types import Batch
 @dataclasses.dataclass(frozen=True)
 class Work:
     """What a configuration asks devices for: `passes` over `microbatches` of `rows` x `length` tokens a
-    step, and where it samples, an engine and so many `rollouts` a step."""
+    step, none where it does not train; and where it samples, an engine and so many `rollouts` a step."""
 
     name: str
     spec: states.Spec
-    rows: int
-    length: int
+    rows: int = 0
+    length: int = 0
     microbatches: int = 1
     passes: int = 1
     engine: sizes.EngineConfig | None = None
@@ -100,13 +104,13 @@ def gradients(
     """The program that adds a microbatch's gradients."""
     trained = state(spec, mesh).trained
     with meshes.use(mesh):
-        return states.Step(spec, mesh)._accumulate.trace(
+        return states.compiled(spec, mesh).accumulate.trace(
             grads=trained,
             trained=trained,
             params=frozen(spec, mesh),
             batch=batch(mesh, B, T),
             before=before,
-            weight=jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh)),
+            weight=jax.ShapeDtypeStruct((), jnp.float32),
         )
 
 
@@ -115,7 +119,7 @@ def comparison(work: Work, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
     spec = work.spec
     rows = batch(mesh, work.rows, work.length)
     with meshes.use(mesh):
-        return states.Step(spec, mesh)._before.trace(
+        return states.compiled(spec, mesh).before.trace(
             state(spec, mesh).trained, frozen(spec, mesh), rows, own=work.own
         )
 
@@ -124,7 +128,7 @@ def update(spec: states.Spec, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
     """The optimizer's program."""
     before = state(spec, mesh)
     with meshes.use(mesh):
-        return states.Step(spec, mesh)._update.trace(state=before, grads=before.trained)
+        return states.compiled(spec, mesh).update.trace(state=before, grads=before.trained)
 
 
 def pages(work: Work, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
@@ -148,8 +152,11 @@ def bank(work: Work, mesh: jax.sharding.Mesh) -> dict | None:
     )
 
 
-def calls(work: Work, mesh: jax.sharding.Mesh) -> dict[str, jax.stages.Traced]:
-    """The engine's programs with as many rows as they can have."""
+def calls(
+    work: Work, mesh: jax.sharding.Mesh, parts: Sequence[int] = (1,)
+) -> dict[str, jax.stages.Traced]:
+    """The engine's programs with as many rows as they can have; and with other `parts` (`sizes.PARTS`) of
+    them."""
     cfg, engine, shards = work.spec.model, work.engine, sizes.shards_of(mesh)
     whole = meshes.replicated(mesh)
     weights, held, kv = params(cfg, mesh), bank(work, mesh), pages(work, mesh)
@@ -166,27 +173,53 @@ def calls(work: Work, mesh: jax.sharding.Mesh) -> dict[str, jax.stages.Traced]:
         return program.trace(weights, adapters, kv, table_BX, held_B, *new, how)
 
     prefill, decode = sampler.compiled(cfg, engine.steps)
+    found = {}
     with meshes.use(mesh):
-        B = engine.rows(engine.tiles, 1, shards)
-        first = call(prefill, B, like(B, engine.tile), like(B))
-        B = engine.rows(engine.slots, 1, shards)
-        return {"prefill": first, "decode": call(decode, B, like(B))}
+        for B in sorted({engine.rows(engine.tiles, part, shards) for part in parts}, reverse=True):
+            name = f"prefill {B}" if found else "prefill"
+            found[name] = call(prefill, B, like(B, engine.tile), like(B))
+        for B in sorted({engine.rows(engine.slots, part, shards) for part in parts}, reverse=True):
+            name = f"decode {B}" if "decode" in found else "decode"
+            found[name] = call(decode, B, like(B))
+    return found
 
 
 def listed(
-    work: Work, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh | None, whole: bool
+    work: Work,
+    mesh: jax.sharding.Mesh,
+    own: jax.sharding.Mesh | None,
+    *,
+    whole: bool = True,
+    parts: Sequence[int] = (1,),
 ) -> list[tuple[str, jax.stages.Traced, jax.sharding.Mesh]]:
-    """The programs of a run with their names and devices, `own` being the engine's: of its calls the
-    largest. Without `whole` only those that decide whether a run fits."""
-    spec = work.spec
-    found = [("gradients", gradients(spec, mesh, work.rows, work.length, known(work, mesh)), mesh)]
-    if whole and work.forwards:
-        found.append(("before", comparison(work, mesh), mesh))
-    if whole:
-        found.append(("update", update(spec, mesh), mesh))
+    """The programs of a run with their names and devices, `own` being the engine's: its calls as in `calls`.
+    Without `whole` only those that decide whether a run fits."""
+    spec, found = work.spec, []
+    if work.rows:
+        known_ = known(work, mesh)
+        found.append(("gradients", gradients(spec, mesh, work.rows, work.length, known_), mesh))
+        if whole and work.forwards:
+            found.append(("before", comparison(work, mesh), mesh))
+        if whole:
+            found.append(("update", update(spec, mesh), mesh))
     if own is not None:
-        found += [(name, traced, own) for name, traced in calls(work, own).items()]
+        found += [(name, traced, own) for name, traced in calls(work, own, parts).items()]
     return found
+
+
+def ready(work: Work, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh | None = None) -> None:
+    """Compile the programs of a run, several at a time. Its first calls then wait for nothing, and no
+    conversation's time goes by meanwhile."""
+    programs = listed(work, mesh, own, parts=sizes.PARTS)
+    with (
+        log.progress(len(programs), "compile", "program") as bar,
+        concurrent.futures.ThreadPoolExecutor(len(programs)) as pool,
+    ):
+        begun = {pool.submit(compiled, traced, where): name for name, traced, where in programs}
+        for done in concurrent.futures.as_completed(begun):
+            done.result()
+            bar.set_postfix_str(begun[done], refresh=False)
+            bar.update()
 
 
 def compiled(traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:

@@ -18,6 +18,7 @@ from jaxdeep.agent.rollout import rollout
 from jaxdeep.data.chat import Chat
 from jaxdeep.envs.search import SearchTaskset
 from jaxdeep.errors import ConfigError
+from jaxdeep.plan import lower
 from jaxdeep.rewards.text import final_answer
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import setup
@@ -51,6 +52,7 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
     setup.check_vocabulary(chat, spec.model)
     params, state = setup.start_of(part["train"], part["model"], spec, mesh)
     weights, adapter = states.policy(spec, params, state.trained)
+    lower.ready(lower.Work("chat", spec, engine=setup.size_of(part["rollout"])), mesh, mesh)
     engine = setup.engine_of(part["rollout"], weights, spec, mesh)
     engine.set_adapter(adapter)
     console = Console()

@@ -24,6 +24,7 @@ from jaxdeep.data import tokenizer
 from jaxdeep.errors import DataError
 from jaxdeep.eval import harness, report
 from jaxdeep.model import lora
+from jaxdeep.plan import lower
 from jaxdeep.run import grpo, setup
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
@@ -99,6 +100,7 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
         configs.save(config, workdir, sys.argv)
         params, state = setup.start_of(part["train"], part["model"], spec, mesh)
         weights, adapter = states.policy(spec, params, state.trained)
+        lower.ready(lower.Work("eval", spec, engine=setup.size_of(part["rollout"])), mesh, mesh)
         engine = setup.engine_of(part["rollout"], weights, spec, mesh)
         engine.set_adapter(adapter)
         bar = log.progress(len(taskset), "eval", "question")

@@ -38,6 +38,7 @@ from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
 from jaxdeep.model import load, lora
+from jaxdeep.plan import lower
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.health import health
 from jaxdeep.run import algorithms, monitor, setup
@@ -52,6 +53,11 @@ EXAMPLE = (
     "python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/ "
     "--config.env.questions=questions.jsonl --workdir=runs/grpo"
 )
+FLAGS = {
+    "coordinator": "host:port of the first of several processes, where no launcher says so",
+    "processes": "how many there are; 1: this one is a run of its own",
+    "process": "which of them this is, from 0",
+}
 
 
 VOID_STEPS = 3  # this many steps in a row without a single reward stop a run
@@ -81,10 +87,16 @@ def parts(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
-    """Train for `config.train.steps` steps in `workdir`."""
+def main(
+    config: ConfigDict,
+    workdir: Path,
+    coordinator: str = "",
+    processes: str = "",
+    process: str = "",
+) -> int:
+    """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     part = parts(config)
-    with hosts.joined():
+    with hosts.joined(coordinator, processes, process):
         run(part, config, workdir)
     return 0
 
@@ -129,6 +141,8 @@ def train(
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
     version = int(load.on_host(state.step)) // settings.passes
+    if done < config.steps:
+        lower.ready(work_of(part, spec), mesh, own)
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
         frozen = setup.sampled_of(part["model"], spec, params, own, config.seed)
@@ -196,7 +210,9 @@ def train(
     return True
 
 
-def spec_of(part: dict[str, Any], rate: float, hf: Mapping[str, Any] | None = None) -> states.Spec:
+def spec_of(
+    part: dict[str, Any], rate: float = 1.0, hf: Mapping[str, Any] | None = None
+) -> states.Spec:
     """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
     `setup.spec_of`."""
     settings, limits = part["grpo"], part["rollout"].limits
@@ -205,6 +221,23 @@ def spec_of(part: dict[str, Any], rate: float, hf: Mapping[str, Any] | None = No
         optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
     )
     return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits), hf=hf)
+
+
+def work_of(part: dict[str, Any], spec: states.Spec) -> lower.Work:
+    """What a step asks devices for, each rollout as long as its limits allow."""
+    batch, settings, limits = part["batch"], part["grpo"], part["rollout"].limits
+    rollouts = settings.prompts * settings.group
+    rows = -(-rollouts // (batch.length // limits.max_tokens))
+    return lower.Work(
+        "grpo",
+        spec,
+        batch.rows,
+        batch.length,
+        microbatches=-(-rows // batch.rows),
+        passes=settings.passes,
+        engine=setup.size_of(part["rollout"], 1 + settings.ahead),
+        rollouts=rollouts,
+    )
 
 
 def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:

@@ -104,37 +104,14 @@ def works(config: ConfigDict) -> list[tuple[lower.Work, meshes.MeshConfig]]:
     if "grpo" in config:
         part = grpo.parts(config)
         grpo.check_length(part)
-        return [(of_grpo(part), part["mesh"])]
+        spec = grpo.spec_of(part, hf=published_of(part["model"]))
+        return [(grpo.work_of(part, spec), part["mesh"])]
     if "data" in config:
         part = sft.parts(config)
-        return [(of_sft(part), part["mesh"])]
+        spec = sft.spec_of(part, hf=published_of(part["model"]))
+        return [(sft.work_of(part, spec), part["mesh"])]
     raise ConfigError(
         "a plan is of a configuration of sft, grpo or the quickstart: it has `data` or `grpo`"
-    )
-
-
-def of_sft(part: dict[str, Any]) -> lower.Work:
-    """A step of SFT."""
-    spec = sft.spec_of(part, hf=published_of(part["model"]))
-    batch = part["batch"]
-    return lower.Work("sft", spec, batch.rows, batch.length, part["data"].accumulate)
-
-
-def of_grpo(part: dict[str, Any]) -> lower.Work:
-    """A step of GRPO, each rollout as long as its limits allow."""
-    spec = grpo.spec_of(part, 1.0, hf=published_of(part["model"]))
-    batch, settings, limits = part["batch"], part["grpo"], part["rollout"].limits
-    rollouts = settings.prompts * settings.group
-    rows = -(-rollouts // (batch.length // limits.max_tokens))
-    return lower.Work(
-        "grpo",
-        spec,
-        batch.rows,
-        batch.length,
-        microbatches=-(-rows // batch.rows),
-        passes=settings.passes,
-        engine=setup.size_of(part["rollout"], 1 + settings.ahead),
-        rollouts=rollouts,
     )
 
 

@@ -28,6 +28,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
+from jaxdeep.plan import lower
 from jaxdeep.run import monitor, rows, setup
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
@@ -38,6 +39,11 @@ EXAMPLE = (
     "python -m jaxdeep sft --config=configs/sft_search.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
 )
+FLAGS = {
+    "coordinator": "host:port of the first of several processes, where no launcher says so",
+    "processes": "how many there are; 1: this one is a run of its own",
+    "process": "which of them this is, from 0",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +82,16 @@ def parts(config: ConfigDict) -> dict[str, Any]:
     )
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
-    """Train for `config.train.steps` steps in `workdir`."""
+def main(
+    config: ConfigDict,
+    workdir: Path,
+    coordinator: str = "",
+    processes: str = "",
+    process: str = "",
+) -> int:
+    """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     part = parts(config)
-    with hosts.joined():
+    with hosts.joined(coordinator, processes, process):
         run(part, config, workdir)
     return 0
 
@@ -106,6 +118,8 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
         if saved.latest() is not None:
             done, state, kept = saved.restore(state)
             position = mix.Position.load(kept, walk)
+        if done < train.steps:
+            lower.ready(work_of(part, spec), mesh)
         how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
         batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
         timer = trace.Timer(trace.Trace(place))
@@ -155,6 +169,12 @@ def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states
     """What the steps are compiled from; `hf` as in `setup.spec_of`."""
     objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
     return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
+
+
+def work_of(part: dict[str, Any], spec: states.Spec) -> lower.Work:
+    """What a step asks devices for."""
+    batch = part["batch"]
+    return lower.Work("sft", spec, batch.rows, batch.length, part["data"].accumulate)
 
 
 def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:

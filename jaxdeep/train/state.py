@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,28 +103,44 @@ def policy(spec: Spec, params: dict | None, trained: Any) -> tuple[dict, dict | 
     return jax.tree.map(lambda x: x.astype(dtype), trained), None
 
 
+class Programs(NamedTuple):
+    """The jitted functions of a step: `start` makes zeros for gradients, which `accumulate` adds to."""
+
+    start: Any
+    accumulate: Any
+    before: Any
+    norm: Any
+    update: Any
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(spec: Spec, mesh: jax.sharding.Mesh) -> Programs:
+    """The programs of all steps with these: one that was compiled is compiled for all."""
+    where, whole = shardings(spec, mesh), meshes.replicated(mesh)
+    return Programs(
+        start=jax.jit(
+            lambda trained: jax.tree.map(jnp.zeros_like, trained), out_shardings=where.trained
+        ),
+        accumulate=jax.jit(
+            functools.partial(accumulate, spec=spec),
+            donate_argnames="grads",
+            out_shardings=(where.trained, whole, whole),
+        ),
+        before=jax.jit(functools.partial(before, spec=spec), static_argnames="own"),
+        norm=jax.jit(optax.tree_utils.tree_norm),
+        update=jax.jit(
+            functools.partial(update, spec=spec),
+            donate_argnames="state",
+            out_shardings=(where, whole),
+        ),
+    )
+
+
 class Step:
     """The compiled step. Call it with the state, the frozen weights and numpy microbatches."""
 
     def __init__(self, spec: Spec, mesh: jax.sharding.Mesh) -> None:
-        self.spec, self.mesh = spec, mesh
-        where = shardings(spec, mesh)
-        whole = meshes.replicated(mesh)
-        self._start = jax.jit(
-            lambda trained: jax.tree.map(jnp.zeros_like, trained), out_shardings=where.trained
-        )
-        self._accumulate = jax.jit(
-            functools.partial(accumulate, spec=spec),
-            donate_argnames="grads",
-            out_shardings=(where.trained, whole, whole),
-        )
-        self._before = jax.jit(functools.partial(before, spec=spec), static_argnames="own")
-        self._norm = jax.jit(optax.tree_utils.tree_norm)
-        self._update = jax.jit(
-            functools.partial(update, spec=spec),
-            donate_argnames="state",
-            out_shardings=(where, whole),
-        )
+        self.spec, self.mesh, self._programs = spec, mesh, compiled(spec, mesh)
 
     def before(
         self, state: State, params: dict | None, batches: Sequence[Batch], *, own: bool = False
@@ -137,7 +153,7 @@ class Step:
             return [losses.NOTHING for _ in batches]
         with meshes.use(self.mesh), meshes.turn(self.mesh):
             return [
-                self._before(state.trained, params, meshes.put(self.mesh, batch), own=own)
+                self._programs.before(state.trained, params, meshes.put(self.mesh, batch), own=own)
                 for batch in batches
             ]
 
@@ -158,20 +174,20 @@ class Step:
         if befores is None:
             befores = self.before(state, params, batches)
         with meshes.use(self.mesh), meshes.turn(self.mesh):
-            grads, totals = self._start(state.trained), None
+            grads, totals = self._programs.start(state.trained), None
             for batch, known in zip(batches, befores, strict=True):
-                grads, metrics, logp_BT = self._accumulate(
+                grads, metrics, logp_BT = self._programs.accumulate(
                     grads=grads,
                     trained=state.trained,
                     params=params,
                     batch=meshes.put(self.mesh, batch),
                     before=known,
-                    weight=jnp.float32(1 / count),
+                    weight=np.float32(1 / count),
                 )
                 totals = metrics if totals is None else add(totals, metrics)
                 if logps is not None:
                     logps.append(logp_BT)
-            norm = self._norm(grads)
+            norm = self._programs.norm(grads)
         # not the sum of the mask, which data may weigh
         tokens = sum(float(np.count_nonzero(batch.learn_BT)) for batch in batches)
         return grads, losses.summary(totals, count) | {"grad_norm": norm, "tokens": tokens}
@@ -187,7 +203,7 @@ class Step:
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
         with meshes.use(self.mesh), meshes.turn(self.mesh):
-            return self._update(state=state, grads=grads)
+            return self._programs.update(state=state, grads=grads)
 
 
 def add(a: dict, b: dict) -> dict:

@@ -7,17 +7,21 @@ device; from shapes, nothing is allocated.
 
 Printed for each, in a process of its own: seconds to lower and to compile, their sum, and what of the
 processors' time that took (which other programs disturb less); medians of the rounds, with ratios to
-jaxdeep's.
+jaxdeep's. Then, of the programs of the quickstart's GRPO: seconds to compile them one after another,
+several at a time as a run does, and again from the cache on the disk that JAX_COMPILATION_CACHE_DIR names.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Mapping
 
 RANK, B, T = 32, 4, 1024
 SYSTEMS = ("jaxdeep", "tunix")
@@ -88,22 +92,73 @@ def child(system: str, layers: int) -> None:
     print(json.dumps(found | dict(cpu=time.process_time() - busy)))
 
 
+def of_a_run(how: str) -> None:
+    """Compile what a run of the quickstart's GRPO calls."""
+    from jaxdeep import config as configs
+    from jaxdeep import mesh as meshes
+    from jaxdeep.plan import lower
+    from jaxdeep.run import grpo
+    from jaxdeep.sample import sizes
+
+    part = grpo.parts(configs.load("configs/quickstart.py", ()).grpo)
+    mesh, work = meshes.make_mesh(part["mesh"]), grpo.work_of(part, grpo.spec_of(part))
+    start, busy = time.perf_counter(), time.process_time()
+    if how == "singly":
+        for _, traced, where in lower.listed(work, mesh, mesh, parts=sizes.PARTS):
+            lower.compiled(traced, where)
+    else:
+        lower.ready(work, mesh, mesh)
+    print(json.dumps(dict(both=time.perf_counter() - start, cpu=time.process_time() - busy)))
+
+
+def runs(rounds: int) -> None:
+    """Print the three ways to have the programs of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        cached = dict(
+            JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+        )
+        asked("--run=together", env=cached)
+        ways = {"singly": {}, "together": {}, "from the disk": cached}
+        found = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, env in ways.items():
+                how = "singly" if way == "singly" else "together"
+                found[way].append(asked("--run=" + how, env=env))
+    print(f"\nthe programs of the quickstart's GRPO, median of {rounds} rounds")
+    for way, rows in found.items():
+        middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        print(f"{way:16}{middle['both']:8.1f} s, processors {middle['cpu']:8.1f} s")
+
+
+def asked(*flags: str, env: Mapping[str, str] | None = None) -> dict:
+    """What this file prints in a process of its own."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
+    done = subprocess.run(
+        [sys.executable, __file__, *flags],
+        capture_output=True,
+        text=True,
+        env=clean | dict(env or {}),
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(flags)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=36)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--system", choices=SYSTEMS)
+    parser.add_argument("--run", choices=("singly", "together"))
     flags = parser.parse_args()
     if flags.system:
         return child(flags.system, flags.layers)
+    if flags.run:
+        return of_a_run(flags.run)
     found: dict[str, list[dict]] = {name: [] for name in SYSTEMS}
     for _ in range(flags.rounds):
         for name in SYSTEMS:
-            command = [sys.executable, __file__, f"--system={name}", f"--layers={flags.layers}"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            found[name].append(asked(f"--system={name}", f"--layers={flags.layers}"))
     print(f"the first LoRA step of {flags.layers} layers, median of {flags.rounds} rounds")
     middle = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}

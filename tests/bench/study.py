@@ -53,7 +53,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "search/rank64": rank(64),
     "search/full": rank(0, sft=1e-3, grpo=2e-4),
 }
-COLUMNS = ("row", "seeds", "after SFT", "em", "difference", "p", "minutes")
+COLUMNS = ("row", "seeds", "after SFT", "em", "difference", "p")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Pages of runs: every token once and in its place, nothing that a run says is code, nothing made twice."""
 
+import itertools
 import json
 import re
 import shutil
@@ -118,6 +119,21 @@ def test_every_token_is_there_once_with_its_text_and_what_is_known_of_it(run, ch
         if kind == "result":
             assert run_of.startswith("<tool_response>") and run_of.endswith("</tool_response>")
         begin = end
+
+
+def test_turns_say_which_policy_they_are_of_where_it_changed_between_them(chat):
+    made = rollout(chat, Task("a", "?", ("é",)), 1.0)
+    words = [chat.tokenizer.decode([id]) for id in range(chat.tokenizer.size)]
+    plain = view.Reader(chat.tokenizer, words).tokens(made, None)["parts"]
+    assert view._told(made)["policy"] == "version 0"
+    turns = itertools.count(3)
+    made.pieces = [
+        p._replace(version=next(turns)) if p.author == "policy" else p for p in made.pieces
+    ]
+    parts = view.Reader(chat.tokenizer, words).tokens(made, None)["parts"]
+    changed = [(a[2], b[3]) for a, b in zip(plain, parts, strict=True) if a != b]
+    assert changed == [("think", "version 3"), ("think", "version 4")]
+    assert view._told(made)["policy"] == "version 3 to version 4"
 
 
 def test_metrics_are_columns_of_numbers(run):

@@ -10,6 +10,7 @@ from run import small
 
 from jaxdeep import hosts
 
+FLAGS = ("coordinator", "processes", "process")
 VERB = "import sys; from jaxdeep.run import cli; sys.exit(cli.main())"
 
 
@@ -44,8 +45,13 @@ def finish(runs: list[subprocess.Popen]) -> list[str]:
 
 
 def verb(count: int, *args: str) -> list[subprocess.Popen]:
-    """A verb in so many processes."""
-    return [start(VERB, *args, several=several) for several in told(count)]
+    """A verb in so many processes, told of each other by flags."""
+    return [
+        start(
+            VERB, *args, *(f"--{flag}={value}" for flag, value in zip(FLAGS, several, strict=True))
+        )
+        for several in told(count)
+    ]
 
 
 def wait(ready, seconds: int) -> None:

@@ -67,8 +67,8 @@ function column({ run, record, told, among, data, words }) {
     start = end;
   }
   cells.push(cell);
-  const { stop, failure, reward, advantage, tokens, seed } = told;
-  const facts = { stop, failure, reward, ...told.rewards, advantage, tokens, sampled, ...told.metrics, seed };
+  const { stop, failure, reward, advantage, tokens, seed, policy } = told;
+  const facts = { stop, failure, reward, ...told.rewards, advantage, tokens, sampled, ...told.metrics, seed, policy };
   const said = Object.entries(facts).filter(([, value]) => value !== "");
   const name = runs.length > 1 ? `${run.name}, ${titleOf(record)}, rollout ${told.id}` : `rollout ${told.id}`;
   return el("article", { class: `side run${run.index}` }, el("h2", {}, name),

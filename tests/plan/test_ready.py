@@ -1,0 +1,71 @@
+"""What is compiled before a run is what the run calls: nothing large is compiled after it."""
+
+import jax
+import pytest
+
+from jaxdeep import config as configs
+from jaxdeep import log
+from jaxdeep.plan import lower
+from jaxdeep.run import eval as evaluate
+from jaxdeep.run import grpo, sft
+from tests.run import small
+
+OURS = {f"jit({name})" for name in ("accumulate", "before", "update", "run")}
+COMPILED: list[str] = []  # programs, since the module was loaded
+
+
+def note(event, seconds, **about):
+    if event == "/jax/core/compile/backend_compile_duration" and about.get("fun_name") in OURS:
+        COMPILED.append(about["fun_name"])
+
+
+jax.monitoring.register_event_duration_secs_listener(note)
+
+
+@pytest.fixture
+def at_first(monkeypatch):
+    """How many programs each run had compiled when it began."""
+    seen, ready = [], lower.ready
+
+    def marked(*args):
+        ready(*args)
+        seen.append(len(COMPILED))
+
+    monkeypatch.setattr(lower, "ready", marked)
+    COMPILED.clear()
+    return seen
+
+
+def ran(verb, main, folder, *overrides):
+    config = configs.load(small.config(folder, verb, steps=2), [f"--config.{o}" for o in overrides])
+    assert main(config, folder / verb) == 0
+
+
+def test_grpo_compiles_all_of_its_programs_before_its_first_rollout(tmp_path, at_first, capfd):
+    mesh = ["mesh.data=2", "mesh.model=2", "mesh.context=2"]
+    # another rate than those of other tests, whose programs would be found
+    own = ["grpo.kl.coef=0.01", "grpo.passes=2", "optim.lr=2e-3", "rollout.slots=64"]
+    luck = f"env.taskset={small.__file__}:lucky"
+    ran("grpo", grpo.main, tmp_path, *mesh, *own, luck, "rollout.chunk=1024")
+    # three of the trainer, two sizes of two of the engine
+    assert at_first == [len(COMPILED)] == [7]
+    assert "compile: 7/7" in capfd.readouterr().err
+    assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "grpo/metrics.jsonl"))
+
+
+def test_sft_and_eval_do_too(tmp_path, at_first):
+    ran("sft", sft.main, tmp_path, "optim.lr=3e-3")
+    assert at_first == [len(COMPILED)] == [2]
+    sizes = ["rollout.slots=64", "rollout.chunk=1024"]
+    ran("eval", evaluate.main, tmp_path, "lora.rank=3", *sizes)
+    assert at_first == [2, len(COMPILED)] == [2, 6]
+
+
+def test_a_program_that_does_not_compile_ends_the_run(monkeypatch):
+    def broken(traced, mesh):
+        raise ValueError(f"{traced} does not compile")
+
+    monkeypatch.setattr(lower, "listed", lambda *args, **more: [("update", 1, None)])
+    monkeypatch.setattr(lower, "compiled", broken)
+    with pytest.raises(ValueError, match="1 does not compile"):
+        lower.ready(lower.Work("sft", None), None)
