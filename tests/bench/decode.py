@@ -28,7 +28,7 @@ def jaxdeep(batch: int):
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling
 
-    size = EngineConfig(batch, PROMPT + NEW, chunk=1024, steps=64)
+    size = EngineConfig(batch, PROMPT + NEW, chunk=max(PROMPT * batch, 64), steps=64)
     engine = Engine(*toy.jaxdeep(PROMPT + NEW), size)
 
     async def every(prompts: list[list[int]], n: int, seed: int) -> list[list[int]]:
