@@ -112,6 +112,11 @@ class Slurm:
             words, env=self.env | env, capture_output=True, text=True, timeout=600
         )
 
+    def begin(self, job: str) -> None:
+        """Let a job that went back to the queue start: not in the second that it was ended in, whose
+        credentials a node refuses."""
+        assert self.ask("scontrol", "update", f"jobid={job}", "starttime=now+3").returncode == 0
+
     def state(self, job: str) -> str:
         shown = self.ask("scontrol", "show", "job", job).stdout
         return shown.partition("JobState=")[2].partition(" ")[0]

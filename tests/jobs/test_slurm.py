@@ -107,7 +107,7 @@ def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
     done = log.read(metrics)[-1]["step"]
     assert f"terminated after step {done}, which is saved" in printed(tmp_path)
     assert done < 40 and (workdir / f"checkpoints/{done}").is_dir()
-    slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
+    slurm.begin(number)
     slurm.wait(lambda: slurm.state(number) == "COMPLETED", 300)
     assert [row["step"] for row in log.read(metrics)] == list(range(1, 41))
 
@@ -128,7 +128,7 @@ def test_told_to_stop_it_saves_and_goes_on(slurm, job, tmp_path):
     slurm.wait(lambda: slurm.state(number) == "PENDING")
     saved = [(tmp_path / f"a run/{n}").read_text().strip() for n in (0, 1)]
     assert all(int(n) > 0 for n in saved)
-    slurm.ask("scontrol", "update", f"jobid={number}", "starttime=now")
+    slurm.begin(number)
     slurm.wait(lambda: f"0 of 2 from {saved[0]} " in printed(tmp_path))
     slurm.ask("scancel", number)  # now for good
     slurm.wait(lambda: not slurm.ask("squeue", "-h").stdout)
