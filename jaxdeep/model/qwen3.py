@@ -7,6 +7,8 @@ Layers are stacked on their first dimension and scanned. Precision: weights and 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,36 +140,65 @@ def logits(params: dict, hidden: jax.Array, *, cfg: Config) -> jax.Array:
 
 
 def token_logps(
-    params: dict, hidden_BTD: jax.Array, tokens_BT: jax.Array, *, cfg: Config
+    params: dict,
+    hidden_BTD: jax.Array,
+    tokens_BT: jax.Array,
+    *,
+    cfg: Config,
+    wanted_BT: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token given those before it, and the entropy of that prediction.
 
     `hidden_BTD` is from `forward`, tokens and results are in natural order. Both [B, T] float32, in
-    nats; position 0 has no prediction and holds 0. The sequence is walked in chunks of `cfg.chunk`
-    positions of each device, so [B, T, V] never exists. The entropy carries no gradient; beside one it is
-    good to 0.01 nats in bfloat16.
+    nats; position 0 has no prediction and holds 0, and so may tokens that are not `wanted_BT` (default:
+    all are). The sequence is walked in chunks of `cfg.chunk` positions of each device, the wanted ones
+    first, so [B, T, V] never exists, and chunks without any are passed over. The entropy carries no
+    gradient; beside one it is good to 0.01 nats in bfloat16.
     """
     B, T = tokens_BT.shape
     C = context.shards()
     chunk = min(cfg.chunk, T // C)
 
+    def ahead(x_BT: jax.Array) -> jax.Array:
+        # the prediction of token t is made at t - 1; the last position predicts nothing
+        return context.spread(jnp.pad(x_BT[:, 1:], ((0, 0), (0, 1))))
+
+    wanted_BT = jnp.ones((B, T), bool) if wanted_BT is None else wanted_BT
+    wanted_BCt = ahead(wanted_BT).reshape(B, C, T // C)
+    places_BCt = jnp.argsort(~wanted_BCt, axis=-1, stable=True)
+    back_BCt = jnp.argsort(places_BCt, axis=-1)
+
     def split(x: jax.Array) -> jax.Array:
         rest = x.shape[2:]
-        x = x.reshape(B, C, T // C, *rest)
+        x = mesh.constrain(x.reshape(B, C, T // C, *rest), mesh.ROWS, "context")
+        x = _reorder(x, places_BCt, back_BCt)
         x = jnp.pad(x, [(0, 0), (0, 0), (0, -(T // C) % chunk)] + [(0, 0)] * len(rest))
         x = jnp.moveaxis(x.reshape(B, C, -1, chunk, *rest), 2, 0)
         return mesh.constrain(x, None, mesh.ROWS, "context")
 
     def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, 0, 2).reshape(B, C, -1)[..., : T // C]
-        x = context.restore(x.reshape(B, T))
+        x = context.restore(_reorder(x, back_BCt, places_BCt).reshape(B, T))
         return jnp.pad(x[:, : T - 1], ((0, 0), (1, 0)))
 
-    # the prediction of token t is made at t - 1; the last position predicts nothing
-    target_BT = context.spread(jnp.pad(tokens_BT[:, 1:], ((0, 0), (0, 1))))
     table = {name: params[name] for name in (("embed",) if cfg.tie else ("head",))}
-    logps, entropies = _score(cfg, table, split(hidden_BTD), split(target_BT))
+    used = split(wanted_BCt.reshape(B, T)).any((1, 2, 3))
+    logps, entropies = _score(cfg, table, split(hidden_BTD), split(ahead(tokens_BT)), used)
     return join(logps), join(jax.lax.stop_gradient(entropies))
+
+
+@jax.custom_vjp
+def _reorder(x: jax.Array, places_BCt: jax.Array, back_BCt: jax.Array) -> jax.Array:
+    """`x` with its third dimension in another order, and `back_BCt` the way back: what its gradient takes,
+    which would be a scatter."""
+    places = places_BCt.reshape(*places_BCt.shape, *[1] * (x.ndim - 3))
+    return jnp.take_along_axis(x, places, axis=2, mode="promise_in_bounds")
+
+
+_reorder.defvjp(
+    lambda x, places_BCt, back_BCt: (_reorder(x, places_BCt, back_BCt), (places_BCt, back_BCt)),
+    lambda kept, along: (_reorder(along, kept[1], kept[0]), None, None),
+)
 
 
 def _score_chunk(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
@@ -181,25 +212,38 @@ def _score_chunk(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array)
     return scores, powers, total, picked - top - jnp.log(total)
 
 
+def _where_used(make: Callable[..., Any], used: jax.Array, *part: jax.Array) -> Any:
+    """What `make` makes of a chunk, zeros where it is not used."""
+    shapes = jax.eval_shape(make, *part)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.cond(used, make, lambda *_: nothing, *part)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _score(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
-    """Log-probabilities and entropies of chunks, one after the other."""
+def _score(
+    cfg: Config, table: dict, hidden: jax.Array, target: jax.Array, used: jax.Array
+) -> tuple:
+    """Log-probabilities and entropies of the chunks that are used, one after the other."""
+
+    def make(hidden, target):
+        scores, powers, total, logp = _score_chunk(cfg, table, hidden, target)
+        top = scores.max(-1)
+        return logp, top + jnp.log(total) - (powers * scores).sum(-1) / total
 
     def one(_, part):
-        scores, powers, total, logp = _score_chunk(cfg, table, *part)
-        top = scores.max(-1)
-        return None, (logp, top + jnp.log(total) - (powers * scores).sum(-1) / total)
+        return None, _where_used(make, *part)
 
-    return jax.lax.scan(one, None, (hidden, target))[1]
+    return jax.lax.scan(one, None, (used, hidden, target))[1]
 
 
-def _score_forward(cfg: Config, table: dict, hidden: jax.Array, target: jax.Array) -> tuple:
+def _score_forward(
+    cfg: Config, table: dict, hidden: jax.Array, target: jax.Array, used: jax.Array
+) -> tuple:
     """As `_score`. How a log-probability changes with its hidden state depends on nothing that comes
     later: it is kept, of the hidden state's size, so that no score is computed again for it. Scores are
     linear in the hidden state, so it also holds their mean, and with it the entropy."""
 
-    def one(_, part):
-        hidden, target = part
+    def make(hidden, target):
         _, powers, total, logp = _score_chunk(cfg, table, hidden, target)
         here = jnp.arange(powers.shape[-1]) == target[..., None]
         pull = jnp.where(here, total[..., None] - powers, -powers).astype(hidden.dtype)
@@ -207,25 +251,31 @@ def _score_forward(cfg: Config, table: dict, hidden: jax.Array, target: jax.Arra
         slope = jnp.einsum("...v,vd->...d", pull, weight, preferred_element_type=jnp.float32)
         slope /= total[..., None]
         entropy = (hidden.astype(jnp.float32) * slope).sum(-1) - logp
-        return None, (logp, entropy, slope.astype(hidden.dtype))
+        return logp, entropy, slope.astype(hidden.dtype)
 
-    _, (logps, entropies, slopes) = jax.lax.scan(one, None, (hidden, target))
-    return (logps, entropies), (table, hidden, target, slopes)
+    def one(_, part):
+        return None, _where_used(make, *part)
+
+    _, (logps, entropies, slopes) = jax.lax.scan(one, None, (used, hidden, target))
+    return (logps, entropies), (table, hidden, target, used, slopes)
 
 
 def _score_backward(cfg: Config, kept: tuple, cotangents: tuple) -> tuple:
     """Of the table only where it is trained: else the compiler drops the scan."""
-    (table, hidden, target, slopes), (along, _) = kept, cotangents
+    (table, hidden, target, used, slopes), (along, _) = kept, cotangents
+
+    def add(grads, hidden, target, along):
+        _, pull = jax.vjp(lambda t: _score_chunk(cfg, t, hidden, target)[-1], table)
+        return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(along)[0])
 
     def one(grads, part):
-        hidden, target, along = part
-        _, pull = jax.vjp(lambda t: _score_chunk(cfg, t, hidden, target)[-1], table)
-        return jax.tree.map(lambda g, new: g + new.astype(g.dtype), grads, pull(along)[0]), None
+        used, *part = part
+        return jax.lax.cond(used, add, lambda grads, *_: grads, grads, *part), None
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), table)
-    grads, _ = jax.lax.scan(one, zeros, (hidden, target, along))
+    grads, _ = jax.lax.scan(one, zeros, (used, hidden, target, along))
     grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, table)
-    return grads, (slopes * along[..., None]).astype(hidden.dtype), None
+    return grads, (slopes * along[..., None]).astype(hidden.dtype), None, None
 
 
 _score.defvjp(_score_forward, _score_backward)

@@ -135,7 +135,7 @@ NOTHING = Before()
 def score(
     params: dict, adapter: dict | None, batch: Batch, *, cfg: arch.Config
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy of each token of a packed batch, [B, T]."""
+    """Log-probability and entropy of each token of a packed batch that is learned, [B, T]."""
     hidden_BTD, _ = qwen3.forward(
         params,
         adapter,
@@ -144,7 +144,8 @@ def score(
         positions_BT=batch.positions_BT,
         segments_BT=batch.segments_BT,
     )
-    return qwen3.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg)
+    wanted_BT = batch.learn_BT != 0
+    return qwen3.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
 
 
 def loss(

@@ -1,5 +1,7 @@
 """The model against transformers, and against itself computed another way."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +202,30 @@ def test_remat_and_chunks_change_nothing(tiny):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes)
         )
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_tokens_that_nobody_wants_cost_nothing_and_change_nothing(tiny, chunk):
+    rng = np.random.default_rng(2)
+    tokens, cfg = rng.integers(0, TINY.V, (2, 23)), dataclasses.replace(TINY, chunk=chunk)
+    hidden = rng.normal(size=(2, 23, TINY.D)).astype(np.float32)
+    wanted = np.zeros((2, 23), bool)
+    wanted[0, [3, 4, 22]] = wanted[1, [1, 9]] = True
+
+    def loss(params, hidden, **given):
+        logps, entropy = qwen3.token_logps(params, hidden, tokens, cfg=cfg, **given)
+        return (jnp.where(wanted, logps, 0.0) * tokens).sum(), (logps, entropy)
+
+    run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (want, every), grads = run(tiny, hidden)
+    (found, some), given = run(tiny, hidden, wanted_BT=wanted)
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), given, grads)
+    for a, b in zip(some, every, strict=True):
+        np.testing.assert_allclose(a[wanted], b[wanted], rtol=1e-5)
+    # a row has three of them: the first chunk holds all, and no other one is computed
+    passed_over = 2 * (22 - 4) if chunk == 4 else 0
+    assert (np.asarray(some[1])[:, 1:] == 0).sum() >= passed_over
 
 
 def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):

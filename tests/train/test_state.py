@@ -131,10 +131,10 @@ def alone(spec):
 def scored():
     """A batch that learns every token, each with the log-probability it has on one device."""
     batch = pack(rows(), B=8, T=64)[0]
+    batch = batch._replace(learn_BT=(batch.positions_BT > 0).astype(np.float32))
     score = jax.jit(functools.partial(losses.score, cfg=tiny.CFG))
     logp_BT, _ = score(tiny.params(), tiny.adapter(), batch)
-    learn_BT = (batch.positions_BT > 0).astype(np.float32)
-    return batch._replace(learn_BT=learn_BT, logp_BT=np.asarray(logp_BT) * learn_BT)
+    return batch._replace(logp_BT=np.asarray(logp_BT) * batch.learn_BT)
 
 
 MESHES = [
