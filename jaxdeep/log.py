@@ -147,7 +147,8 @@ class Terminated(BaseException):
 
 class Termination:
     """Makes SIGTERM, what machines that are taken away get, an end in good order: `asked` becomes true
-    for the loop to see between two steps, and work inside `droppable()` ends at once by Terminated."""
+    for the loop to see between two steps, and work inside `droppable()` ends at once by Terminated. One
+    inside another tells that one when it ends."""
 
     def __init__(self) -> None:
         self.asked, self._droppable = False, False
@@ -158,6 +159,9 @@ class Termination:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
+        around = getattr(self._before, "__self__", None)
+        if self.asked and isinstance(around, Termination):
+            around.asked = True
 
     def _handle(self, *_: object) -> None:
         self.asked = True

@@ -147,6 +147,16 @@ def test_progress_in_a_terminal_is_a_bar(monkeypatch):
     assert "\r" in sys.stderr.getvalue() and "100%" in sys.stderr.getvalue()
 
 
+def test_an_end_that_came_to_an_inner_run_is_known_to_the_outer_one():
+    with log.Termination() as outer:
+        with log.Termination() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert inner.asked and outer.asked
+        with log.Termination() as other:
+            pass
+        assert not other.asked
+
+
 def test_a_folder_has_one_run_at_a_time(tmp_path):
     with log.lock(tmp_path / "run"):
         with (

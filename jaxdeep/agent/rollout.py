@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
-from jaxdeep.agent.tool import Tool, ToolResult
+from jaxdeep.agent.tool import Tool, ToolResult, in_thread
 from jaxdeep.data.chat import Chat, Mark
 from jaxdeep.errors import ConfigError, WorldError
 from jaxdeep.types import Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
@@ -120,11 +120,13 @@ async def group(
     )
 
 
-async def score(taskset: Taskset, trajectory: Trajectory) -> None:
-    """Fill in the rewards by name and the weighted total.
+async def score(taskset: Taskset, trajectory: Trajectory, seconds: float | None = None) -> None:
+    """Fill in the rewards by name and the weighted total. Each may take so many `seconds`; one that is no
+    coroutine is called in a thread, and others go on meanwhile.
 
     A reward is None where the trajectory cannot be judged: the world failed, the function says so, it
-    raised, or gave what is no number (noted in `failure`, with its name). One None makes the total None.
+    raised, took too long, or gave what is no number (noted in `failure`, with its name). One None makes the
+    total None.
     """
     trajectory.rewards = dict.fromkeys(taskset.rewards)
     trajectory.reward = None
@@ -132,7 +134,7 @@ async def score(taskset: Taskset, trajectory: Trajectory) -> None:
         return
     for name, (_, judge) in taskset.rewards.items():
         with trace.span("reward", name), _noted(trajectory, void=False):
-            value = await _world(f"reward {name!r}", _judged(judge, trajectory))
+            value = await _world(f"reward {name!r}", _judged(judge, trajectory), seconds)
             trajectory.rewards[name] = value
     if None not in trajectory.rewards.values():
         weights = ((weight, trajectory.rewards[n]) for n, (weight, _) in taskset.rewards.items())
@@ -157,8 +159,11 @@ def tools_of(trajectories: Iterable[Trajectory]) -> dict[str, float]:
 
 
 async def _judged(judge: Reward, trajectory: Trajectory) -> float | None:
-    value = judge(trajectory.task, trajectory)
-    value = await value if inspect.isawaitable(value) else value
+    if inspect.iscoroutinefunction(judge):
+        value = await judge(trajectory.task, trajectory)
+    else:
+        value = await in_thread("reward", judge, trajectory.task, trajectory)
+        value = await value if inspect.isawaitable(value) else value
     if value is not None and not math.isfinite(value):
         raise ValueError(f"it is {value}")
     return None if value is None else float(value)

@@ -99,7 +99,7 @@ class Tool:
             return await self.function(**values)
         if self.inline:
             return self.function(**values)
-        return await _in_thread(self.function, values)
+        return await in_thread(f"tool-{self.function.__name__}", self.function, **values)
 
     def _bind(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The values to call with, and what the model has to be told if that cannot be done."""
@@ -249,7 +249,7 @@ def _read(value: Any, schema: Mapping[str, Any]) -> Any:
     return read
 
 
-async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+async def in_thread(name: str, function: Callable[..., Any], /, *args: Any, **values: Any) -> Any:
     """What the function returns or raises, called in a daemon thread.
 
     Not asyncio.to_thread: its pool is small, so calls that wait for a place would time out, and
@@ -261,9 +261,9 @@ async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) ->
 
     def work() -> None:
         try:
-            future.set_result(context.run(function, **values))
+            future.set_result(context.run(function, *args, **values))
         except BaseException as error:  # not handled here: handed to whoever awaits
             future.set_exception(error)
 
-    threading.Thread(target=work, name=f"tool-{function.__name__}", daemon=True).start()
+    threading.Thread(target=work, name=name, daemon=True).start()
     return await asyncio.wrap_future(future)

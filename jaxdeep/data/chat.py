@@ -388,7 +388,8 @@ def _call(text: str) -> ToolCall:
     """The call a `<tool_call>` block says, or what is wrong with it, in words for the model."""
     try:
         value = json.loads(text.strip(), parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair breaks who writes it
+        # half a surrogate pair, or 1e999, breaks who writes it
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         return ToolCall("", error=f"the tool call is not valid JSON: {error}")
     if not isinstance(value, dict):

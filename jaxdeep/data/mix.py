@@ -70,7 +70,7 @@ class Position(NamedTuple):
 
     def save(self, mix: Mix) -> dict[str, Any]:
         """The position as JSON, with what it is a position in."""
-        return self._asdict() | {"of": mix.shape}
+        return self._asdict() | {"of": mix.shape, "seed": mix.seed}
 
     @classmethod
     def load(cls, saved: Mapping[str, Any], mix: Mix) -> Position:
@@ -81,6 +81,11 @@ class Position(NamedTuple):
                 f"the data has changed since the checkpoint. Rows of each source, and of these in an "
                 f"epoch, were {of}, they are {mix.shape}: the order would be another. Use the same data, "
                 "or another --workdir with train.start"
+            )
+        if (seed := saved.get("seed", mix.seed)) != mix.seed:
+            raise DataError(
+                f"the rows were read in the order of train.seed={seed}, it is {mix.seed} now: some would come "
+                "twice. Use the same, or another --workdir with train.start"
             )
         tallies = {name: Tally(*tally) for name, tally in saved.get("tallies", {}).items()}
         return cls(saved["read"], saved["skipped"], tallies)

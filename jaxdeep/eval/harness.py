@@ -47,7 +47,7 @@ async def evaluate(
                 seed=seed + index,
                 sampling=sampling,
             )
-            await score(taskset, trajectory)
+            await score(taskset, trajectory, limits.seconds)
         if on_done is not None:
             on_done(trajectory)
         return trajectory

@@ -11,7 +11,7 @@ import random
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxdeep.errors import ConfigError
+from jaxdeep.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,17 @@ class Walk:
 
     def position(self) -> dict[str, Any]:
         """What `restore` needs, as JSON holds it."""
-        return {"at": self.at, "rates": {str(i): rate for i, rate in sorted(self.rates.items())}}
+        rates = {str(i): rate for i, rate in sorted(self.rates.items())}
+        return {"at": self.at, "rates": rates, "of": [self.count, self.seed]}
 
     def restore(self, position: Mapping[str, Any]) -> None:
-        """Go on where another walk over the same tasks stood."""
+        """Go on where another walk over the same tasks stood; DataError where they are not the same."""
+        of = position.get("of", [self.count, self.seed])
+        if of != [self.count, self.seed]:
+            raise DataError(
+                f"the run has walked {of[0]} tasks in the order of train.seed={of[1]}; now there are "
+                f"{self.count} and train.seed={self.seed}. Use the same, or another --workdir with train.start"
+            )
         self.at = position["at"]
         self.rates = {int(index): rate for index, rate in position["rates"].items()}
 

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.types import Trajectory
+from jaxdeep.types import Stop, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Shaping:
     """Two penalties, both off.
 
-    `overlong`: what a conversation that fills `rollout.limits.max_tokens` loses; the loss grows from
-    nothing over the last `window` of that limit, as a share of it (DAPO, arXiv 2503.14476: 1.0 and 0.2).
+    `overlong`: what a conversation loses that fills `rollout.limits.max_tokens` or was cut for it; the loss
+    grows from nothing over the last `window` of that limit, as a share of it (DAPO, arXiv 2503.14476: 1.0
+    and 0.2).
     `length`: between the shortest and the longest rollout of a group, in tokens sampled, a solved one
     gets from +length / 2 to -length / 2, another at most nothing (Kimi k1.5, arXiv 2501.12599).
     """
@@ -57,5 +58,7 @@ def shaped(
         if shaping.overlong:
             room = shaping.window * limit
             over = float(np.clip((len(trajectory.tokens) - (limit - room)) / room, 0, 1))
+            if trajectory.stop is Stop.MAX_TOKENS:  # what came next did not fit
+                over = 1.0
         out.append(reward + shaping.length * extra - shaping.overlong * over)
     return out

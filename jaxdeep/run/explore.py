@@ -131,7 +131,9 @@ class Explorer:
                 seed=seed,
                 sampling=Sampling(1.0),
             )
-            await together(score(self.taskset, trajectory) for trajectory in found)
+            await together(
+                score(self.taskset, trajectory, self.limits.seconds) for trajectory in found
+            )
             return found
 
         return await together(one(index) for index in tasks)

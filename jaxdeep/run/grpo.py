@@ -135,7 +135,8 @@ def train(
     params, state = setup.start_of(config, part["model"], spec, mesh, where)
     step = states.Step(spec, mesh)
     base = setup.base_of(part["model"], spec, params)
-    saved = checkpoint.Checkpoints(where, spec, keep=config.keep, base=base, run=part["about"])
+    keep = max(config.keep, guard.keep(part["guard"], config.save_every))
+    saved = checkpoint.Checkpoints(where, spec, keep=keep, base=base, run=part["about"])
     guard.finish(place, saved)
     done, position = 0, {}
     if saved.latest() is not None:
@@ -167,6 +168,7 @@ def train(
             with timer("data"):
                 rows, shares = advantages.rows(groups, rules)
                 if place == workdir:
+                    gaps_at(workdir, n).unlink(missing_ok=True)  # of a try that was set back
                     record.write(rollouts_of(workdir, n), every, chat.tokenizer)
                 batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
             void = refuse_void(groups, void, n)
@@ -179,8 +181,9 @@ def train(
                         step, state, params, batches, tolerance, settings.passes, logps
                     )
                 if trouble:
-                    saved.save(n - 1, state, position)
-                    if guard.set_back(place, saved, watch, n, [trouble]):
+                    if state is not None:
+                        saved.save(n - 1, state, position)
+                    if guard.set_back(place, saved, watch, n, [trouble], config.save_every):
                         return False
                     raise DivergedError(f"step {n}: {trouble}")
                 with timer("data"):
@@ -201,7 +204,7 @@ def train(
             if n % config.save_every == 0 or n == config.steps:
                 with timer("checkpoint"):
                     saved.save(n, state, position, score=score)
-            if guard.set_back(place, saved, watch, n, watch.see(row)):
+            if guard.set_back(place, saved, watch, n, watch.see(row), config.save_every):
                 return False
         if done < config.steps and saved.latest() != done > 0:
             saved.save(done, state, position)
@@ -249,8 +252,9 @@ def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> No
 
 
 def check_length(part: dict[str, Any]) -> None:
-    """ConfigError where a row of a batch cannot hold a rollout, or all weights are to be ahead of themselves."""
+    """ConfigError where a row of a batch cannot hold a rollout, or rollouts cannot be ahead."""
     length, longest = part["batch"].length, part["rollout"].limits.max_tokens
+    settings = part["grpo"]
     if length < longest:
         raise ConfigError(
             f"batch.length={length} must hold a whole rollout: rollout.limits.max_tokens={longest}"
@@ -259,6 +263,13 @@ def check_length(part: dict[str, Any]) -> None:
         raise ConfigError(
             f"grpo.ahead={part['grpo'].ahead} needs an adapter: with lora.rank=0 an update changes the "
             "weights under the conversations that are in progress"
+        )
+    stale = settings.ahead and settings.passes > 1 and settings.objective != "binary_tv"
+    if stale and settings.correction.kind == "none":
+        raise ConfigError(
+            f"grpo.ahead={settings.ahead} with grpo.passes={settings.passes} needs "
+            "grpo.correction.kind=truncate or mask: the ratio of several passes is to the policy before the "
+            "first of them, and nothing would weigh how far that is from the one that sampled"
         )
 
 
@@ -319,11 +330,12 @@ def learn(
     tolerance: float | None,
     passes: int,
     logps: list[jax.Array] | None = None,
-) -> tuple[states.State, dict[str, float], str]:
+) -> tuple[states.State | None, dict[str, float], str]:
     """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
 
     Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
-    before). An update whose loss or gradient is no number is not made: the state before it is returned.
+    before). An update whose loss or gradient is no number is not made: the state before the first of them is
+    returned, None where an update has used it up.
     Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
     """
     befores = step.before(state, params, batches, own=passes > 1)
@@ -333,7 +345,8 @@ def learn(
         grads, found = step.gradients(state, params, batches, befores, kept)
         found = {k: float(v) for k, v in jax.device_get(found).items()}
         if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
-            return state, found, blame(step, state, params, batches, befores, found)
+            why = blame(step, state, params, batches, befores, found)
+            return (None if number else state), found, why
         apart = found["max_logp_diff"]
         if tolerance is not None and number == 0 and not apart <= tolerance:
             raise MismatchError(
@@ -364,7 +377,7 @@ def blame(
                 wrong.append(f"{i} (tokens {int(each['tokens'])})")
     return (
         f"the loss is {found['loss']:.4g} and the norm of its gradient {found['grad_norm']:.4g}, in "
-        f"microbatch {', '.join(wrong) or 'none alone'} of {len(batches)}; the state before it is kept. "
+        f"microbatch {', '.join(wrong) or 'none alone'} of {len(batches)}; what was saved before it is kept. "
         "Lower optim.lr, or look at the rollouts of this step"
     )
 

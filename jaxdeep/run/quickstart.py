@@ -39,23 +39,27 @@ def main(config: ConfigDict, workdir: Path) -> int:
     begun = time.perf_counter()
     same_run(config, workdir)
     evaluated = {}
-    for stage in STAGES:
-        start = ""
-        if stage == "sft":
-            sft.main(config.sft, workdir / "sft")
-            if not finished(config.sft, workdir / "sft"):
+    with log.Termination() as ending:
+        for stage in STAGES:
+            start = ""
+            if stage == "sft":
+                sft.main(config.sft, workdir / "sft")
+                if not finished(config.sft, workdir / "sft"):
+                    return 0
+                start = go_on(config, workdir / "sft")
+            if stage == "grpo":
+                grpo.main(config.grpo, workdir / "grpo")
+                if not finished(config.grpo, workdir / "grpo"):
+                    return 0
+                start = str(workdir / "grpo")
+            place = workdir / f"eval-{stage}"
+            if not ending.asked and not (place / "eval.jsonl").exists():
+                print(f"test: {STAGES[stage]}", file=sys.stderr)
+                evaluate.run(test_config(config, start), place)
+            if ending.asked:
+                print(f"terminated {STAGES[stage]}: the same command continues")
                 return 0
-            start = go_on(config, workdir / "sft")
-        if stage == "grpo":
-            grpo.main(config.grpo, workdir / "grpo")
-            if not finished(config.grpo, workdir / "grpo"):
-                return 0
-            start = str(workdir / "grpo")
-        place = workdir / f"eval-{stage}"
-        if not (place / "eval.jsonl").exists():
-            print(f"test: {STAGES[stage]}", file=sys.stderr)
-            evaluate.run(test_config(config, start), place)
-        evaluated[stage] = record.read(place / "eval.jsonl")
+            evaluated[stage] = record.read(place / "eval.jsonl")
     finish(workdir, evaluated, time.perf_counter() - begun)
     return 0
 

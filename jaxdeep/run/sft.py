@@ -156,7 +156,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
                 if ended:
                     break
             bar.close()
-        if done < train.steps and ended:
+        if done < train.steps and ended and n < train.steps:
             print(log.ENDED.format(step=n))
             return
         if spec.full:

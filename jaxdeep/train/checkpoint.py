@@ -212,6 +212,9 @@ class Checkpoints:
     def _check(self, step: int) -> None:
         about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
         held, wanted = about["about"]["shape"], shape_of(self.spec)
+        if not self.spec.full:  # the factors alone do not say how much they count
+            held = held | {"alpha": about["about"]["lora"]["alpha"]}
+            wanted["alpha"] = self.spec.lora.alpha
         differ = [
             f"{name}={held.get(name)} there, {value} here"
             for name, value in wanted.items()

@@ -144,26 +144,41 @@ class Guard:
             self._told.add(sign)
 
 
+def keep(config: GuardConfig | None, every: int) -> int:
+    """How many checkpoints, one in `every` steps, reach back to before the windows of an alarm."""
+    if config is None or config.action != "rollback":
+        return 1
+    return -(-(config.window + config.patience) // every) + 1
+
+
 def set_back(
-    workdir: pathlib.Path, saved: Checkpoints, guard: Guard, step: int, alarms: Sequence[str]
+    workdir: pathlib.Path,
+    saved: Checkpoints,
+    guard: Guard,
+    step: int,
+    alarms: Sequence[str],
+    every: int,
 ) -> bool:
-    """Act on what is wrong after a step. True where the run must go on from its newest checkpoint, which
-    is from before the collapse, with `rate`; what came after it is kept in `collapsed-N`. DivergedError
-    where the run must stop."""
+    """Act on what is wrong after a step of a run that saves `every` so many. True where the run must go on
+    from its newest checkpoint, which is from before the collapse, or from its beginning where none could
+    be, with `rate`; what came after it is kept in `collapsed-N`. DivergedError where the run must stop."""
     guard.tell(step, alarms)
     if not alarms or guard.config.action in ("off", "warn"):
         return False
     saved.wait()
     done = rollbacks(workdir)
-    good = [at for at in saved.steps() if at <= guard.before] or saved.steps()[:1] or [0]
-    if guard.config.action == "stop" or done >= guard.config.rollbacks:
+    good = max((at for at in saved.steps() if at <= guard.before), default=0)
+    lost = not good and guard.before >= every
+    if guard.config.action == "stop" or done >= guard.config.rollbacks or lost:
+        last = f"The last checkpoint from before is that of step {good}" if good else ""
+        if lost:
+            last = f"No checkpoint of step {guard.before} or before it is kept any more: raise train.keep"
         raise DivergedError(
-            f"stopped after step {step}, set back {done} times before: {'; '.join(alarms)}. The last "
-            f"checkpoint from before is that of step {good[-1]}"
+            f"stopped after step {step}, set back {done} times before: {'; '.join(alarms)}. {last}"
         )
-    back = {"step": step, "to": good[-1], "why": list(alarms)}
+    back = {"step": step, "to": good, "why": list(alarms)}
     log.write_atomic(workdir / FILE, json.dumps([*_read(workdir), back], indent=2) + "\n")
-    print(f"step {step}: set back to step {good[-1]}", file=sys.stderr)
+    print(f"step {step}: set back to step {good}", file=sys.stderr)
     finish(workdir, saved)
     return True
 
@@ -176,10 +191,11 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
     if not backs or meshes.agree((place / "metrics.jsonl").exists()):
         return
     saved.drop_after(backs[-1]["to"])
-    place.mkdir(exist_ok=True)
-    for path in sorted((workdir / "rollouts").glob("*")):
-        if int(path.name.split(".")[0]) > backs[-1]["to"]:
-            shutil.move(path, place / path.name)
+    for name in ("rollouts", "gaps"):
+        for path in sorted((workdir / name).glob("*")):
+            if int(path.name.split(".")[0]) > backs[-1]["to"]:
+                place.mkdir(exist_ok=True)
+                shutil.move(path, place / path.name)
     log.write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 
@@ -137,6 +138,29 @@ def test_a_reward_that_raises_or_is_no_number_is_named_and_leaves_the_rollout_wi
     trajectory = scored(odd=(1.0, lambda task, trajectory: value()), right=(1.0, right))
     assert trajectory.rewards == {"odd": None, "right": 1.0} and trajectory.reward is None
     assert said in trajectory.failure and trajectory.stop is Stop.FINISHED
+
+
+def test_rewards_hold_up_neither_each_other_nor_the_run():
+    def slow(task, trajectory):
+        time.sleep(0.3)
+        return 1.0
+
+    def hangs(task, trajectory):
+        time.sleep(3600)
+
+    async def every():
+        runs = [Trajectory(TASK, stop=Stop.FINISHED) for _ in range(20)]
+        judged = Set(slow=(1.0, slow)), Set(slow=(1.0, slow), hangs=(1.0, hangs))
+        await asyncio.gather(*(loop.score(judged[0], run, 60) for run in runs[1:]))
+        await loop.score(judged[1], runs[0], 1.0)
+        return runs
+
+    begun = time.perf_counter()
+    hung, *runs = asyncio.run(every())
+    assert [run.reward for run in runs] == [1.0] * 19
+    assert time.perf_counter() - begun < 19 * 0.3
+    assert hung.rewards == {"slow": 1.0, "hangs": None} and hung.reward is None
+    assert "reward 'hangs': no end within 1 s" in hung.failure
 
 
 def test_limits_must_be_positive():

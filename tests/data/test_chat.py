@@ -453,6 +453,7 @@ def test_plain_lookalikes_stay_text(chat):
         ("", "", "JSON"),
         ("{'name': 'f'}", "", "JSON"),
         ('{"name": "f", "arguments": {"a": NaN}}', "", "NaN"),
+        ('{"name": "f", "arguments": {"a": 1e999}}', "", "JSON"),
         ('{"name": "f", "arguments": {"a": "\\ud83d"}}', "", "surrogate"),
         ("[" * 100_000, "", "JSON"),
         ('{"name": "f", "arguments": {"a": %s}}' % ("9" * 5000), "", "JSON"),

@@ -166,6 +166,9 @@ def test_data_that_changed_since_the_checkpoint_is_refused():
     larger.parts["a"] = Part(Rows(1, 12), 1.0)
     with pytest.raises(DataError, match="changed since the checkpoint"):
         Position.load(kept, Mix(larger.parts, 5))
+    mine = mixture()
+    with pytest.raises(DataError, match=f"train.seed={mine.seed}, it is 77 now"):
+        Position.load(kept, Mix(mine.parts, 77))
 
 
 def test_a_malformed_row_stops_the_walk_unless_it_may_be_skipped():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jaxdeep.errors import ConfigError
+from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rewards.curriculum import Prefer, Walk
 
 
@@ -72,7 +72,15 @@ def test_tasks_too_easy_or_too_hard_come_less_often():
 def test_without_a_preference_nothing_is_remembered():
     walk = Walk(3, 0)
     walk.note(0, 0.0)
-    assert walk.position() == {"at": 0, "rates": {}}
+    assert walk.position() == {"at": 0, "rates": {}, "of": [3, 0]}
+
+
+@pytest.mark.parametrize("other", [Walk(5, 0), Walk(10, 1)])
+def test_a_walk_over_other_tasks_or_in_another_order_is_refused(other):
+    walk = Walk(10, 0)
+    walk.draw(7)
+    with pytest.raises(DataError, match="walked 10 tasks in the order of"):
+        other.restore(walk.position())
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,10 @@ def test_the_soft_penalty_for_long_conversations_is_dapos():
     assert found == pytest.approx([1.0, 1.0, 0.75, 0.5, 0.0, 0.0])
     found = shaped(group, [None] * 6, Shaping(overlong=1.0), limit=20, solved=1.0)
     assert found == [None] * 6
+    # a result that did not fit ended it early: cut is cut
+    group[0].stop, group[1].stop = Stop.MAX_TOKENS, Stop.MAX_TURNS
+    found = shaped(group[:2], [1.0] * 2, Shaping(overlong=1.0), limit=20, solved=1.0)
+    assert found == [0.0, 1.0]
 
 
 def test_the_length_reward_is_kimis():

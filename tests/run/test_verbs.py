@@ -192,6 +192,11 @@ WRONG = {
         ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
         "kl coef=0.04",
     ),
+    "ahead and several passes, nothing corrected": (
+        "grpo",
+        ["--config.grpo.ahead=1", "--config.grpo.passes=2"],
+        "needs grpo.correction.kind=truncate or mask",
+    ),
     "ahead of weights that are trained": (
         "grpo",
         ["--config.grpo.ahead=1", "--config.lora.rank=0"],

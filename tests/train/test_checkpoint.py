@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, and what becomes of them when the disk does not play along."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -34,6 +35,9 @@ def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
     other = states.Spec(tiny.CFG, lora.LoraConfig(8, 8.0, ("wq", "wv")), OPTIM)
     with pytest.raises(CheckpointError, match=r"rank=4 there, 8 here.*targets=.*wo"):
         checkpoint.Checkpoints(tmp_path, other).restore(fresh(other))
+    louder = dataclasses.replace(SFT, lora=dataclasses.replace(SFT.lora, alpha=64.0))
+    with pytest.raises(CheckpointError, match=r"another shape: alpha=\S+ there, 64.0 here"):
+        checkpoint.Checkpoints(tmp_path, louder).trained(state.trained)
 
 
 def test_a_bucket_that_cannot_be_reached_is_named_with_what_is_missing(monkeypatch):

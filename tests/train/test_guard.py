@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from jaxdeep.errors import ConfigError
-from jaxdeep.train.guard import SIGNS, Guard, GuardConfig
+from jaxdeep.errors import ConfigError, DivergedError
+from jaxdeep.train.guard import SIGNS, Guard, GuardConfig, keep, set_back
 
 FINE = {
     "reward/mean": 0.6,
@@ -44,6 +44,56 @@ def run(steps=120, seed=0, sign="", at=60):
             metric, far = SIGNS[sign][0], min(1.0, (step - at) / 30)
             row[metric] = row[metric] * (1 - far) + COLLAPSED[sign] * far
         yield {"step": step} | row
+
+
+class Saved:
+    """Checkpoints of some steps."""
+
+    def __init__(self, *steps):
+        self.held = list(steps)
+
+    def wait(self):
+        pass
+
+    def steps(self):
+        return self.held
+
+    def drop_after(self, step):
+        self.held = [at for at in self.held if at <= step]
+
+
+def collapse(folder, at, *kept, **given):
+    """Act on the collapse of a run that saves every 10 steps and keeps these."""
+    guard = Guard(GuardConfig(action="rollback", window=10, patience=3, **given))
+    for name in ("rollouts/000041.jsonl", "gaps/000041.npy", "metrics.jsonl"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    saved = Saved(*kept)
+    for step in range(1, 200):
+        alarms = guard.see({"step": step} | FINE | {"train/kl": 9.0 if step > at else 0.05})
+        if alarms:
+            return set_back(folder, saved, guard, step, alarms, 10), saved.held
+    raise AssertionError("nothing was seen")
+
+
+def test_a_run_is_set_back_to_before_the_windows_of_its_collapse(tmp_path):
+    assert collapse(tmp_path, 40, 10, 20, 30, 40) == (True, [10, 20, 30])
+    assert (tmp_path / "collapsed-1/000041.npy").exists() and not any((tmp_path / "gaps").iterdir())
+
+
+def test_where_no_checkpoint_can_be_from_before_it_begins_anew(tmp_path):
+    assert collapse(tmp_path, 12, 10, 20) == (True, [])
+
+
+def test_a_checkpoint_from_within_the_collapse_is_none_from_before(tmp_path):
+    with pytest.raises(DivergedError, match=r"No checkpoint of step 3\d .* is kept .*train\.keep"):
+        collapse(tmp_path, 40, 40, 50)
+
+
+def test_enough_checkpoints_are_kept_to_be_set_back():
+    config = GuardConfig(action="rollback", window=20, patience=5)
+    assert [keep(config, every) for every in (1, 5, 10, 100)] == [26, 6, 4, 2]
+    assert keep(GuardConfig(action="warn"), 5) == keep(None, 5) == 1
 
 
 @pytest.mark.parametrize("sign", SIGNS)
