@@ -8,8 +8,8 @@ up after two moves; what it leaves is the base of GRPO's adapter. GRPO can only 
 after 150 steps of SFT it knows no way longer than two moves (0.33, and 0.35 after GRPO), after 800 it knows
 many and takes few. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
 
-Hardware: any CPU. Result, seed 1, 300 mazes: 0.41 after SFT, 0.80 after GRPO. Time: on two cores, not
-quite free, a step of SFT 0.17 s, one of GRPO with twice the tasks 1.3 s; the whole command not yet timed.
+Hardware: any CPU. Result, seeds 0, 1, 2, 300 mazes each: 0.410, 0.417, 0.413 after SFT, 0.797, 0.793, 0.720
+after GRPO. Time: on one core a step of SFT 0.19 s, one of GRPO 1.1 s.
 """
 
 from ml_collections import ConfigDict
