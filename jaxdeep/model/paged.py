@@ -115,6 +115,13 @@ def write(kv_LPSJH, k_BTKH, v_BTKH, table_BX, held_B, count_B, layer) -> jax.Arr
     B, T, K, H = k_BTKH.shape
     S = kv_LPSJH.shape[2]
     new_BTJH = jnp.stack((k_BTKH, v_BTKH), axis=3).reshape(B, T, 2 * K, H)
+    if B * T == 1:
+        # XLA would copy all pages for a scatter of one update that may be dropped (seen on CPUs)
+        page = jnp.take(table_BX[0], held_B[0] // S, mode="clip")
+        at = (layer, page, held_B[0] % S, 0, 0)
+        old = jax.lax.dynamic_slice(kv_LPSJH, at, (1, 1, 1, 2 * K, H))
+        new = jnp.where(count_B[0] > 0, new_BTJH[None], old)
+        return jax.lax.dynamic_update_slice(kv_LPSJH, new, at)
     at_BT = held_B[:, None] + jnp.arange(T)
     page_BT = jnp.take_along_axis(table_BX, at_BT // S, axis=1, mode="clip")
     # what is out of range is dropped by the scatter: padding is never written

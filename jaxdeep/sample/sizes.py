@@ -55,10 +55,9 @@ class EngineConfig:
         return -(-(self.length + self.tile) // self.page)
 
     def rows(self, most: int, part: int, shards: int) -> int:
-        """Rows of a call that has a part of the most, the same on each shard. Never a single one: XLA
-        would copy all pages to write to one (seen on CPUs)."""
+        """Rows of a call that has a part of the most, the same on each shard."""
         part = 1 if self.exact else part
-        return max(most // part // shards, 2) * shards
+        return max(most // part // shards, 1) * shards
 
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:

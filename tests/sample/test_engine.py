@@ -81,6 +81,8 @@ def test_a_row_draws_the_same_alone_in_a_crowd_and_with_hardly_any_pages():
     asked = prompts(12, seed=1)
     with running() as engine:
         alone = [run(engine(p, seed=7, max_new=12, sampling=NEVER))[0] for p in asked[:4]]
+    with running(slots=1, chunk=4) as engine:  # calls of a single row
+        single = run(*(engine(p, seed=7, max_new=12, sampling=NEVER) for p in asked[:4]))
     with running(slots=16, steps=3, chunk=8, page=16) as engine:
         crowd = run(*(engine(p, seed=7, max_new=12, sampling=NEVER) for p in asked))
     few = 14 * paged.page_bytes(tiny.CFG, tiny.one_device(), 4) / 1e9  # the longest takes 13
@@ -89,6 +91,7 @@ def test_a_row_draws_the_same_alone_in_a_crowd_and_with_hardly_any_pages():
         assert engine.metrics()["paused"] > 0 and "of 14" in repr(engine)
     assert [c.tokens for c in crowd] == [c.tokens for c in tight]
     assert [c.tokens for c in crowd[:4]] == [c.tokens for c in alone]
+    assert [c.tokens for c in single] == [c.tokens for c in alone]
     assert len({tuple(c.tokens) for c in crowd}) == 12
 
 
