@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxdeep import log
 from jaxdeep import mesh as meshes
+from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.train import losses
@@ -223,9 +224,19 @@ def ready(work: Work, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh | None = N
 
 
 def compiled(traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """A program of these devices; kernels ask which they are."""
-    with meshes.use(mesh):
-        return traced.lower().compile()
+    """A program of these devices; kernels ask which they are. ConfigError where they are some of a slice
+    whose chips cannot run a program without the others."""
+    try:
+        with meshes.use(mesh):
+            return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "limited ICI routing" not in str(error):
+            raise
+        raise ConfigError(
+            f"the {mesh.size} chips of one host cannot run a program of their own in this slice, which an "
+            "engine is: its compiler wants all chips of the slice, or one. Take a smaller slice (v5e up to "
+            "4x4), several of them by mesh.replica, or another chip"
+        ) from error
 
 
 def device_bytes(tree: Any) -> int:

@@ -20,6 +20,7 @@ import jax
 from jaxdeep import config as configs
 from jaxdeep import log
 from jaxdeep import mesh as meshes
+from jaxdeep.errors import ConfigError
 from jaxdeep.plan import chips, estimate, lower, published, report
 from jaxdeep.run import plan as verb
 
@@ -109,9 +110,12 @@ def made(name: str, out: pathlib.Path) -> dict:
     if not path.exists():
         row, begun = ROWS[name], time.perf_counter()
         work, axes = work_of(row, out)
-        found = estimate.plan(work, chips.topology(row.topology), axes, whole=False)
-        facts = report.facts(found) | {"seconds": time.perf_counter() - begun}
-        facts["says"] = [report.verdict(found), *report.lines(found)]
+        try:
+            found = estimate.plan(work, chips.topology(row.topology), axes, whole=False)
+            facts = report.facts(found) | {"says": [report.verdict(found), *report.lines(found)]}
+        except ConfigError as error:
+            facts = {"says": [f"{name}: {error}"]}
+        facts["seconds"] = time.perf_counter() - begun
         log.write_atomic(path, json.dumps(facts, indent=2) + "\n")
     return json.loads(path.read_text())
 
@@ -139,6 +143,9 @@ def main() -> None:
     for name in args.rows.split(","):
         facts = made(name, args.out)
         print(*facts["says"], sep="\n", file=sys.stderr)
+        if "step" not in facts:
+            lines.append([name, *["-"] * 4, "no", *["-"] * 4])
+            continue
         step, engine = facts["step"], facts["engine"]
         lines.append(
             [
