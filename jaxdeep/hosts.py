@@ -224,6 +224,41 @@ class Watch:
             self.go(status)
 
 
+class Circle:
+    """Rounds in which each process says something small (JSON) and hears what all said, in their order:
+    over the network, not the devices, so in any thread. All take the same rounds of one `name`; one that
+    does not come is waited for, and missed by `Watch`."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.round = f"jaxdeep/circle/{name}", 0
+        self.index, self.count = jax.process_index(), jax.process_count()
+
+    def __call__(self, said: Any) -> list[Any]:
+        if self.count == 1:
+            return [said]
+        client, at = distributed.global_state.client, f"{self.name}/{self.round}"
+        if self.index:
+            client.key_value_set(f"{at}/{self.index}", json.dumps(said))
+            heard = self._wait(client, f"{at}/all")
+        else:
+            rest = [self._wait(client, f"{at}/{i}") for i in range(1, self.count)]
+            heard = f"[{', '.join([json.dumps(said), *rest])}]"
+            client.key_value_set(f"{at}/all", heard)
+            # all are in this round, so none still reads the one before
+            client.key_value_delete(f"{self.name}/{self.round - 1}")
+        self.round += 1
+        return json.loads(heard)
+
+    @staticmethod
+    def _wait(client: Any, key: str) -> str:
+        while True:
+            try:
+                return client.blocking_key_value_get(key, 60_000)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+
+
 def _is_in(kind: type[clusters.ClusterEnv]) -> bool:
     # jax warns in every pod that lacks the package, also where there is nothing to ask
     told = os.environ.get(ADDRESS) and os.environ.get(COUNT)
