@@ -75,15 +75,17 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
         )
     kinds = (AxisType.Auto,) * 4
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    split = dict(allow_split_physical_axes=True)  # such as 4 chips of the 16 along a side
     if devices[0].platform != "tpu" or slices == 1:
-        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=kinds)
+        grid = mesh_utils.create_device_mesh(sizes, devices, **split)
+        return Mesh(grid, AXES, axis_types=kinds)
     if cfg.replica % slices:
         raise ConfigError(
             f"mesh.replica={cfg.replica} does not divide into {slices} slices: what lies on one axis "
             "other than replica must be in one slice"
         )
     inside = (cfg.replica // slices, *sizes[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices, **split)
     return Mesh(grid, AXES, axis_types=kinds)
 
 
