@@ -8,14 +8,15 @@
 Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
 under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
 
-Several processes, one a host, can be one run (`hosts.joined`): the mesh is over the devices of all, each has a
-`local` part of it to itself, `exchange` tells all what each has, and `bring` hands arrays of the whole
+Several processes, one a host, can be one run (`hosts.joined`): the mesh is over the devices of all, each
+samples on a `local` part of it, `exchange` tells all what each has, and `bring` hands arrays of the whole
 mesh to a part. Every process makes the same calls in the same order.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import threading
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ T = TypeVar("T")
 PARCEL = 2**20  # bytes that each process sends to all others at a time
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
+BOUND = ("TPU v5 lite", "TPU v6 lite")  # their compiler refuses a program on a part of a slice
 _TURN = threading.RLock()
 RULES = {
     "embed": "data",
@@ -186,17 +188,56 @@ def check(batch: Batch) -> None:
             raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")
 
 
-def local(mesh: Mesh) -> Mesh:
-    """The part of the mesh that is this process's own; all of it where there is one process."""
-    mine = np.vectorize(lambda device: device.process_index == jax.process_index())(mesh.devices)
-    at = [np.flatnonzero(mine.any(tuple({0, 1, 2, 3} - {axis}))) for axis in range(4)]
-    block = np.ix_(*at)
-    if not mine[block].all():
-        raise ConfigError(
-            f"the devices of process {jax.process_index()} are no block of the mesh "
-            f"{dict(mesh.shape)}: make mesh.model and mesh.context divide the devices of a host"
-        )
-    return Mesh(mesh.devices[block], AXES, axis_types=mesh.axis_types)
+def local(mesh: Mesh, heads: int) -> Mesh:
+    """The devices that this process samples on: the whole mesh where it is alone, else its own ones. They
+    lie as in the mesh where they hold all weights between them, so that nothing is copied; otherwise as
+    many as divide `heads` are along `model`, which exchanges least.
+
+    On chips of `BOUND` kinds a program is of the whole slice: there it is the devices of all processes,
+    those of each as said, one process after the other along `replica`.
+    """
+    if parties(mesh) == 1:
+        return mesh
+    owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
+    here = [jax.process_index()]
+    if mesh.devices.flat[0].device_kind in BOUND:
+        here = np.unique(owner)
+    blocks = [_block(mesh.devices, owner == index, heads) for index in here]
+    return Mesh(np.concatenate(blocks), AXES, axis_types=mesh.axis_types)
+
+
+def _block(devices: np.ndarray, mine: np.ndarray, heads: int) -> np.ndarray:
+    replicas = mine.any(axis=(1, 2, 3))
+    if mine[replicas].all():
+        return devices[replicas]
+    found = np.array(sorted(devices[mine], key=lambda device: device.id))
+    return found.reshape(1, -1, 1, math.gcd(heads, len(found)))
+
+
+def parties(mesh: Mesh) -> int:
+    """How many processes have devices of the mesh: they call its programs together."""
+    return len({device.process_index for device in mesh.devices.flat})
+
+
+def spread(mesh: Mesh, tree: Any) -> Any:
+    """Arrays with a first dimension of rows, over `replica` and `data`, from the rows that are this
+    process's."""
+    where = NamedSharding(mesh, P(ROWS))
+    if parties(mesh) == 1:
+        return jax.device_put(tree, where)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
+
+
+def collect(tree: Any) -> Any:
+    """This process's rows of arrays, on the host: the way back of `spread`."""
+    if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
+        return jax.device_get(tree)
+
+    def rows(x: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
+
+    return jax.tree.map(rows, tree)
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
@@ -236,8 +277,8 @@ def agree(value: T) -> T:
 
 
 def held(tree: Any, where: Any) -> Any:
-    """Arrays of the whole mesh as arrays on this process's devices with the shardings `where`, nothing
-    copied; None where those devices hold other parts."""
+    """Arrays of the whole mesh as arrays with the shardings `where`, nothing copied; None where this
+    process's devices hold other parts."""
     if jax.process_count() == 1:
         return tree
     leaves, form = jax.tree.flatten(tree)
@@ -258,7 +299,12 @@ def bring(tree: Any, where: Any) -> Any:
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     with turn(mesh):
         whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda x, to: jax.device_put(x.addressable_data(0), to), whole, where)
+
+    def placed(x: jax.Array, to: NamedSharding) -> jax.Array:
+        here = np.asarray(x.addressable_data(0))
+        return jax.make_array_from_callback(x.shape, to, here.__getitem__)
+
+    return jax.tree.map(placed, whole, where)
 
 
 def _itself(tree: Any) -> Any:

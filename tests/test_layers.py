@@ -25,7 +25,7 @@ DEVICE = {
     "mesh": set(),
     "hosts": set(),
     "model": {"mesh"},
-    "sample": {"mesh", "model"},
+    "sample": {"mesh", "hosts", "model"},
     "train": {"mesh", "model"},
     "plan": {"mesh", "model", "sample", "train"},
 }

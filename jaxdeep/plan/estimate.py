@@ -141,7 +141,7 @@ def plan(
     """Compile the programs of `work` for the topology; without `whole` only those that decide whether it
     fits. ConfigError for a mesh that does not divide the devices or the work."""
     chip, mesh = topology.chip, meshes.make_mesh(axes, topology.devices)
-    own = meshes.local(mesh) if work.engine is not None else None
+    own = sizes.devices(work.spec.model, mesh) if work.engine is not None else None
     programs = {}
     listed = lower.listed(work, mesh, own, whole=whole)
     # one after the other: two at a time, libtpu may wait for ever
@@ -275,24 +275,25 @@ def engine_of(
     """The engines, one a host: pages and rows at the limits of the configuration, of all chips together,
     and the speed of a call of all rows that are half full."""
     engine, cfg = work.engine, work.spec.model
-    engines, shards = mesh.size // own.size, sizes.shards_of(own)
+    share, shards = own.size // meshes.parties(own), sizes.shards_of(own)
+    engines = mesh.size // share
     page = paged.page_bytes(cfg, own, engine.page) / own.shape["model"]
     left = chip.memory - sum(memory.values()) + memory["keys and values"]
     row = -(-engine.length // engine.page)
     found = {
         "engines": engines,
-        "devices": own.size,
+        "devices": share,
         "bytes_left": left,
         "pages_left": max(int(left / page), 0) * shards * engines,
         "rows_asked": engine.slots * engines,
         "rows_possible": max(int(left / (page * row)), 0) * shards * engines,
-        "gb_possible": max(left, 0.0) * own.size / own.shape["context"] / 1e9,
+        "gb_possible": max(left, 0.0) * share / own.shape["context"] / 1e9,
     }
     decode = next((p for name, p in programs.items() if name == "decode" and p.fits), None)
     if decode is not None:
         tokens = engine.slots * engine.steps
         found |= {
-            "tokens_per_second_and_device": tokens / decode.estimated / own.size,
-            "most_tokens_per_second_and_device": tokens / decode.bound / own.size,
+            "tokens_per_second_and_device": tokens / decode.estimated / share,
+            "most_tokens_per_second_and_device": tokens / decode.bound / share,
         }
     return found

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from jaxdeep import log
 from jaxdeep import mesh as meshes
-from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.train import losses
@@ -135,7 +134,8 @@ def update(spec: states.Spec, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
 def pages(work: Work, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """All keys and values that the engine holds."""
     cfg, engine = work.spec.model, work.engine
-    return paged.shape(cfg, mesh, sizes.pages(engine, cfg, mesh), engine.page)
+    count = sizes.pages(engine, cfg, mesh) * meshes.parties(mesh)
+    return paged.shape(cfg, mesh, count, engine.page)
 
 
 def bank(work: Work, mesh: jax.sharding.Mesh) -> dict | None:
@@ -159,11 +159,13 @@ def calls(
     """The engine's programs with as many rows as they can have; and with other `parts` (`sizes.PARTS`) of
     them."""
     cfg, engine, shards = work.spec.model, work.engine, sizes.shards_of(mesh)
-    whole = meshes.replicated(mesh)
+    rows = jax.sharding.NamedSharding(mesh, jax.P(meshes.ROWS))
     weights, held, kv = params(cfg, mesh), bank(work, mesh), pages(work, mesh)
 
     def like(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+        return jax.ShapeDtypeStruct(
+            (shape[0] * meshes.parties(mesh), *shape[1:]), dtype, sharding=rows
+        )
 
     def call(program: Any, B: int, *new: jax.ShapeDtypeStruct) -> jax.stages.Traced:
         adapters = held and lora.Bank(held, like(B, engine.adapters, dtype=jnp.float32))
@@ -224,19 +226,9 @@ def ready(work: Work, mesh: jax.sharding.Mesh, own: jax.sharding.Mesh | None = N
 
 
 def compiled(traced: jax.stages.Traced, mesh: jax.sharding.Mesh) -> jax.stages.Compiled:
-    """A program of these devices; kernels ask which they are. ConfigError where they are some of a slice
-    whose chips cannot run a program without the others."""
-    try:
-        with meshes.use(mesh):
-            return traced.lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "limited ICI routing" not in str(error):
-            raise
-        raise ConfigError(
-            f"the {mesh.size} chips of one host cannot run a program of their own in this slice, which an "
-            "engine is: its compiler wants all chips of the slice, or one. Take a smaller slice (v5e up to "
-            "4x4), several of them by mesh.replica, or another chip"
-        ) from error
+    """A program of these devices; kernels ask which they are."""
+    with meshes.use(mesh):
+        return traced.lower().compile()
 
 
 def device_bytes(tree: Any) -> int:

@@ -21,11 +21,12 @@ from typing import Any
 
 from jaxdeep import log
 from jaxdeep import mesh as meshes
-from jaxdeep.agent.base import Policy, Taskset
+from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, together
 from jaxdeep.data.chat import Chat
 from jaxdeep.rewards import advantages
 from jaxdeep.rewards.curriculum import Walk
+from jaxdeep.sample.engine import Engine
 from jaxdeep.types import Sampling, Trajectory
 
 Groups = list[list[Trajectory]]
@@ -39,7 +40,7 @@ class Explorer:
     def __init__(
         self,
         taskset: Taskset,
-        policy: Policy,
+        engine: Engine,
         chat: Chat,
         part: Mapping[str, Any],
         done: int = 0,
@@ -47,7 +48,7 @@ class Explorer:
         rollbacks: int = 0,
     ) -> None:
         config, settings = part["train"], part["grpo"]
-        self.taskset, self.policy, self.chat = taskset, policy, chat
+        self.taskset, self.engine, self.chat = taskset, engine, chat
         self.settings, self.limits = settings, part["rollout"].limits
         self.walk = Walk(len(taskset), config.seed, settings.curriculum)
         self._seed = config.seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
@@ -110,7 +111,7 @@ class Explorer:
 
     def _end(self, work: concurrent.futures.Future, ending: log.Termination) -> Groups | None:
         mine = None
-        with contextlib.suppress(log.Terminated), ending.droppable():
+        with self.engine.together(), contextlib.suppress(log.Terminated), ending.droppable():
             mine = work.result()
         if any(meshes.exchange([mine is None])):
             return None
@@ -124,7 +125,7 @@ class Explorer:
             found = await group(
                 self.taskset,
                 self.taskset[index],
-                self.policy,
+                self.engine,
                 self.chat,
                 size=self.settings.group,
                 limits=self.limits,

@@ -43,6 +43,7 @@ from jaxdeep.rewards import advantages
 from jaxdeep.rewards.health import health
 from jaxdeep.run import algorithms, monitor, setup
 from jaxdeep.run.explore import Explorer
+from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
@@ -127,9 +128,10 @@ def train(
 ) -> bool:
     """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
     config, settings, rollout = part["train"], part["grpo"], part["rollout"]
-    rules, own, place = settings.rules(rollout.limits), meshes.local(mesh), setup.folder_of(workdir)
+    rules, place = settings.rules(rollout.limits), setup.folder_of(workdir)
     guard.agree(place)
     spec = spec_of(part, guard.rate(part["guard"], place))
+    own = sizes.devices(spec.model, mesh)
     setup.check_vocabulary(chat, spec.model)
     where = setup.saved_in(config, workdir)
     params, state = setup.start_of(config, part["model"], spec, mesh, where)
@@ -307,7 +309,8 @@ async def greedy(
 def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
     """The share of tasks that greedy rollouts get right, each process doing its part."""
     some = meshes.share(range(len(taskset)))
-    seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
+    with engine.together():
+        seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
     return harness.summarize(meshes.exchange(seen))["em"]
 
 

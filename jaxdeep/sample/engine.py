@@ -6,6 +6,9 @@ is done. A prompt leases the pages that already hold its beginning, so a convers
 call, and a group shares its prompt, without computing anything twice. Prompts enter in tiles, several of
 one prompt or of many in one call; then all rows draw a few tokens. When pages run out the youngest row
 gives its own back and is computed again later.
+
+Where the devices are those of several processes (`mesh.local`), each still has its own requests, rows and
+pages; before a call they agree on which program it is, and on its size.
 """
 
 from __future__ import annotations
@@ -13,85 +16,39 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
-import dataclasses
+import contextlib
 import itertools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from jaxdeep import hosts
 from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
 from jaxdeep.sample import sampler, sizes
-from jaxdeep.sample.pages import Lease, Pool
+from jaxdeep.sample.pages import Pool
+from jaxdeep.sample.request import Policy, Row
 from jaxdeep.sample.sizes import PARTS, STOPS, WIDTH, EngineConfig
 from jaxdeep.types import Completion, Sampling
 
 PREFILLS = 8  # calls that take in prompts between two that draw, at most
+PAUSE = 0.005  # seconds until processes that have nothing to do ask each other again
 SAMPLING = Sampling()
-
-
-@dataclasses.dataclass(eq=False)
-class _Policy:
-    """What a request samples from: how much of each held adapter, alpha / rank included."""
-
-    mix_A: np.ndarray
-    version: int = 0
-    users: int = 0
-
-
-@dataclasses.dataclass(eq=False)
-class _Row:
-    """A request, and what it holds while in progress."""
-
-    prompt: list[int]
-    seed: int
-    max_new: int
-    sampling: Sampling
-    policy: _Policy
-    future: concurrent.futures.Future
-    sink: Callable[[Completion], None] | None
-    since: float = dataclasses.field(default_factory=time.perf_counter)
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    logps: list[float] = dataclasses.field(default_factory=list)
-    chosen: list[float] = dataclasses.field(default_factory=list)
-    streamed: int = 0
-    shard: int = 0
-    lease: Lease | None = None
-    fed: int = 0  # tokens of the conversation whose keys and values are, or will be, in its pages
-    stops: list[list[int]] = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stops = [[s] if isinstance(s, int) else list(s) for s in self.sampling.stop]
-
-    @property
-    def content(self) -> list[int]:
-        return self.prompt + self.tokens
-
-    @property
-    def left(self) -> int:
-        return self.max_new - len(self.tokens)
-
-    @property
-    def stopped(self) -> bool:
-        return any(self.tokens[-len(stop) :] == stop for stop in self.stops)
-
-    def said(self, stop: str, start: int = 0) -> Completion:
-        """What was sampled from the token `start` on."""
-        tokens, logps, chosen = (x[start:] for x in (self.tokens, self.logps, self.chosen))
-        return Completion(tokens, logps, stop, chosen, self.policy.version)
 
 
 class Engine:
     """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done.
 
-    On a mesh rows are spread over `replica` and `data`, heads over `model`; all of its devices must
-    belong to this process.
+    On a mesh rows are spread over `replica` and `data`, heads over `model`. Where it is over the devices
+    of several processes, each has an engine like this one, and requests are served `together`.
     """
 
     def __init__(
@@ -103,18 +60,20 @@ class Engine:
             Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)
         ]
         self._params, self._bank = params, None
-        self._policies = {"": _Policy(np.zeros(engine.adapters, np.float32))}
-        self._waiting: collections.deque[_Row] = collections.deque()
-        self._prefilling: list[_Row] = []  # both in the order of their admission
-        self._decoding: list[_Row] = []
+        self._policies = {"": Policy(np.zeros(engine.adapters, np.float32))}
+        self._waiting: collections.deque[Row] = collections.deque()
+        self._prefilling: list[Row] = []  # both in the order of their admission
+        self._decoding: list[Row] = []
         self._wake = threading.Condition()
+        self._circle = hosts.Circle("engine") if meshes.parties(mesh) > 1 else None
+        self._open, self._left = self._circle is None, False  # see `together`
         self._closed = False
         self._error: BaseException | None = None
         self.stats: collections.Counter = collections.Counter()
         self._programs = sampler.compiled(cfg, engine.steps)
         self._compiled = sum(program._cache_size() for program in self._programs)
         with meshes.use(mesh):
-            self._kv = paged.empty(cfg, mesh, pages, engine.page)
+            self._kv = paged.empty(cfg, mesh, pages * meshes.parties(mesh), engine.page)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -205,13 +164,13 @@ class Engine:
                 slot = self._slot(name)
                 mix_A[slot] = self.cfg.lora_scale if scale is None else scale
                 self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
-            self._replace(name, _Policy(mix_A, version))
+            self._replace(name, Policy(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
         """Let `name` stand for the weighted sum of adapters that are held under these names."""
         with self._wake:
             mixes = [weight * self._policy(other).mix_A for other, weight in weights.items()]
-            self._replace(name, _Policy(np.sum(mixes, axis=0, dtype=np.float32)))
+            self._replace(name, Policy(np.sum(mixes, axis=0, dtype=np.float32)))
 
     def set_base(self, params: dict) -> None:
         """Sample from other weights of the same shapes. Only between requests."""
@@ -229,6 +188,26 @@ class Engine:
             self.set_base(params)
         self.set_adapter(adapter, version=version)
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Serve requests while in this block. An engine on devices of this process alone always does.
+        Where others' are among them, all processes enter the block and leave it together: one that is
+        done serves on until the last one is. Between blocks requests wait, and the devices are free for
+        what else all processes do."""
+        if self._circle is None:
+            yield
+            return
+        with self._wake:
+            self._open, self._left = True, False
+            self._wake.notify_all()
+        yield  # an error ends this process: nothing to wait for
+        with self._wake:
+            self._left = True
+            while self._open and not self._closed:
+                self._wake.wait()
+            if self._closed:
+                raise RuntimeError("the engine is closed") from self._error
+
     def warm(self) -> None:
         """Compile every program that requests will need, with adapters where there are any by now."""
         with self._wake, meshes.use(self.mesh):
@@ -236,15 +215,18 @@ class Engine:
             # twice: the first call sees pages that no program has returned
             for part in (*PARTS, *PARTS):
                 tiles = self._size(self.engine.tiles, part)
-                self._call_prefill(nothing, tiles, self._bank)
-                self._call_decode(nothing, self._size(self.engine.slots, part), self._bank)
+                self._call_prefill(nothing, tiles)
+                self._call_decode(nothing, self._size(self.engine.slots, part))
 
     def close(self) -> None:
         """End the thread and give the pages back; whoever still waits gets an error."""
         with self._wake:
             self._closed = True
-            self._wake.notify()
-        self._thread.join()
+            self._wake.notify_all()
+        if (
+            self._circle is None or not self._open
+        ):  # else it waits for processes that wait for this one
+            self._thread.join()
         self._kv = None
 
     def _submit(self, prompt, seed, max_new, adapter, sampling, sink) -> concurrent.futures.Future:
@@ -269,7 +251,7 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
             policy = self._policy(adapter)
-            row = _Row(prompt, seed & 0xFFFFFFFF, max_new, sampling, policy, future, sink)
+            row = Row(prompt, seed & 0xFFFFFFFF, max_new, sampling, policy, future, sink)
             if len(row.stops) > STOPS or not all(0 < len(stop) <= WIDTH for stop in row.stops):
                 raise ValueError(
                     f"stops {sampling.stop}: at most {STOPS}, each of 1 to {WIDTH} tokens"
@@ -279,7 +261,7 @@ class Engine:
             self._wake.notify()
         return future
 
-    def _policy(self, name: str) -> _Policy:
+    def _policy(self, name: str) -> Policy:
         if name not in self._policies:
             known = ", ".join(map(repr, self._policies))
             raise ValueError(f"there is no adapter {name!r}, only {known}")
@@ -298,12 +280,12 @@ class Engine:
             )
         return int(free[0])
 
-    def _replace(self, name: str, policy: _Policy) -> None:
+    def _replace(self, name: str, policy: Policy) -> None:
         if old := self._policies.get(name):
             self._forget(old)
         self._policies[name] = policy
 
-    def _forget(self, policy: _Policy) -> None:
+    def _forget(self, policy: Policy) -> None:
         for pool in self._pools:
             pool.forget(policy)
 
@@ -311,24 +293,15 @@ class Engine:
         in_turn = 0
         with meshes.use(self.mesh):
             try:
-                while True:
-                    with self._wake:
-                        while not (
-                            self._waiting or self._prefilling or self._decoding or self._closed
-                        ):
-                            self._wake.wait()
-                        if self._closed:
-                            break
-                        self._drop_cancelled()
-                        self._admit()
-                        bank = self._bank
+                while self._ready():
+                    tiles, rows = self._agreed()
                     begun = time.perf_counter()
                     # a call costs as much with few rows: prompts first, but nobody waits for all of them
-                    if self._prefilling and (not self._decoding or in_turn < PREFILLS):
-                        self._prefill(bank)
+                    if tiles and (not rows or in_turn < PREFILLS):
+                        self._prefill(tiles)
                         in_turn += 1
-                    else:
-                        self._decode(bank)
+                    elif rows:
+                        self._decode(rows)
                         in_turn = 0
                     self.stats["busy_seconds"] += time.perf_counter() - begun
             except BaseException as error:
@@ -338,11 +311,48 @@ class Engine:
                 with self._wake:
                     self._closed = True
                     left = [*self._waiting, *self._prefilling, *self._decoding]
+                    self._wake.notify_all()
                 for row in left:
                     if not row.future.done():
                         failed = RuntimeError("the engine closed before this request was served")
                         failed.__cause__ = self._error
                         row.future.set_exception(failed)
+
+    def _ready(self) -> bool:
+        """Wait for something to do and let requests in; False when the engine is closed."""
+        with self._wake:
+            while not (self._closed or (self._open and (self._circle or self._busy()))):
+                self._wake.wait()
+            if self._closed:
+                return False
+            self._drop_cancelled()
+            self._admit()
+            return True
+
+    def _busy(self) -> bool:
+        return bool(self._waiting or self._prefilling or self._decoding)
+
+    def _agreed(self) -> tuple[int, int]:
+        """How many tiles of prompts, and how many rows that draw, the fullest shard of all processes has.
+        Nothing, too, when all have left."""
+        tiles, rows = collections.Counter(), collections.Counter()
+        for row in self._prefilling:
+            tiles[row.shard] += -(-(len(row.content) - row.fed) // self.engine.tile)
+        for row in self._decoding:
+            rows[row.shard] += 1
+        most = [max(count.values(), default=0) for count in (tiles, rows)]
+        if self._circle is None:
+            return most[0], most[1]
+        heard = self._circle([*most, self._left])
+        with self._wake:
+            if all(left for _, _, left in heard):
+                self._open = False
+                self._wake.notify_all()
+                return 0, 0
+            most = [max(said[i] for said in heard) for i in (0, 1)]
+            if not any(most) and not self._waiting:
+                self._wake.wait(PAUSE)
+        return most[0], most[1]
 
     def _drop_cancelled(self) -> None:
         for row in [row for row in self._waiting if row.future.cancelled()]:
@@ -357,13 +367,13 @@ class Engine:
                     self._release(row)
                     self.stats["cancelled"] += 1
 
-    def _release(self, row: _Row) -> None:
+    def _release(self, row: Row) -> None:
         """The row's pages go back; its tokens stay findable."""
         self._pools[row.shard].release(row.lease, row.content[: row.fed])
         row.lease = None
         self._leave(row.policy)
 
-    def _leave(self, policy: _Policy) -> None:
+    def _leave(self, policy: Policy) -> None:
         """One request fewer samples from it. What it computed goes with its last one where no name
         stands for it any more: rows that waited while it was replaced computed it after that."""
         policy.users -= 1
@@ -400,11 +410,11 @@ class Engine:
                 self.stats["queue_seconds"] += time.perf_counter() - row.since
             self.stats["reused"] += row.fed
 
-    def _prefill(self, bank: Any) -> None:
-        """One call: as many tiles of the first prompts as it holds."""
+    def _prefill(self, tiles: int) -> None:
+        """One call: as many tiles of the first prompts as it holds. `tiles` wait in the fullest shard."""
         tile = self.engine.tile
         most = self._size(self.engine.tiles, 1) // self._shards
-        work: list[list[tuple[_Row, int, list[int]]]] = [[] for _ in range(self._shards)]
+        work: list[list[tuple[Row, int, list[int]]]] = [[] for _ in range(self._shards)]
         for row in self._prefilling:
             content = row.content
             while row.fed < len(content) and len(work[row.shard]) < most:
@@ -412,8 +422,8 @@ class Engine:
                 work[row.shard].append((row, row.fed, part))
                 row.fed += len(part)
         few = self._size(self.engine.tiles, 4)
-        fits = max(map(len, work)) * self._shards <= few
-        drawn = self._call_prefill(work, few if fits else most * self._shards, bank)
+        fits = tiles * self._shards <= few
+        drawn = self._call_prefill(work, few if fits else most * self._shards)
         whole = []
         for at, (row, start, part) in self._places(work, len(drawn.token_B)):
             self.stats["prefilled"] += len(part)
@@ -426,37 +436,37 @@ class Engine:
                 self._decoding.append(row)
         self._deliver(whole)
 
-    def _decode(self, bank: Any) -> None:
-        """One call: a few tokens for every row."""
+    def _decode(self, most: int) -> None:
+        """One call: a few tokens for every row, of which the fullest shard has `most`."""
         with self._wake:
             for row in list(self._decoding):
                 while row in self._decoding and not self._pools[row.shard].grow(
                     row.lease, row.fed + min(self.engine.steps, row.left)
                 ):
                     self._pause(next(r for r in reversed(self._decoding) if r.shard == row.shard))
-        if not self._decoding:
+        if not self._decoding and self._circle is None:
             return
-        work: list[list[_Row]] = [[] for _ in range(self._shards)]
+        work: list[list[Row]] = [[] for _ in range(self._shards)]
         for row in self._decoding:
             work[row.shard].append(row)
         for rows in work:
             rows.sort(key=lambda row: row.fed)  # see paged.plain
         choices = [self._size(self.engine.slots, part) for part in PARTS]
-        size = next(size for size in choices if max(map(len, work)) * self._shards <= size)
-        drawn, count_B = self._call_decode(work, size, bank)
+        size = next(size for size in choices if most * self._shards <= size)
+        drawn, count_B = self._call_decode(work, size)
         for at, row in self._places(work, size):
             row.fed += int(count_B[at])
             self._take(row, drawn, at, int(count_B[at]))
         self._deliver(list(self._decoding))
 
-    def _pause(self, row: _Row) -> None:
+    def _pause(self, row: Row) -> None:
         """Give a row's pages to others; it will be computed again."""
         self._decoding.remove(row)
         self._pools[row.shard].release(row.lease, row.content[: row.fed])
         self._waiting.appendleft(row)
         self.stats["paused"] += 1
 
-    def _take(self, row: _Row, drawn: sampler.Drawn, at: int, count: int) -> None:
+    def _take(self, row: Row, drawn: sampler.Drawn, at: int, count: int) -> None:
         for kept, new in (
             (row.tokens, drawn.token_B),
             (row.logps, drawn.logp_B),
@@ -465,7 +475,7 @@ class Engine:
             kept += np.reshape(new[at], -1)[:count].tolist()
         self.stats["sampled"] += count
 
-    def _deliver(self, rows: Sequence[_Row]) -> None:
+    def _deliver(self, rows: Sequence[Row]) -> None:
         """Hand out what is done, and parts of it to those who asked for parts."""
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
@@ -488,7 +498,7 @@ class Engine:
         for shard, items in enumerate(work):
             yield from zip(itertools.count(shard * size // self._shards), items)
 
-    def _draw(self, rows: Sequence[tuple[int, _Row]], size: int) -> sampler.Draw:
+    def _draw(self, rows: Sequence[tuple[int, Row]], size: int) -> sampler.Draw:
         how = sampler.idle(size, STOPS, WIDTH)
         for at, row in rows:
             sampling = row.sampling
@@ -502,7 +512,7 @@ class Engine:
             how.drawn_B[at], how.left_B[at] = len(row.tokens), row.left
         return how
 
-    def _inputs(self, rows: Sequence[tuple[int, _Row]], held: Sequence[int], size: int) -> tuple:
+    def _inputs(self, rows: Sequence[tuple[int, Row]], held: Sequence[int], size: int) -> tuple:
         """Table, tokens held and adapters of the rows of a call."""
         table_BX = np.zeros((size, self.engine.table), np.int32)
         held_B = np.zeros(size, np.int32)
@@ -514,16 +524,14 @@ class Engine:
             mix_BA[at] = row.policy.mix_A
         return table_BX, held_B, mix_BA
 
-    def _call(self, program: Any, bank: Any, inputs: tuple, *rest: Any) -> tuple:
-        table_BX, held_B, mix_BA, *rest = jax.device_put(
-            (*inputs, *rest), meshes.replicated(self.mesh)
-        )
-        adapters = None if bank is None else lora.Bank(bank, mix_BA)
+    def _call(self, program: Any, inputs: tuple, *rest: Any) -> tuple:
+        table_BX, held_B, mix_BA, *rest = meshes.spread(self.mesh, (*inputs, *rest))
+        adapters = self._bank and lora.Bank(self._bank, mix_BA)
         with meshes.turn(self.mesh):
             self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
-        return jax.device_get(out)
+        return meshes.collect(out)
 
-    def _call_prefill(self, work: Sequence, size: int, bank: Any) -> sampler.Drawn:
+    def _call_prefill(self, work: Sequence, size: int) -> sampler.Drawn:
         tokens_BT = np.zeros((size, self.engine.tile), np.int32)
         count_B = np.zeros(size, np.int32)
         places = list(self._places(work, size))
@@ -531,25 +539,30 @@ class Engine:
             tokens_BT[at, : len(part)], count_B[at] = part, len(part)
         rows = [(at, row) for at, (row, _, _) in places]
         inputs = self._inputs(rows, [start for _, (_, start, _) in places], size)
-        return self._call(
-            self._programs[0], bank, inputs, tokens_BT, count_B, self._draw(rows, size)
-        )[0]
+        how = self._draw(rows, size)
+        return self._call(self._programs[0], inputs, tokens_BT, count_B, how)[0]
 
-    def _call_decode(
-        self, work: Sequence, size: int, bank: Any
-    ) -> tuple[sampler.Drawn, np.ndarray]:
+    def _call_decode(self, work: Sequence, size: int) -> tuple[sampler.Drawn, np.ndarray]:
         rows = list(self._places(work, size))
         token_B = np.zeros(size, np.int32)
         for at, row in rows:
             token_B[at] = row.tokens[-1]
         inputs = self._inputs(rows, [row.fed for _, row in rows], size)
-        return self._call(self._programs[1], bank, inputs, token_B, self._draw(rows, size))
+        return self._call(self._programs[1], inputs, token_B, self._draw(rows, size))
 
 
 def _put(bank: dict | None, adapter: dict, slot: int, count: int) -> dict:
     """The bank with an adapter in one of its `count` places."""
+
+    def empty(x: jax.Array) -> jax.Array:
+        where = None
+        if isinstance(x.sharding, NamedSharding):
+            first, *rest = (*x.sharding.spec, None)
+            where = NamedSharding(x.sharding.mesh, P(first, None, *rest))
+        return jnp.zeros((len(x), count, *x.shape[1:]), x.dtype, device=where)
+
     if bank is None:
-        bank = jax.tree.map(lambda x: jnp.zeros((len(x), count, *x.shape[1:]), x.dtype), adapter)
+        bank = jax.tree.map(empty, adapter)
     if jax.tree.map(lambda x: (len(x), count, *x.shape[1:]), adapter) != jax.tree.map(
         jnp.shape, bank
     ):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, paged, qwen3
 
 
@@ -202,7 +203,10 @@ def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
 
     def apart(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
-            return function(params, lora, paged.Pages(kv_LPSJH, table_BX, held_B), *rest)
+            pages = paged.Pages(kv_LPSJH, table_BX, held_B)
+            kv_LPSJH, *out = function(params, lora, pages, *rest)
+            # each process reads the rows that are its own
+            return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)
 
         return jax.jit(run, donate_argnames="kv_LPSJH")
 

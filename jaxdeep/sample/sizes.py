@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
+from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, paged
 
@@ -15,9 +17,9 @@ PARTS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """At most `slots` conversations in progress, of at most `length` tokens each.
+    """At most `slots` conversations in progress, of at most `length` tokens each, in every process.
 
-    `cache_gb` is the room for keys and values on all devices of the engine together, in pages of `page`
+    `cache_gb` is the room for keys and values on all devices of a process together, in pages of `page`
     tokens; 0 is enough for all slots at full length. Prompts enter up to `chunk` tokens at a time, cut
     into tiles of `tile`; answers leave every `steps` tokens. `adapters` may be held at once.
 
@@ -60,13 +62,18 @@ class EngineConfig:
         return max(most // part // shards, 1) * shards
 
 
+def devices(cfg: arch.Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """Where an engine samples from a model that is trained on a mesh: see `mesh.local`."""
+    return meshes.local(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
+
+
 def shards_of(mesh: jax.sharding.Mesh) -> int:
-    """How many parts of the devices have rows and pages of their own."""
-    return mesh.shape["replica"] * mesh.shape["data"]
+    """How many parts of a process's devices have rows and pages of their own."""
+    return mesh.shape["replica"] * mesh.shape["data"] // meshes.parties(mesh)
 
 
 def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> int:
-    """Pages over all devices. ConfigError where the sizes do not divide over them, or are too small."""
+    """Pages over all devices of a process. ConfigError where the sizes do not divide over them, or are too small."""
     shards = shards_of(mesh)
     for name, value in (("slots", engine.slots), ("chunk / engine.tile", engine.tiles)):
         if value % shards:

@@ -68,6 +68,7 @@ class Policy:
     def __init__(self, chat):
         self.script, self.chat, self.version = None, chat, 0
         self.heard, self.wait = collections.Counter(), threading.Event()
+        self.together = contextlib.nullcontext
         self.wait.set()
 
     async def __call__(self, prompt, **how):
@@ -104,7 +105,7 @@ def steps(explorer, numbers):
     out = []
     for n in numbers:
         groups = explorer.groups(n, log.Termination())
-        explorer.policy.version += 1
+        explorer.engine.version += 1
         out.append([(g[0].task.id, [t.reward for t in g]) for g in groups])
     return out
 
@@ -175,11 +176,11 @@ def test_no_token_is_from_a_policy_older_than_so_many_updates(chat, ahead):
             assert oldest <= min(versions) and max(versions) <= n - 1
             # what comes next is begun, and all it waits for is this step's update
             begun = 16 * min(n + ahead, 6)
-            until(lambda n=begun: sum(explorer.policy.heard.values()) >= n)
-            assert sum(explorer.policy.heard.values()) == begun
-            explorer.policy.version += 1
+            until(lambda n=begun: sum(explorer.engine.heard.values()) >= n)
+            assert sum(explorer.engine.heard.values()) == begun
+            explorer.engine.version += 1
         assert explorer.position()["drawn"] == []
-    assert len(explorer.policy.heard) == 6 - ahead  # the first steps are all begun at once
+    assert len(explorer.engine.heard) == 6 - ahead  # the first steps are all begun at once
 
 
 def test_a_run_that_goes_on_takes_the_tasks_of_the_steps_that_were_begun(chat):
@@ -200,7 +201,7 @@ def test_what_is_under_way_at_the_end_is_dropped_with_its_worlds_closed(chat):
     World.opened = World.closed = 0
     with exploring(chat, ahead=1) as explorer:
         steps(explorer, [1])
-        explorer.policy.wait.clear()
+        explorer.engine.wait.clear()
         with log.Termination() as ending:
             ending.asked = True
             assert explorer.groups(2, ending) is None  # begins step 3

@@ -1,4 +1,5 @@
-"""Two processes as two hosts: each talks with an engine and a tool of its own, and both train one adapter."""
+"""Two processes as two hosts: each talks with an engine and a tool of its own, on devices of its own or on
+those of both together, and both train one adapter."""
 
 import dataclasses
 from typing import Annotated
@@ -21,15 +22,19 @@ SPY = """
 import sys
 import jax
 import numpy as np
+from jaxdeep import mesh
 from jaxdeep.run import cli
 from jaxdeep.sample.engine import Engine
 
+bound = sys.argv.pop() == "bound"
+mesh.BOUND = ("cpu",) if bound else ()
 given, count = Engine.set_adapter, 0
 
 def kept(engine, adapter, *rest, **more):
     global count
     flat = {f"{name}-{key}": x for name, pair in adapter.items() for key, x in pair.items()}
-    assert all(x.is_fully_addressable for x in flat.values())
+    assert all(x.is_fully_addressable != (bound and jax.process_count() > 1) for x in flat.values())
+    flat = {name: x.addressable_data(0) for name, x in flat.items()}
     np.savez(f"{sys.argv[1]}-{jax.process_index()}-{count}.npz", **flat)
     count += 1
     given(engine, adapter, *rest, **more)
@@ -72,7 +77,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxdeep import hosts
 from jaxdeep import mesh as meshes
-from jaxdeep.errors import ConfigError
 from jaxdeep.types import Batch
 
 hosts.connect()
@@ -86,40 +90,46 @@ assert meshes.exchange(mine) == items and meshes.exchange([]) == []
 x = np.arange(64.0).reshape(8, 8)
 places = np.tile(np.arange(8), (8, 1))
 batch = Batch(x, places * 0 + 1, places, x * 0, x * 0, x * 0)
-for shape, held in (
-    (dict(replica=2, data=2), True),
-    (dict(data=4), False),
-    (dict(replica=2, data=1, model=2), True),
-    (dict(data=1, model=4), False),
-    (dict(data=2, context=2), False),
+for shape, held, own_shape in (
+    (dict(replica=2, data=2), True, (1, 2, 1, 1)),
+    (dict(data=4), False, (1, 1, 1, 2)),
+    (dict(replica=2, data=1, model=2), True, (1, 1, 1, 2)),
+    (dict(data=1, model=4), False, (1, 1, 1, 2)),
+    (dict(data=2, context=2), False, (1, 1, 1, 2)),
 ):
     mesh = meshes.make_mesh(meshes.MeshConfig(**shape))
-    own = meshes.local(mesh)
-    assert own.size == 2 and set(own.devices.flat) == set(jax.local_devices())
     whole = meshes.put(mesh, batch).tokens_BT
     for shard in whole.addressable_shards:
         np.testing.assert_array_equal(shard.data, x[shard.index])
     spec = P("data", "model")
     y = jax.device_put(x, NamedSharding(mesh, spec))
-    to = dict(y=NamedSharding(own, spec))
-    assert (meshes.held(dict(y=y), to) is not None) == held, shape
-    z = meshes.bring(dict(y=y), to)["y"]
-    assert z.sharding == to["y"] and z.is_fully_addressable
-    np.testing.assert_array_equal(z, x)
-crossed = [jax.devices()[i] for i in (0, 2, 3, 1)]
-try:
-    meshes.local(jax.sharding.Mesh(np.reshape(crossed, (1, 2, 1, 2)), meshes.AXES))
-except ConfigError as error:
-    print(error)
+    for bound in ((), ("cpu",)):
+        meshes.BOUND = bound
+        own = meshes.local(mesh, 6)
+        here = [device for device in own.devices.flat if device.process_index == me]
+        assert sorted(here, key=lambda device: device.id) == jax.local_devices()
+        assert own.size == (4 if bound else 2) and meshes.parties(own) == own.size // 2
+        assert own.devices.shape == (own_shape[0] * meshes.parties(own), *own_shape[1:])
+        to = dict(y=NamedSharding(own, spec))
+        assert (meshes.held(dict(y=y), to) is not None) == held, shape
+        z = meshes.bring(dict(y=y), to)["y"]
+        assert z.sharding == to["y"] and z.is_fully_addressable == (not bound)
+        for shard in z.addressable_shards:
+            np.testing.assert_array_equal(shard.data, x[shard.index])
+        rows = dict(a=np.arange(12).reshape(4, 3) + me, b=np.arange(4.0) * me)
+        back = meshes.collect(meshes.spread(own, rows))
+        for name, part in rows.items():
+            np.testing.assert_array_equal(back[name], part)
+assert meshes.local(meshes.make_mesh(meshes.MeshConfig(data=4)), 3).devices.shape == (2, 2, 1, 1)
 """
 
 
 def test_what_processes_hand_to_each_other_is_whole():
-    for said in finish([start(HANDED, several=several, devices=2) for several in told(2)]):
-        assert "are no block of the mesh" in said
+    finish([start(HANDED, several=several, devices=2) for several in told(2)])
 
 
-def test_two_processes_train_the_adapter_that_one_does(tmp_path):
+@pytest.mark.parametrize("bound", [False, True], ids=["each its devices", "all devices together"])
+def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
     changes = {
         "model.path": "tiny",
         "model.weights": "load",
@@ -134,7 +144,11 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
     same = ["grpo", f"--config={small.config(tmp_path, 'grpo', steps=STEPS)}"]
     same += [f"--config.{key}={value}" for key, value in changes.items()]
     runs = [
-        start(SPY, str(tmp_path / name), *same, f"--workdir={tmp_path / name}", several=several)
+        start(
+            *(SPY, str(tmp_path / name), *same, f"--workdir={tmp_path / name}"),
+            "bound" if bound else "free",
+            several=several,
+        )
         for name, several in (*zip(("two", "two"), told(2), strict=True), ("one", ()))
     ]
     finish(runs)

@@ -1,0 +1,106 @@
+"""Processes whose chips run no program apart, as on TPU v5e and v6e: their engines sample together, each
+with rollouts of its own. Takes minutes."""
+
+import signal
+
+import numpy as np
+import pytest
+from run import small, test_processes_end
+from run.several import FLAGS, finish, start, told, wait
+from run.test_processes_end import kill, rows, running, steps
+
+from jaxdeep.agent import record
+
+pytestmark = pytest.mark.slow
+BOUND = """
+import sys
+from jaxdeep import mesh
+from jaxdeep.run import cli
+
+mesh.BOUND = ("cpu",)
+sys.exit(cli.main())
+"""
+LUCK = f"{small.__file__}:lucky"
+
+
+def grpo(folder, count, *args, devices=2, taskset=LUCK, workdir="run", steps=4):
+    """GRPO in so many processes with so many devices each, two of them along `model`."""
+    config = small.config(folder, "grpo", steps=steps)
+    changes = ["mesh.model=2", f"env.taskset={taskset}", *args]
+    words = ["grpo", f"--config={config}", f"--workdir={folder / workdir}"]
+    words += [f"--config.{change}" for change in changes]
+    return [
+        start(
+            BOUND,
+            *words,
+            *(f"--{f}={v}" for f, v in zip(FLAGS, several, strict=True)),
+            devices=devices,
+        )
+        for several in told(count)
+    ]
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1), (2, 4)])
+def test_they_train_what_one_process_does(tmp_path, count, devices):
+    exact = ["rollout.exact=True", *(["mesh.model=1"] * (devices == 1))]
+    finish(grpo(tmp_path, count, *exact, devices=devices, workdir="many"))
+    finish(grpo(tmp_path, 1, *exact, devices=count * devices, workdir="one"))
+    one, many = (test_processes_end.adapter(tmp_path / name, 4) for name in ("one", "many"))
+    for name, x in one.items():
+        np.testing.assert_allclose(many[name], x, atol=1e-5, err_msg=name)
+        assert np.abs(x).max() > 5e-4
+    tokens, others = (
+        [t.tokens for t in record.read(tmp_path / name / "rollouts/000001.jsonl")]
+        for name in ("one", "many")
+    )
+    assert tokens == others
+    sampled = [sum(r["engine/sampled"] for r in rows(tmp_path / "many", i)) for i in range(count)]
+    assert all(sampled) and sum(sampled) == sum(r["engine/sampled"] for r in rows(tmp_path / "one"))
+    # what the loss is of is what was sampled, also on devices of others
+    assert all(row["train/max_logp_diff"] < 1e-4 for row in rows(tmp_path / "many"))
+
+
+def test_rollouts_one_step_ahead_wait_while_the_policy_is_changed(tmp_path):
+    finish(grpo(tmp_path, 2, "grpo.ahead=1", steps=5))
+    found = rows(tmp_path / "run")
+    assert steps(tmp_path / "run", 1) == [1, 2, 3, 4, 5]
+    assert max(row["train/max_staleness"] for row in found) == 1
+    assert all(row.get("train/fresh_logp_diff", 0.0) < 1e-4 for row in found)
+
+
+def test_one_is_told_to_stop_and_all_save(tmp_path):
+    workdir = tmp_path / "run"
+    with running(grpo(tmp_path, 2, steps=400)) as runs:
+        wait(lambda: len(rows(workdir)) >= 3, 600)
+        kill(workdir, 1, signal.SIGTERM)
+        said = finish(runs)
+    done = steps(workdir)[-1]
+    assert all(f"terminated after step {done}, which is saved" in text for text in said)
+    finish(grpo(tmp_path, 2, steps=done + 2))
+    assert steps(workdir) == steps(workdir, 1) == list(range(1, done + 3))
+
+
+def test_one_is_killed_and_the_other_ends(tmp_path):
+    workdir = tmp_path / "run"
+    with running(grpo(tmp_path, 2, steps=400)) as runs:
+        wait(lambda: len(rows(workdir)) >= 3, 600)
+        kill(workdir, 1, signal.SIGKILL)
+        wait(lambda: runs[0].poll() is not None, 60)
+        assert "error: process 1 of 2 is gone, or hangs" in runs[0].communicate()[1]
+
+
+def test_one_fails_and_the_other_says_so(tmp_path):
+    with running(grpo(tmp_path, 2, taskset=f"{test_processes_end.__file__}:broken")) as runs:
+        wait(lambda: all(run.poll() is not None for run in runs), 600)
+        first, second = (run.communicate()[1] for run in runs)
+    assert [run.returncode for run in runs] == [1, 1]
+    assert "error: process 1 of 2 failed (ZeroDivisionError" in first
+    assert second.strip().endswith("ZeroDivisionError: division by zero")
+
+
+def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
+    finish(grpo(tmp_path, 2, taskset=f"{test_processes_end.__file__}:half_dead", steps=3))
+    failed = [row["rollout/stop/failed"] for row in rows(tmp_path / "run")]
+    assert failed == [0.0, 0.5, 0.0]
+    _, second, third = (row["time/rollout"] for row in rows(tmp_path / "run"))
+    assert second >= 3 and third < 3
