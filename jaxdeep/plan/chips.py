@@ -132,17 +132,38 @@ def quiet(kind: str) -> None:
 
 
 def speed(chip: Chip, devices: Sequence[Any], group: Sequence[int]) -> float:
-    """Bytes/s that a device of a group sends to the others while all exchange: over both directions of
-    each axis of the torus along which they differ, or one where it does not close to a ring, or over the
-    network where they are in several slices."""
+    """Bytes/s that a device of a group sends to the others while all groups exchange: over both directions
+    of each side of the torus along which they differ, where the group closes to a ring there, else over
+    one; a link between devices of several groups is shared. Over the network where they are in several
+    slices."""
     some = [devices[i] for i in group]
     if len({getattr(device, "slice_index", 0) for device in some}) > 1:
         return chip.network
     if not hasattr(some[0], "coords"):
         return chip.link
+    links = sum(share for _, share in _sides(chip, devices, some))
+    return chip.link * (links or 1)  # two halves of a chip are no slower than a link
+
+
+def detour(chip: Chip, devices: Sequence[Any], group: Sequence[int]) -> float:
+    """How much longer an all-to-all takes than `speed` says: what goes to a distant device goes over all
+    links on the way, a quarter of a side on average, not to the next one only."""
+    some = [devices[i] for i in group]
+    if not hasattr(some[0], "coords"):
+        return 1.0
+    n = max((count for count, _ in _sides(chip, devices, some)), default=1)
+    return max(n * n / 4 / (n - 1), 1.0) if n > 1 else 1.0
+
+
+def _sides(chip: Chip, devices: Sequence[Any], some: Sequence[Any]) -> list[tuple[int, float]]:
+    """Of each side of the torus along which devices differ: how many places they have there, and the
+    links that a device has for each of its directions."""
     whole = np.array([device.coords for device in devices])
-    extent = whole.max(0) - whole.min(0) + 1
-    part = np.array([device.coords for device in some])
-    used = [n for n, span in zip(extent, np.ptp(part, axis=0), strict=True) if span]
-    links = sum(2 if n % chip.ring == 0 else 1 for n in used)
-    return chip.link * max(links, 1)  # two halves of a chip are no slower than a link
+    found = []
+    for side, at in enumerate(np.array([device.coords for device in some]).T):
+        places, extent = np.unique(at), np.ptp(whole[:, side]) + 1
+        if len(places) > 1:
+            step = int(np.diff(places).min())
+            ring = len(places) * step == extent and extent % chip.ring == 0
+            found.append((len(places), (2 if ring else 1) / step))
+    return found

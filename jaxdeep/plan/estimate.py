@@ -84,7 +84,8 @@ def compiled(
     devices = list(mesh.devices.flat)
 
     def exchange(one: hlo.Collective) -> float:
-        return one.moved / chips.speed(chip, devices, one.group)
+        way = chips.detour(chip, devices, one.group) if one.kind == "all-to-all" else 1.0
+        return one.moved * way / chips.speed(chip, devices, one.group)
 
     waits, hides = (
         sum(exchange(c) for c in cost.collectives if c.hidden is h) for h in (False, True)

@@ -201,11 +201,22 @@ class Device:
 def test_links_are_those_of_the_axes_along_which_devices_differ():
     chip = chips.CHIPS["v5e"]
     grid = [Device((x, y, 0)) for x in range(4) for y in range(16)]
-    assert chips.speed(chip, grid, [0, 1, 2, 3]) == 2 * chip.link  # 16 close to a ring
-    assert chips.speed(chip, grid, [0, 16]) == chip.link
-    assert chips.speed(chip, grid, [0, 1, 16, 17]) == 3 * chip.link
+    assert chips.speed(chip, grid, range(16)) == 2 * chip.link  # 16 close to a ring
+    assert chips.speed(chip, grid, [0, 16, 32, 48]) == chip.link  # 4 do not
+    assert chips.speed(chip, grid, [0, 1, 2, 3]) == chip.link  # nor 4 of 16
+    assert chips.speed(chip, grid, range(64)) == 3 * chip.link
+    assert chips.speed(chip, grid, [0, 1, 16, 17]) == 2 * chip.link
+    assert chips.speed(chip, grid, [0, 4, 8, 12]) == 2 * chip.link / 4  # a link is that of 4 groups
+    assert chips.speed(chip, grid, [0, 2, 4, 6]) == chip.link / 2
+    assert chips.speed(chip, [Device((0, 0, 0))] * 2, [0, 1]) == chip.link
     two = [*grid, Device((0, 0, 0), 1)]
     assert chips.speed(chip, two, [0, len(grid)]) == chip.network
+    # an all-to-all on a ring of n takes n / 8 of what each has over a link's bytes/s (n / 4 on a line)
+    for group, links in ((range(16), 2), ([0, 16, 32, 48], 1)):
+        n = len(group)
+        seconds = (n - 1) / n * chips.detour(chip, grid, group) / chips.speed(chip, grid, group)
+        assert seconds == pytest.approx(n / 4 / links / chip.link)
+    assert chips.detour(chip, grid, [0, 16]) == 1
 
 
 @pytest.mark.parametrize(
