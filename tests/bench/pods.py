@@ -50,6 +50,7 @@ ROWS = {
     # it fits where it should
     "8B-32k-sft/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4),
     "8B-32k-grpo/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4, 10),
+    "8B-32k-grpo/v5e:8x8": Row("8B", 32_768, "v5e:8x8", dict(model=4), 16, 15, 4),
     "32B-32k-grpo/v5p:2x2x2": Row("32B", 32_768, "v5p:2x2x2", dict(model=4), 2, 80),
     "32B-32k-sft/v5e:8x8": Row("32B", 32_768, "v5e:8x8", dict(model=8), 8),
     "32B-32k-grpo-int8/v5e:8x8": Row("32B", 32_768, "v5e:8x8", dict(model=8), 8, 4, 4, "int8"),
@@ -104,10 +105,15 @@ def work_of(row: Row, folder: pathlib.Path) -> tuple[lower.Work, meshes.MeshConf
     return work, axes
 
 
+def path(name: str, out: pathlib.Path) -> pathlib.Path:
+    """Where the facts of a row are kept."""
+    return out / f"{name.replace('/', '-').replace(':', '-').replace('*', 'x')}.json"
+
+
 def made(name: str, out: pathlib.Path) -> dict:
     """The facts of a row, compiled where that was not done."""
-    path = out / f"{name.replace('/', '-').replace(':', '-').replace('*', 'x')}.json"
-    if not path.exists():
+    kept = path(name, out)
+    if not kept.exists():
         row, begun = ROWS[name], time.perf_counter()
         work, axes = work_of(row, out)
         try:
@@ -116,8 +122,8 @@ def made(name: str, out: pathlib.Path) -> dict:
         except ConfigError as error:
             facts = {"says": [f"{name}: {error}"]}
         facts["seconds"] = time.perf_counter() - begun
-        log.write_atomic(path, json.dumps(facts, indent=2) + "\n")
-    return json.loads(path.read_text())
+        log.write_atomic(kept, json.dumps(facts, indent=2) + "\n")
+    return json.loads(kept.read_text())
 
 
 def main() -> None:
