@@ -3,11 +3,13 @@ token, and one ragged matmul per linear over tokens sorted by expert. No token i
 compiles the ragged matmul to a kernel that computes each row with its own expert alone.
 
 Experts are spread over the mesh axis `model`: each device computes its own experts for the tokens of
-its rows, and the results are summed over the axis, as for a tensor-parallel mlp.
+its rows, and the results are summed over the axis, as for a tensor-parallel mlp. All of a device's tokens
+may want its experts, few do: it works through them block by block, and ends after the last that has any.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +20,9 @@ from jax.sharding import PartitionSpec as P
 from jaxdeep.mesh import ROWS
 from jaxdeep.model.arch import EXPERTS, Config
 from jaxdeep.model.lora import Layer
+
+LEAST = 256  # rows of a block
+LIVE = "live_block"  # names the choice to compute a block, for who counts what that costs
 
 
 def route(x_BTD: jax.Array, router_DE: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
@@ -47,10 +52,12 @@ def _experts(
     *,
     first: Any,
     scale: float,
+    blocks: int = 1,
 ) -> jax.Array:
-    """What the experts held here (from number `first` on) add for tokens held here; [B, T, D]."""
+    """What the experts held here (from number `first` on) add for tokens held here; [B, T, D]. Of all
+    tokens' choices, sorted, only those `blocks` are computed that hold some of these experts."""
     B, T, D = x_BTD.shape
-    k = expert_BTk.shape[-1]
+    k, n = expert_BTk.shape[-1], expert_BTk.size
     held = jax.tree.leaves(weights)[0].shape[0]
     expert_n = expert_BTk.reshape(-1) - first
     expert_n = jnp.where((expert_n >= 0) & (expert_n < held), expert_n, held)  # elsewhere: last
@@ -59,29 +66,63 @@ def _experts(
     size_E = jnp.bincount(expert_n, length=held + 1)[:held].astype(jnp.int32)
     token_n = order_n // k
 
-    def through(x_ni: jax.Array, name: str) -> jax.Array:
-        y_no = _ragged(x_ni, weights[name], size_E, expert_n)
+    def through(x_mi: jax.Array, name: str, size_E, expert_m, token_m) -> jax.Array:
+        y_mo = _ragged(x_mi, weights[name], size_E, expert_m)
         for adapter, mix_BA in zip(factors, mixes, strict=True):
             if name not in adapter:
                 continue
             a, b = adapter[name]["a"], adapter[name]["b"]
             if mix_BA is None:
-                low = _ragged(x_ni, a, size_E, expert_n)
-                y_no += _ragged(low, b, size_E, expert_n) * jnp.asarray(scale, x_ni.dtype)
+                low = _ragged(x_mi, a, size_E, expert_m)
+                y_mo += _ragged(low, b, size_E, expert_m) * jnp.asarray(scale, x_mi.dtype)
                 continue
-            mix_nA = jnp.repeat(mix_BA, T, axis=0)[token_n].astype(x_ni.dtype)
+            mix_mA = jnp.repeat(mix_BA, T, axis=0)[token_m].astype(x_mi.dtype)
             for i in range(a.shape[0]):
-                low = _ragged(x_ni, a[i], size_E, expert_n) * mix_nA[:, i : i + 1]
-                y_no += _ragged(low, b[i], size_E, expert_n)
-        return checkpoint_name(y_no, "linear")
+                low = _ragged(x_mi, a[i], size_E, expert_m) * mix_mA[:, i : i + 1]
+                y_mo += _ragged(low, b[i], size_E, expert_m)
+        return checkpoint_name(y_mo, "linear")
 
-    x_nD = x_BTD.reshape(-1, D)[token_n]
-    h_nF = jax.nn.silu(through(x_nD, "w_gate")) * through(x_nD, "w_up")
-    y_nD = through(h_nF, "w_down")
-    # rows of experts held elsewhere are in no group: what a ragged matmul leaves there is not defined
-    y_nD = jnp.where((expert_n < held)[:, None], y_nD, 0)
-    y_nD = y_nD[jnp.argsort(order_n)] * weight_BTk.reshape(-1, 1)
-    return y_nD.reshape(B, T, k, D).sum(2)
+    def some(size_E, expert_m, token_m) -> jax.Array:
+        """Of so many rows of each expert, one after the other."""
+        at = (size_E, expert_m, token_m)
+        x_mD = x_BTD.reshape(-1, D)[token_m]
+        h_mF = jax.nn.silu(through(x_mD, "w_gate", *at)) * through(x_mD, "w_up", *at)
+        y_mD = through(h_mF, "w_down", *at)
+        # rows of experts held elsewhere are in no group: what a ragged matmul leaves there is not defined
+        return jnp.where((expert_m < held)[:, None], y_mD, 0)
+
+    if blocks == 1:
+        y_nD = some(size_E, expert_n, token_n)
+        y_nD = y_nD[jnp.argsort(order_n)] * weight_BTk.reshape(-1, 1)
+        return y_nD.reshape(B, T, k, D).sum(2)
+
+    m, ends_E = n // blocks, jnp.cumsum(size_E)
+    weight_n = weight_BTk.reshape(-1)[order_n]
+
+    @jax.checkpoint
+    def block(z: jax.Array) -> jax.Array:
+        expert_m, token_m, weight_m = (
+            jax.lax.dynamic_slice_in_dim(x_n, z * m, m) for x_n in (expert_n, token_n, weight_n)
+        )
+        within = functools.partial(jnp.clip, min=z * m, max=(z + 1) * m)
+        y_mD = some(within(ends_E) - within(ends_E - size_E), expert_m, token_m)
+        y_mD = (y_mD * weight_m[:, None]).astype(jnp.float32)
+        return jnp.zeros((B * T, D), jnp.float32).at[token_m].add(y_mD)
+
+    def step(out_nD: jax.Array, z: jax.Array) -> tuple[jax.Array, None]:
+        with jax.named_scope(LIVE):
+            return jax.lax.cond(z * m < ends_E[-1], lambda: out_nD + block(z), lambda: out_nD), None
+
+    start = jnp.zeros_like(x_BTD, jnp.float32).reshape(-1, D)
+    out_nD, _ = jax.lax.scan(step, start, jnp.arange(blocks))
+    return out_nD.astype(x_BTD.dtype).reshape(B, T, D)
+
+
+def blocks_of(n: int, shares: int) -> int:
+    """Into how many parts n choices of experts, of which a device holds one of so many shares, are cut:
+    on average two or three of them have any. Few are not worth it."""
+    blocks = 2 * shares if shares > 1 else 1
+    return blocks if n % blocks == 0 and n // blocks >= LEAST else 1
 
 
 def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
@@ -100,13 +141,18 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
         "context" if x_BTD.shape[1] % mesh.shape["context"] == 0 else None,
     )
 
+    spread = (*(tokens[0] or ()), *((tokens[1],) if tokens[1] else ()))
+
     def local(x_BTD, weight_BTk, expert_BTk, weights, factors, mixes):
         # said aloud: a gather by a varying index would lose the sum over devices of its gradient
-        tokens = (x_BTD, weight_BTk, expert_BTk)
-        tokens, mixes = jax.lax.pcast((tokens, mixes), "model", to="varying")
+        here = (x_BTD, weight_BTk, expert_BTk)
+        here, mixes = jax.lax.pcast((here, mixes), "model", to="varying")
+        # and before blocks that one device computes and another does not: a sum would wait in there
+        weights, factors = jax.lax.pcast((weights, factors), spread, to="varying")
         first = jax.lax.axis_index("model") * (cfg.E // mesh.shape["model"])
-        out_BTD = _experts(*tokens, weights, factors, mixes, first=first, scale=layer.scale)
-        return jax.lax.psum(out_BTD, "model")
+        blocks = blocks_of(here[-1].size, mesh.shape["model"])
+        how = dict(first=first, scale=layer.scale, blocks=blocks)
+        return jax.lax.psum(_experts(*here, weights, factors, mixes, **how), "model")
 
     in_specs = (
         *(tokens, tokens, tokens),

@@ -79,8 +79,12 @@ def loss(params, adapter, tokens=TOKENS):
     return -qwen3.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
 
 
+@pytest.mark.parametrize("least", [1, 256], ids=["blocks", "at once"])
 @pytest.mark.parametrize("name", MESHES)
-def test_experts_on_a_mesh_equal_one_device(name, params, adapter, alone):
+def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone, monkeypatch):
+    monkeypatch.setattr(moe, "LEAST", least)
+    if least == 1 and MESHES[name].get("model"):
+        assert moe.blocks_of(4 * 12 * CFG.top_k, MESHES[name]["model"]) > 2
     mesh = meshes.make_mesh(meshes.MeshConfig(**MESHES[name]))
     with meshes.use(mesh):
         params = jax.device_put(params, arch.shardings(CFG, mesh))
