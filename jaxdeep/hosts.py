@@ -47,6 +47,7 @@ COME = 300  # seconds for all to come together
 TICK = 3.0  # seconds between two counts
 MISSED = 15  # ticks without a count after which a process is gone
 ALIVE, LEFT = "jaxdeep/alive/", "jaxdeep/left/"
+LEAVING = threading.Event()  # set when this process has no more to do with the others
 AGAIN = "The same command in all processes continues from the last checkpoint"
 
 
@@ -134,6 +135,7 @@ def joined(*flags: str) -> Iterator[None]:
         atexit.register(watch.go, status)
         raise
     finally:
+        LEAVING.set()
         watch.stopped.set()
 
 
@@ -227,7 +229,8 @@ class Watch:
 class Circle:
     """Rounds in which each process says something small (JSON) and hears what all said, in their order:
     over the network, not the devices, so in any thread. All take the same rounds of one `name`; one that
-    does not come is waited for, and missed by `Watch`."""
+    does not come is waited for, and missed by `Watch`. Nobody is waited for once this process leaves: the
+    interpreter would not end before its threads do."""
 
     def __init__(self, name: str) -> None:
         self.name, self.round = f"jaxdeep/circle/{name}", 0
@@ -251,12 +254,13 @@ class Circle:
 
     @staticmethod
     def _wait(client: Any, key: str) -> str:
-        while True:
+        while not LEAVING.is_set():
             try:
-                return client.blocking_key_value_get(key, 60_000)
+                return client.blocking_key_value_get(key, round(1000 * TICK))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
+        raise InterruptedError(f"{key} is no longer waited for: this process ends")
 
 
 def _is_in(kind: type[clusters.ClusterEnv]) -> bool:
