@@ -47,7 +47,6 @@ COME = 300  # seconds for all to come together
 TICK = 3.0  # seconds between two counts
 MISSED = 15  # ticks without a count after which a process is gone
 ALIVE, LEFT = "jaxdeep/alive/", "jaxdeep/left/"
-LEAVING = threading.Event()  # set when this process has no more to do with the others
 AGAIN = "The same command in all processes continues from the last checkpoint"
 
 
@@ -135,7 +134,6 @@ def joined(*flags: str) -> Iterator[None]:
         atexit.register(watch.go, status)
         raise
     finally:
-        LEAVING.set()
         watch.stopped.set()
 
 
@@ -229,32 +227,42 @@ class Watch:
 class Circle:
     """Rounds in which each process says something small (JSON) and hears what all said, in their order:
     over the network, not the devices, so in any thread. All take the same rounds of one `name`; one that
-    does not come is waited for, and missed by `Watch`. Nobody is waited for once this process leaves: the
-    interpreter would not end before its threads do."""
+    does not come is waited for, and missed by `Watch`. An error that leaves it as a context ends the
+    waiting: a process does not end before its threads."""
 
     def __init__(self, name: str) -> None:
         self.name, self.round = f"jaxdeep/circle/{name}", 0
         self.index, self.count = jax.process_index(), jax.process_count()
+        self.turn, self.closed = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> Circle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            self.closed.set()
+            with self.turn:
+                pass  # no thread waits any more
 
     def __call__(self, said: Any) -> list[Any]:
         if self.count == 1:
             return [said]
-        client, at = distributed.global_state.client, f"{self.name}/{self.round}"
-        if self.index:
-            client.key_value_set(f"{at}/{self.index}", json.dumps(said))
-            heard = self._wait(client, f"{at}/all")
-        else:
-            rest = [self._wait(client, f"{at}/{i}") for i in range(1, self.count)]
-            heard = f"[{', '.join([json.dumps(said), *rest])}]"
-            client.key_value_set(f"{at}/all", heard)
-            # all are in this round, so none still reads the one before
-            client.key_value_delete(f"{self.name}/{self.round - 1}")
-        self.round += 1
+        with self.turn:
+            client, at = distributed.global_state.client, f"{self.name}/{self.round}"
+            if self.index:
+                client.key_value_set(f"{at}/{self.index}", json.dumps(said))
+                heard = self._wait(client, f"{at}/all")
+            else:
+                rest = [self._wait(client, f"{at}/{i}") for i in range(1, self.count)]
+                heard = f"[{', '.join([json.dumps(said), *rest])}]"
+                client.key_value_set(f"{at}/all", heard)
+                # all are in this round, so none still reads the one before
+                client.key_value_delete(f"{self.name}/{self.round - 1}")
+            self.round += 1
         return json.loads(heard)
 
-    @staticmethod
-    def _wait(client: Any, key: str) -> str:
-        while not LEAVING.is_set():
+    def _wait(self, client: Any, key: str) -> str:
+        while not self.closed.is_set():
             try:
                 return client.blocking_key_value_get(key, round(1000 * TICK))
             except jax.errors.JaxRuntimeError as error:
