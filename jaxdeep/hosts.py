@@ -227,36 +227,48 @@ class Watch:
 class Circle:
     """Rounds in which each process says something small (JSON) and hears what all said, in their order:
     over the network, not the devices, so in any thread. All take the same rounds of one `name`; one that
-    does not come is waited for, and missed by `Watch`."""
+    does not come is waited for, and missed by `Watch`. An error that leaves it as a context ends the
+    waiting: a process does not end before its threads."""
 
     def __init__(self, name: str) -> None:
         self.name, self.round = f"jaxdeep/circle/{name}", 0
         self.index, self.count = jax.process_index(), jax.process_count()
+        self.turn, self.closed = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> Circle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            self.closed.set()
+            with self.turn:
+                pass  # no thread waits any more
 
     def __call__(self, said: Any) -> list[Any]:
         if self.count == 1:
             return [said]
-        client, at = distributed.global_state.client, f"{self.name}/{self.round}"
-        if self.index:
-            client.key_value_set(f"{at}/{self.index}", json.dumps(said))
-            heard = self._wait(client, f"{at}/all")
-        else:
-            rest = [self._wait(client, f"{at}/{i}") for i in range(1, self.count)]
-            heard = f"[{', '.join([json.dumps(said), *rest])}]"
-            client.key_value_set(f"{at}/all", heard)
-            # all are in this round, so none still reads the one before
-            client.key_value_delete(f"{self.name}/{self.round - 1}")
-        self.round += 1
+        with self.turn:
+            client, at = distributed.global_state.client, f"{self.name}/{self.round}"
+            if self.index:
+                client.key_value_set(f"{at}/{self.index}", json.dumps(said))
+                heard = self._wait(client, f"{at}/all")
+            else:
+                rest = [self._wait(client, f"{at}/{i}") for i in range(1, self.count)]
+                heard = f"[{', '.join([json.dumps(said), *rest])}]"
+                client.key_value_set(f"{at}/all", heard)
+                # all are in this round, so none still reads the one before
+                client.key_value_delete(f"{self.name}/{self.round - 1}")
+            self.round += 1
         return json.loads(heard)
 
-    @staticmethod
-    def _wait(client: Any, key: str) -> str:
-        while True:
+    def _wait(self, client: Any, key: str) -> str:
+        while not self.closed.is_set():
             try:
-                return client.blocking_key_value_get(key, 60_000)
+                return client.blocking_key_value_get(key, round(1000 * TICK))
             except jax.errors.JaxRuntimeError as error:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
+        raise InterruptedError(f"{key} is no longer waited for: this process ends")
 
 
 def _is_in(kind: type[clusters.ClusterEnv]) -> bool:

@@ -38,6 +38,7 @@ PARCEL = 2**20  # bytes that each process sends to all others at a time
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
 BOUND = ("TPU v5 lite", "TPU v6 lite")  # their compiler refuses a program on a part of a slice
+LAYOUT = P(ROWS, "context")  # of a batch [B, T]
 _TURN = threading.RLock()
 RULES = {
     "embed": "data",
@@ -134,14 +135,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def put(mesh: Mesh, batch: Batch) -> Batch:
     """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`; one that is
-    not what `Batch` promises is a ValueError. Every process has the whole batch, and puts what its
-    devices need."""
+    not what `Batch` promises is a ValueError. Every process has a batch of the whole size, and puts what
+    its devices need: the rows that are `rows_here`."""
     check(batch)
     check_size(mesh, *batch.tokens_BT.shape)
-    where = NamedSharding(mesh, P(ROWS, "context"))
+    where = NamedSharding(mesh, LAYOUT)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, where, lambda at: x[at]), batch
     )
+
+
+def rows_here(mesh: Mesh, B: int, T: int) -> frozenset[int]:
+    """The rows of a batch [B, T] of which some position is on a device of this process."""
+    check_size(mesh, B, T)
+    parts = NamedSharding(mesh, LAYOUT).addressable_devices_indices_map((B, T)).values()
+    return frozenset(b for rows, _ in parts for b in range(B)[rows])
 
 
 def check_size(mesh: Mesh, B: int, T: int) -> None:

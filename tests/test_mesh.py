@@ -61,3 +61,9 @@ def test_parts_of_different_shapes_are_refused():
 def test_a_batch_that_does_not_divide_is_refused_with_the_sizes():
     with pytest.raises(ConfigError, match="2 rows x 12 positions does not divide"):
         meshes.put(meshes.make_mesh(), batch())
+    with pytest.raises(ConfigError, match="2 rows x 12 positions does not divide"):
+        meshes.rows_here(meshes.make_mesh(), 2, 12)
+
+
+def test_all_rows_are_here_where_there_is_one_process():
+    assert meshes.rows_here(meshes.make_mesh(), 16, 4) == set(range(16))

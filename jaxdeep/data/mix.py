@@ -14,11 +14,13 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxdeep.data.pack import pack_bins, to_row
+from jaxdeep.data.share import Seen, Share, Spot
 from jaxdeep.data.sources import Source
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Batch, Piece, Row
@@ -104,15 +106,19 @@ class Mix:
 
     def row(self, name: str, draw: int) -> list[Piece]:
         """What a source gives when it is asked for the `draw`-th time, from 0."""
+        return self.parts[name].source[self.place(name, draw)]
+
+    def place(self, name: str, draw: int) -> int:
+        """The number of that row in its source."""
         part = self.parts[name]
         if part.size is None:
-            return part.source[draw]
+            return draw
         epoch, place = divmod(draw, part.size)
         if name not in self._orders or self._orders[name][0] != epoch:
             order = array.array("I", range(part.size))
             random.Random(f"epoch {self.seed} {name} {epoch}").shuffle(order)
             self._orders[name] = epoch, order
-        return part.source[self._orders[name][1][place]]
+        return self._orders[name][1][place]
 
     def pick(self, index: int) -> tuple[str, int]:
         """Which source gives row `index` of the walk, and how many rows it has given before."""
@@ -238,31 +244,42 @@ def fill(
     seed: int,
     long: Long = "cut",
     bad: Bad = "refuse",
+    share: Share | None = None,
 ) -> Iterator[tuple[Batch, Position]]:
     """Batches of B packed rows of T positions from `position` on, each with the position after it.
 
     Rows enter in order, each in the first place it fits, until one fits nowhere. A row that is too long
     (`fit`), or with nothing to learn, is left out and counted, and so is a malformed one where `bad` is
-    "skip"; DataError if a thousand of a source in a row are, or all.
+    "skip"; DataError if a thousand of a source in a row are, or all. One of several processes has only
+    the tokens of its `share.rows` for certain; all else of a batch is the same in all.
     """
     mix = source if isinstance(source, Mix) else Mix({"rows": Part(source)}, seed)
+
+    def get(spot: Spot) -> tuple[Row | None, str]:
+        name, place = spot
+        return take(functools.partial(mix.parts[name].source.__getitem__, place), T, long, bad)
+
+    # places in order, once: to go back is to shuffle an epoch anew
+    picks = map(mix.pick, itertools.count(position.read))
+    spots = ((name, mix.place(name, draw)) for name, draw in picks)
+    coming = share.read(spots, get) if share else (Seen(spot, *get(spot)) for spot in spots)
     # one good row of n can be first in an epoch and last in the next: 2n - 2 others between
     most = {name: min(1000, 2 * (part.size or 1000)) for name, part in mix.parts.items()}
     out = dict.fromkeys(mix.parts, 0)
+    seen = next(coming)
     while True:
-        bins: list[list[Row]] = [[] for _ in range(B)]
+        bins: list[list[Seen]] = [[] for _ in range(B)]
         room = [T] * B
         tallies = dict.fromkeys(mix.parts, Tally()) | position.tallies
         index = position.read
         while True:
-            name, draw = mix.pick(index)
-            row, said = take(functools.partial(mix.row, name, draw), T, long, bad)
+            (name, _), row, said, _ = seen
             if row is not None:
                 n = len(row.tokens)
                 place = next((b for b in range(B) if room[b] >= n), None)
                 if place is None:
                     break
-                bins[place].append(row)
+                bins[place].append(seen)
                 room[place] -= n
             tallies[name] = _count(tallies[name], row, said)
             index, out[name] = index + 1, 0 if row is not None else out[name] + 1
@@ -271,8 +288,13 @@ def fill(
                     f"{out[name]} rows of {name}, one after the other, are longer than {T} tokens, have "
                     "nothing to learn or are malformed: raise batch.length or look at the data"
                 )
+            seen = next(coming)
         position = Position(index, sum(tally.skipped for tally in tallies.values()), tallies)
-        yield pack_bins(bins, B, T), position
+        if share:
+            rows = [share.load(b, held, get) for b, held in enumerate(bins)]
+        else:
+            rows = [[seen.row for seen in held] for held in bins]
+        yield pack_bins(rows, B, T), position
 
 
 def ahead(items: Iterator[Item], n: int) -> Iterator[Item]:

@@ -26,6 +26,7 @@ from jaxdeep import config as configs
 from jaxdeep import hosts, log, trace
 from jaxdeep import mesh as meshes
 from jaxdeep.data import mix
+from jaxdeep.data.share import Share
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
 from jaxdeep.plan import lower
@@ -107,7 +108,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
     spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
-    with log.lock(place), log.Termination() as ending:
+    with log.lock(place), log.Termination() as ending, hosts.Circle("rows") as circle:
         about = configs.save(config, place, sys.argv)
         where = setup.saved_in(train, workdir)
         params, state = setup.start_of(train, part["model"], spec, mesh, where)
@@ -120,7 +121,9 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
             position = mix.Position.load(kept, walk)
         if done < train.steps:
             lower.ready(work_of(part, spec), mesh)
-        how = dict(seed=train.seed, long=data.long, bad=data.bad_rows)
+        how = dict(
+            seed=train.seed, long=data.long, bad=data.bad_rows, share=share_of(circle, mesh, **size)
+        )
         batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
         timer = trace.Timer(trace.Trace(place))
         watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
@@ -175,6 +178,13 @@ def work_of(part: dict[str, Any], spec: states.Spec) -> lower.Work:
     """What a step asks devices for."""
     batch = part["batch"]
     return lower.Work("sft", spec, batch.rows, batch.length, part["data"].accumulate)
+
+
+def share_of(circle: hosts.Circle, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
+    """What this process loads of the rows; None where it is alone."""
+    if circle.count == 1:
+        return None
+    return Share(circle, circle.index, circle.count, meshes.rows_here(mesh, B, T))
 
 
 def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:

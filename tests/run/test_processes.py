@@ -101,6 +101,11 @@ for shape, held, own_shape in (
     whole = meshes.put(mesh, batch).tokens_BT
     for shard in whole.addressable_shards:
         np.testing.assert_array_equal(shard.data, x[shard.index])
+    here = meshes.rows_here(mesh, 8, 8)
+    assert len(here) == (8 if shape["data"] == 1 and "replica" not in shape else 4), shape
+    blank = np.where(np.isin(np.arange(8), list(here))[:, None], x, 0)
+    for shard in meshes.put(mesh, batch._replace(tokens_BT=blank)).tokens_BT.addressable_shards:
+        np.testing.assert_array_equal(shard.data, x[shard.index])
     spec = P("data", "model")
     y = jax.device_put(x, NamedSharding(mesh, spec))
     for bound in ((), ("cpu",)):

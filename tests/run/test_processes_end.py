@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from run import small
-from run.several import finish, verb, wait
+from run.several import finish, start, told, verb, wait
 
 from jaxdeep import log
 from jaxdeep.agent import record
@@ -81,6 +81,112 @@ def test_several_train_the_adapter_that_one_does(tmp_path, what, count):
         both = (record.read(tmp_path / f"{n}/rollouts/000001.jsonl") for n in (1, count))
         tokens, others = ([t.tokens for t in found] for found in both)
         assert tokens == others
+
+
+# SFT that says how many conversations it read, where the second process fails at the `argv[1]`-th.
+READS = """
+import sys
+import jax
+from jaxdeep.data import sources
+from jaxdeep.run import cli
+
+read, count = sources.Conversations.__getitem__, 0
+
+def counted(rows, index):
+    global count
+    count += 1
+    if jax.process_index() == 1 and count == int(sys.argv[1]):
+        raise OSError("the disk is gone")
+    return read(rows, index)
+
+sources.Conversations.__getitem__ = counted
+status = cli.main(["sft", *sys.argv[2:]])
+print("read", count)
+sys.exit(status)
+"""
+
+
+def reading(count, folder, name, *args, fails=0, wrong=None):
+    """SFT of so many processes, in the folder `name`, on a file with a `wrong` line."""
+    lines = []
+    for index in range(500):
+        words = "she went there " * (1 + index % 6)
+        turns = [("user", "Where to?"), ("assistant", words)]
+        row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+        lines.append(json.dumps({} if index == wrong else row))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    same = [f"--config={small.config(folder, 'sft', steps=4)}", f"--workdir={folder / name}"]
+    same += [f"--config.data.source=jsonl:{folder / 'rows.jsonl'}", *args]
+    return [start(READS, str(fails), *same, several=each) for each in told(count)]
+
+
+def test_each_reads_its_share_of_the_batches_of_one(tmp_path):
+    read = {}
+    for count in (1, 2, 4):
+        said = finish(reading(count, tmp_path, str(count)))
+        read[count] = [int(text.split("read ")[1]) for text in said]
+    one = adapter(tmp_path / "1", 4)
+    for count, most in ((2, 0.9), (4, 0.6)):
+        assert max(read[count]) < most * read[1][0]
+        many = adapter(tmp_path / str(count), 4)
+        for name, x in one.items():
+            np.testing.assert_allclose(many[name], x, atol=1e-5, err_msg=name)
+        for index in range(count):
+            for a, b in zip(rows(tmp_path / "1"), rows(tmp_path / str(count), index), strict=True):
+                same = [name for name in a if name.startswith("data/")]
+                same += ["train/tokens", "train/flops"]
+                assert [a[name] for name in same] == [b[name] for name in same]
+                assert a["train/loss"] == pytest.approx(b["train/loss"], rel=1e-4)
+    # two go on where four stopped
+    for count, name in ((2, "4"), (1, "1")):
+        finish(reading(count, tmp_path, name, "--config.train.steps=6"))
+    one, many = (adapter(tmp_path / name, 6) for name in ("1", "4"))
+    for name, x in one.items():
+        np.testing.assert_allclose(many[name], x, atol=1e-5, err_msg=name)
+    assert rows(tmp_path / "4")[-1]["data/rows"] == rows(tmp_path / "1")[-1]["data/rows"]
+
+
+@pytest.mark.parametrize("how", [{"fails": 150}, {"wrong": 7}])
+def test_one_cannot_read_its_share_and_no_one_waits_for_it(tmp_path, how):
+    with running(reading(2, tmp_path, "run", "--config.train.steps=400", **how)) as runs:
+        wait(lambda: any(run.poll() is not None for run in runs), 600)
+        wait(lambda: all(run.poll() is not None for run in runs), 30)
+        first, second = (run.communicate()[1] for run in runs)
+    if "fails" in how:
+        assert [run.returncode for run in runs] == [1, 1]
+        assert "error: process 1 of 2 failed (OSError: the disk is gone)" in first
+        assert second.strip().endswith("OSError: the disk is gone")
+    else:
+        assert [run.returncode for run in runs] == [2, 2]
+        assert all("rows.jsonl:8: " in text and "bad_rows=skip" in text for text in (first, second))
+
+
+# A process fails while a thread of it waits for a round in which nobody comes.
+WAITS = """
+import concurrent.futures, sys, time
+import jax
+from jaxdeep import hosts
+from jaxdeep.errors import DataError
+
+with hosts.joined():
+    if jax.process_index() == 0:
+        time.sleep(3600)
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    with hosts.Circle("never") as circle:
+        pool.submit(circle, "here")
+        raise {"OSError": OSError, "DataError": DataError}[sys.argv[1]]("the disk is gone")
+"""
+
+
+@pytest.mark.parametrize("error", ["OSError", "DataError"])
+def test_a_thread_that_waits_for_the_others_does_not_keep_a_process_from_its_end(error):
+    with running([start(WAITS, error, several=each) for each in told(2)]) as runs:
+        wait(lambda: all(run.poll() is not None for run in runs), 60)
+        first, second = (run.communicate()[1] for run in runs)
+    status = 1 if error == "OSError" else 2
+    assert [run.returncode for run in runs] == [status, status], second
+    assert f"error: process 1 of 2 failed ({error}: the disk is gone)" in first
+    assert second.strip().endswith(f"{error}: the disk is gone")
 
 
 @pytest.mark.parametrize(
