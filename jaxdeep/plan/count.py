@@ -36,11 +36,13 @@ class Flops(NamedTuple):
 
 class Known(NamedTuple):
     """What a program does not say: how often a loop of no fixed length runs, how many tokens a row of the
-    sampler holds, and of how many experts a device may hold a part."""
+    sampler holds, of how many experts a device may hold a part, and the share of their blocks that is
+    computed."""
 
     trips: int = 1
     held: float = 0.0
     experts: int = 0
+    live: float = 1.0
 
 
 NOTHING = Known()

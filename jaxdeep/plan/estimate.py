@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdeep import log
 from jaxdeep import mesh as meshes
-from jaxdeep.model import flops, paged
+from jaxdeep.model import flops, moe, paged
 from jaxdeep.plan import chips, count, hlo, lower
 from jaxdeep.sample import sizes
 from jaxdeep.types import Batch
@@ -79,7 +79,10 @@ def compiled(
         wanted = float(said[1]) * UNITS[said[2]]
         return Program(name, False, wanted, compile_seconds=time.perf_counter() - begun)
     seconds = time.perf_counter() - begun
-    memory, cost = done.memory_analysis(), hlo.cost(done.as_text(), trips=known.trips)
+    memory, cost = (
+        done.memory_analysis(),
+        hlo.cost(done.as_text(), trips=known.trips, live=known.live),
+    )
     work = count.flops(traced.jaxpr, known).times(1 / (sharers or mesh.size))
     devices = list(mesh.devices.flat)
 
@@ -173,7 +176,11 @@ def assumed(name: str, work: lower.Work, mesh: jax.sharding.Mesh) -> dict[str, A
     elif name == "prefill":
         known = count.Known(1, work.engine.length / 2, experts)
     else:
-        return dict(known=count.Known(experts=experts))
+        shares, rows = mesh.shape["model"], mesh.size // mesh.shape["model"]
+        blocks = moe.blocks_of(work.rows * work.length // rows * work.spec.model.top_k, shares)
+        # a share of all choices, half a block left over, and luck
+        live = min(2.5 / blocks, 1.0)
+        return dict(known=count.Known(experts=experts, live=live))
     return dict(known=known, sharers=mesh.size // mesh.shape["context"])
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxdeep.model.moe import LIVE
+
 WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0}
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{[^}]*\})?")
 HEAD = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -168,14 +170,15 @@ def sizes(shape: str, *, memory_only: bool = False) -> list[float]:
     return found
 
 
-def cost(text: str, *, trips: int = 1) -> Cost:
-    """The cost of a compiled program; `trips` is for loops that do not say how often they run."""
-    return _Walk(*parse(text), trips).cost()
+def cost(text: str, *, trips: int = 1, live: float = 1.0) -> Cost:
+    """The cost of a compiled program; `trips` is for loops that do not say how often they run, `live` the
+    share of a mixture's blocks of experts that are computed."""
+    return _Walk(*parse(text), trips, live).cost()
 
 
 class _Walk:
-    def __init__(self, found: dict[str, Computation], entry: str, trips: int) -> None:
-        self.found, self.entry, self.unknown = found, entry, trips
+    def __init__(self, found: dict[str, Computation], entry: str, trips: int, live: float) -> None:
+        self.found, self.entry, self.unknown, self.live = found, entry, trips, live
         self.collectives: dict[tuple, Collective] = {}
         self.memory = self.cycles = 0.0
 
@@ -183,7 +186,7 @@ class _Walk:
         self.body(self.entry, 1)
         return Cost(tuple(self.collectives.values()), self.memory, self.cycles)
 
-    def body(self, name: str, trips: int) -> None:
+    def body(self, name: str, trips: float) -> None:
         """A computation whose instructions run one after the other."""
         computation = self.found[name]
         for op in computation.ops.values():
@@ -192,7 +195,11 @@ class _Walk:
                 self.body(inner, trips * self.trips(computation, op))
             elif op.code == "conditional":
                 # what training asks for is the short way: others are cut-offs of the sampler
-                self.body(min(_branches(op), key=lambda name: len(self.found[name].ops)), trips)
+                ways = sorted(_branches(op), key=lambda name: len(self.found[name].ops))
+                if LIVE in op.rest:
+                    self.body(ways[-1], trips * self.live)
+                else:
+                    self.body(ways[0], trips)
             elif op.code == "call":
                 self.body(op.called("to_apply"), trips)
             else:
@@ -275,10 +282,14 @@ class _Walk:
             if op.code != "parameter":
                 continue
             total = 0.0
-            for user in _through(op, users):
+            for user, as_ in _through(op, users):
+                inner = user.called("calls") if user.code == "fusion" else ""
                 if user.code in ("dynamic-slice", "slice", "gather"):
                     total += sum(sizes(user.shape))
-                elif user.code not in CHANGED or user.operands[0] != op.name:
+                elif inner in self.found:
+                    places = [i for i, name in enumerate(user.operands) if name == as_]
+                    total += sum(self.slices(inner)[0].get(i, math.inf) for i in places)
+                elif user.code not in CHANGED or user.operands[0] != as_:
                     total = math.inf
             seen[int(op.inner)] = total
         last = ops.get(root)
@@ -319,13 +330,13 @@ def _branches(op: Op) -> list[str]:
     return [name.strip().removeprefix("%") for name in names if name]
 
 
-def _through(op: Op, users: dict[str, list[Op]]) -> Iterator[Op]:
-    """Who uses a value, seen through what does not change it."""
+def _through(op: Op, users: dict[str, list[Op]]) -> Iterator[tuple[Op, str]]:
+    """Who uses a value and under which name, seen through what does not change it."""
     for user in users[op.name]:
         if user.code in ("bitcast", "reshape"):
             yield from _through(user, users)
         else:
-            yield user
+            yield user, op.name
 
 
 def _constant(computation: Computation, op: Op | None) -> int | None:

@@ -53,7 +53,9 @@ ROWS = {
     "8B-32k-grpo/v5e:8x8": Row("8B", 32_768, "v5e:8x8", dict(model=4), 16, 15, 4),
     "32B-32k-grpo/v5p:2x2x2": Row("32B", 32_768, "v5p:2x2x2", dict(model=4), 2, 80),
     "32B-32k-sft/v5e:8x8": Row("32B", 32_768, "v5e:8x8", dict(model=8), 8),
-    "32B-32k-grpo-int8/v5e:8x8": Row("32B", 32_768, "v5e:8x8", dict(model=8), 8, 4, 4, "int8"),
+    "32B-32k-grpo-int8/v5e:8x8": Row(
+        "32B", 32_768, "v5e:8x8", dict(context=2, model=8), 4, 8.8, 1, "int8"
+    ),
     "32B-32k-grpo-int8/v6e:4x4": Row("32B", 32_768, "v6e:4x4", dict(model=8), 2, 20, 8, "int8"),
     "8B-128k-sft/v5e:8x8": Row("8B", 131_072, "v5e:8x8", dict(context=16), 4),
     "8B-128k-grpo-int8/v5e:8x8": Row(

@@ -150,6 +150,23 @@ TPU = """HloModule jit_f
   ROOT %b = bf16[8,128]{1,0} bitcast(%ds)
 }
 
+%around (a: bf16[36,8,128], i: s32[]) -> bf16[8,128] {
+  %a = bf16[36,8,128]{2,1,0} parameter(0)
+  %j = s32[] parameter(1)
+  %copied = bf16[36,8,128]{2,1,0} bitcast(%a)
+  ROOT %f = bf16[8,128]{1,0} fusion(%copied, %j), kind=kLoop, calls=%fused
+}
+
+%compute (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %y = bf16[8,128]{1,0} negate(%x)
+  ROOT %z = bf16[8,128]{1,0} negate(%y)
+}
+
+%pass (x: bf16[8,128]) -> bf16[8,128] {
+  ROOT %x = bf16[8,128]{1,0} parameter(0)
+}
+
 %async_collective_fusion.1 (a: bf16[4,128]) -> bf16[8,128] {
   %a = bf16[4,128]{1,0} parameter(0)
   ROOT %g = bf16[8,128]{1,0} all-gather(%a), channel_id=7, replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
@@ -174,7 +191,10 @@ ENTRY %main (w: bf16[36,8,128], n: s32[]) -> bf16[8,128] {
   %n = s32[] parameter(1)
   %one = u32[] constant(1)
   %layer = bf16[8,128]{1,0} fusion(%w, %n), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
-  %start = (u32[], bf16[8,128]{1,0}) tuple(%one, %layer)
+  %next = bf16[8,128]{1,0} fusion(%w, %n), kind=kOutput, calls=%around
+  %cut = bf16[8,128]{1,0} conditional(%n, %next, %next), branch_computations={%pass, %compute}
+  %some = bf16[8,128]{1,0} conditional(%n, %cut, %cut), branch_computations={%pass, %compute}, metadata={op_name="jit(f)/live_block/cond"}
+  %start = (u32[], bf16[8,128]{1,0}) tuple(%one, %some)
   %loop = (u32[], bf16[8,128]{1,0}) while(%start), condition=%cond, body=%body
   ROOT %out = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
 }
@@ -187,8 +207,10 @@ def test_the_form_that_tpus_compile_to_is_read():
     (gather,) = cost.collectives
     assert (gather.trips, gather.hidden, gather.group) == (4, True, (0, 2))
     array = 8 * 128 * 2
-    counters = 4 + 4 * 12
-    assert cost.memory == 2 * array + 4 * array + counters
+    counters = 2 * 4 + 4 * 12
+    # a layer of all is read, also by a fusion in a fusion; a cut-off is not taken, a block of experts is
+    assert cost.memory == 2 * 2 * array + 2 * 2 * array + 4 * array + counters
+    assert hlo.cost(TPU, live=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
     assert cost.cycles == 10 + 4 * 100
     assert hlo.sizes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
 
