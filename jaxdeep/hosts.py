@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -47,6 +48,7 @@ COME = 300  # seconds for all to come together
 TICK = 3.0  # seconds between two counts
 MISSED = 15  # ticks without a count after which a process is gone
 ALIVE, LEFT = "jaxdeep/alive/", "jaxdeep/left/"
+_made = itertools.count()
 AGAIN = "The same command in all processes continues from the last checkpoint"
 
 
@@ -226,12 +228,13 @@ class Watch:
 
 class Circle:
     """Rounds in which each process says something small (JSON) and hears what all said, in their order:
-    over the network, not the devices, so in any thread. All take the same rounds of one `name`; one that
-    does not come is waited for, and missed by `Watch`. An error that leaves it as a context ends the
-    waiting: a process does not end before its threads."""
+    over the network, not the devices, so in any thread. All make the same ones in the same order, and take
+    the same rounds; one that does not come is waited for, and missed by `Watch`. An error that leaves it
+    as a context ends the waiting: a process does not end before its threads."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.round = f"jaxdeep/circle/{name}", 0
+        made = next(_made)  # what was said in an earlier one of this name is not heard again
+        self.name, self.round = f"jaxdeep/circle/{name}-{made}", 0
         self.index, self.count = jax.process_index(), jax.process_count()
         self.turn, self.closed = threading.Lock(), threading.Event()
 

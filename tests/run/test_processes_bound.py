@@ -1,6 +1,7 @@
 """Processes whose chips run no program apart, as on TPU v5e and v6e: their engines sample together, each
 with rollouts of its own. Takes minutes."""
 
+import json
 import signal
 
 import numpy as np
@@ -104,3 +105,14 @@ def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
     assert failed == [0.0, 0.5, 0.0]
     _, second, third = (row["time/rollout"] for row in rows(tmp_path / "run"))
     assert second >= 3 and third < 3
+
+
+def test_the_guard_sets_both_back(tmp_path):
+    """What makes a second engine in each."""
+    changes = ("action=rollback", "window=2", "patience=1", "entropy_rise=0", "flat=0", "length=0")
+    collapsing = f"{test_processes_end.__file__}:collapsing"
+    finish(grpo(tmp_path, 2, *(f"guard.{c}" for c in changes), taskset=collapsing, steps=12))
+    backs = [test_processes_end.place(tmp_path / "run", i) / "guard.json" for i in (0, 1)]
+    first, second = (json.loads(path.read_text()) for path in backs)
+    assert first == second and len(first) == 1 and first[0]["to"] <= 6
+    assert steps(tmp_path / "run") == steps(tmp_path / "run", 1) == list(range(1, 13))
