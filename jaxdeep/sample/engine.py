@@ -223,9 +223,8 @@ class Engine:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-        if (
-            self._circle is None or not self._open
-        ):  # else it waits for processes that wait for this one
+        waits = self._circle is not None and self._open  # for others, who wait for this process
+        if not waits:
             self._thread.join()
         self._kv = None
 
