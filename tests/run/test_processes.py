@@ -1,6 +1,11 @@
 """Two processes as two hosts: each talks with an engine and a tool of its own, and both train one adapter."""
 
+import contextlib
 import dataclasses
+import os
+import pathlib
+import signal
+import time
 from typing import Annotated
 
 import numpy as np
@@ -8,7 +13,7 @@ import pytest
 from run import small
 from run.several import finish, start, told
 
-from jaxdeep import log
+from jaxdeep import hosts, log
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
@@ -170,3 +175,53 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path):
         for folder in folders
     )
     assert both[0] == both[1] == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in one]
+
+
+# Processes that wait for each other for ever; what takes a minute is done in seconds.
+TURNS = """
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxdeep import hosts
+
+hosts.TICK, hosts.MISSED = 0.5, 10
+with hosts.joined():
+    for turn in range(100_000):
+        multihost_utils.process_allgather(np.ones(1))
+        if turn == 10:
+            print("all turn", flush=True)
+"""
+
+
+def left_behind(runs):
+    """Process groups that still have a member, and folders of sockets."""
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, 0)
+            yield run.pid
+    yield from pathlib.Path("/tmp").glob("jaxdeep-*/line")
+
+
+@pytest.mark.parametrize(
+    ("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGSTOP)]
+)
+def test_one_that_is_gone_or_hangs_is_missed_the_first_too(victim, how):
+    runs = [start(TURNS, several=several, process_group=0) for several in told(3)]
+    others = [run for index, run in enumerate(runs) if index != victim]
+    try:
+        for run in runs:
+            assert any(line == "all turn\n" for line in run.stdout)
+        for stopped in (signal.SIGSTOP, signal.SIGCONT):  # as a machine that is suspended
+            for run in runs:
+                run.send_signal(stopped)
+            time.sleep(7 if stopped == signal.SIGSTOP else 2)
+        assert all(run.poll() is None for run in runs)
+        runs[victim].send_signal(how)
+        said = [run.communicate(timeout=60)[1] for run in others]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    line = f"error: process {victim} of 3 is gone, or hangs: nothing was heard of it for 5 s. {hosts.AGAIN}\n"
+    for run, text in zip(others, said, strict=True):
+        assert run.returncode == 1 and line in text and "another task died" not in text
+    assert not list(left_behind(runs))
