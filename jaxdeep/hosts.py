@@ -181,14 +181,14 @@ class Watch:
         os._exit(status)
 
     def find_missing(self) -> None:
-        """Return when every other process was heard of anew; end this one where one is not."""
+        """Return when every other process was heard of anew, and none told of its end; else end this one."""
         before, waiting = self._counts(), threading.Event()
         for _ in range(MISSED):
             waiting.wait(TICK)
             now = self._counts()
             silent = [i for i in before if now.get(i) == before[i] and i != str(self.index)]
             if not silent:
-                return
+                return self._hear()
         self._miss(int(silent[0]))
 
     def _part(self) -> None:
@@ -213,16 +213,19 @@ class Watch:
         while not self.stopped.wait(TICK):
             try:
                 self._count()
-                left = self.client.key_value_dir_get(LEFT)
                 missing = self._silent()
+                self._hear()
             except jax.errors.JaxRuntimeError:
                 continue
             self.answered = self.ticks
-            if left and not self.stopped.is_set():
-                status, why = json.loads(left[0][1])
-                self._leave(status, why)
             if missing is not None:
                 self._miss(missing)
+
+    def _hear(self) -> None:
+        """End this process where another one told of its end."""
+        left = self.client.key_value_dir_get(LEFT)
+        if left and not self.stopped.is_set():
+            self._leave(*json.loads(left[0][1]))
 
     def _count(self) -> None:
         self.client.key_value_set(f"{ALIVE}{self.index}", str(self.ticks), True)
