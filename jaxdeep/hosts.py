@@ -10,8 +10,8 @@
 What is not said is asked of the cluster; --processes=1 is a run of its own anywhere.
 
 Collectives wait for ever for a process that was killed. So each process counts up under a key of jax's
-coordination service, and the first one watches the counts. Time is measured in the watcher's own ticks:
-when all were stopped together, as machines are, nobody is missed.
+coordination service; the first one watches the others' counts, and they watch its own. Time is measured in
+the watcher's own ticks: when all were stopped together, as machines are, nobody is missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
+import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -89,16 +92,18 @@ def place(coordinator: str = "", processes: str = "", process: str = "") -> Plac
     return _read(*said) if any(said) else None
 
 
-def connect(*flags: str) -> None:
+def connect(*flags: str) -> Line | None:
     """Bring the processes of a run together where the flags (as of `place`) or the environment speak of
-    several. To be called before any device is used; where they do not all come, SystemExit."""
+    several, and give this one's line to the first. To be called before any device is used; where they do
+    not all come, SystemExit."""
     if jax.distributed.is_initialized() or (here := place(*flags)) is None:
-        return
+        return None
+    line = Line.open(here.address) if here.index else None
     # SIGTERM is seen between two steps: no second handler, which keeps it from ending a start
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            here.address,
+            line.near if line else here.address,
             here.count,
             here.index,
             here.devices,
@@ -111,20 +116,28 @@ def connect(*flags: str) -> None:
             f"error: process {here.index} of {here.count}: not all came to {here.address} within {COME} s. "
             f"Do all run this command, and can they reach that port? ({str(error).splitlines()[0]:.200})"
         ) from error
+    finally:
+        if line:
+            line.close_door()
+    return line
 
 
 @contextlib.contextmanager
 def joined(*flags: str) -> Iterator[None]:
     """The processes of a run, connected by `flags` as of `place`: they end together. One that fails tells the others why; one that
     is gone is missed. They leave then with a line on stderr, and the status of the one that failed."""
-    connect(*flags)
+    line = connect(*flags)
     if jax.process_count() == 1:
         yield
         return
     watch = Watch(distributed.global_state.client)
+    if line:
+        line.hold()
     try:
         yield
         multihost_utils.sync_global_devices("the end")  # one may have more to write than others
+        if line:
+            line.let_go()
     except BaseException as error:
         if not isinstance(error, (JaxdeepError, KeyboardInterrupt)):
             watch.find_missing()  # a collective breaks where its other end does, by errors of many kinds
@@ -143,13 +156,16 @@ class Watch:
     """Counts up for this process, and ends it when another one is gone."""
 
     def __init__(self, client: Any) -> None:
-        self.client, self.stopped, self.ticks = client, threading.Event(), 0
+        self.client, self.stopped = client, threading.Event()
+        self.ticks = self.answered = 0  # answered: my tick when the service last did
         self.leaving = threading.Lock()
+        self.parting, self.parted = threading.Event(), threading.Event()
         self.index, self.count = jax.process_index(), jax.process_count()
         self.seen: dict[str, tuple[str, int]] = {}  # the count of each, and my tick when it was new
         self._count()
         multihost_utils.sync_global_devices("all count")
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        for work in (self._tick, self._run, self._part):
+            threading.Thread(target=work, name="watch", daemon=True).start()
 
     def tell(self, status: int, why: str, index: int | None = None) -> None:
         """Let the others know that this process ends, or the one with `index` did."""
@@ -160,6 +176,25 @@ class Watch:
 
     def go(self, status: int) -> None:
         """End this process; the first one when the others have, for they would miss its service."""
+        self.parting.set()
+        self.parted.wait(TICK if self.index else 4 * TICK)  # a service that is gone never answers
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def find_missing(self) -> None:
+        """Return when every other process was heard of anew, and none told of its end; else end this one."""
+        before, waiting = self._counts(), threading.Event()
+        for _ in range(MISSED):
+            waiting.wait(TICK)
+            now = self._counts()
+            silent = [i for i in before if now.get(i) == before[i] and i != str(self.index)]
+            if not silent:
+                return self._hear()
+        self._miss(int(silent[0]))
+
+    def _part(self) -> None:
+        self.parting.wait()  # made beforehand: Python begins no thread while it ends
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_delete(f"{ALIVE}{self.index}")
             waiting = threading.Event()
@@ -168,35 +203,31 @@ class Watch:
                 if not self._counts().keys() - gone:
                     break
                 waiting.wait(TICK)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        self.parted.set()
 
-    def find_missing(self) -> None:
-        """Return when every other process was heard of anew; end this one where one is not."""
-        before, waiting = self._counts(), threading.Event()
-        for _ in range(MISSED):
-            waiting.wait(TICK)
-            now = self._counts()
-            silent = [i for i in before if now.get(i) == before[i] and i != str(self.index)]
-            if not silent:
-                return
-        self._miss(int(silent[0]))
+    def _tick(self) -> None:
+        while not self.stopped.wait(TICK):
+            self.ticks += 1
+            if self.ticks - self.answered >= MISSED:
+                self._miss(0)  # which has the service
 
     def _run(self) -> None:
         while not self.stopped.wait(TICK):
-            self.ticks += 1
             try:
                 self._count()
-                left = self.client.key_value_dir_get(LEFT)
-                missing = self._silent() if self.index == 0 else None
+                missing = self._silent()
+                self._hear()
             except jax.errors.JaxRuntimeError:
-                continue  # the service is gone, and jax ends this process
-            if left and not self.stopped.is_set():
-                status, why = json.loads(left[0][1])
-                self._leave(status, why)
+                continue
+            self.answered = self.ticks
             if missing is not None:
                 self._miss(missing)
+
+    def _hear(self) -> None:
+        """End this process where another one told of its end."""
+        left = self.client.key_value_dir_get(LEFT)
+        if left and not self.stopped.is_set():
+            self._leave(*json.loads(left[0][1]))
 
     def _count(self) -> None:
         self.client.key_value_set(f"{ALIVE}{self.index}", str(self.ticks), True)
@@ -208,6 +239,8 @@ class Watch:
     def _silent(self) -> int | None:
         """A process that has not counted for too long."""
         for index, count in self._counts().items():
+            if (index == "0") == (self.index == 0):
+                continue  # the first watches the others, and they the first
             if self.seen.get(index, ("",))[0] != count:
                 self.seen[index] = (count, self.ticks)
             elif self.ticks - self.seen[index][1] >= MISSED:
@@ -216,7 +249,8 @@ class Watch:
 
     def _miss(self, index: int) -> None:
         why = f"is gone, or hangs: nothing was heard of it for {MISSED * TICK:.0f} s"
-        self.tell(1, why, index)
+        if index:  # the first holds what is told; without it each of the others sees for itself
+            self.tell(1, why, index)
         self._leave(1, f"process {index} of {self.count} {why}")
 
     def _leave(self, status: int, why: str) -> None:
@@ -224,6 +258,82 @@ class Watch:
             again = "" if status == 2 else f". {AGAIN}"
             print(f"error: {why}{again}", file=sys.stderr, flush=True)
             self.go(status)
+
+
+class Line:
+    """A way to the coordination service, in the first process, that stays whole when that one ends: jax
+    aborts a process at once, with a long message, whose connection to it breaks. What arrives at a socket of
+    this machine (`near`) is handed on, and what comes back; while the line is held, an end there is not."""
+
+    @classmethod
+    def open(cls, address: str) -> Line | None:
+        """None where there is no place for a socket: jax then has its way."""
+        try:
+            return cls(address)
+        except OSError:
+            return None
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.far = host.strip("[]"), int(port)
+        self.held, self.lock, self.broken = False, threading.Lock(), []
+        # its name must be short, which TMPDIR may not be; a port would be asked of a proxy, where one is set
+        self.folder = tempfile.mkdtemp(prefix="jaxdeep-", dir="/tmp")
+        self.near, self.door = f"unix:{self.folder}/line", socket.socket(socket.AF_UNIX)
+        self.door.bind(f"{self.folder}/line")
+        self.door.listen()
+        threading.Thread(target=self._accept, name="line", daemon=True).start()
+
+    def close_door(self) -> None:
+        """Nothing new comes in; to be called once the processes are together, or will not be."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def hold(self) -> None:
+        """Hide from now on that the other end broke."""
+        self.held = True
+
+    def let_go(self) -> None:
+        """Hide it no longer."""
+        with self.lock:
+            self.held = False
+            for end in self.broken:
+                _hang_up(end)
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self.door.accept()
+            threading.Thread(target=self._join, args=(near,), name="line", daemon=True).start()
+
+    def _join(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(self.far, timeout=20)
+            far.settimeout(None)
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:  # not there yet: the client comes again
+            near.close()
+            return
+        threading.Thread(target=self._back, args=(far, near), name="line", daemon=True).start()
+        _hand_on(near, far)
+        _hang_up(far)
+
+    def _back(self, far: socket.socket, near: socket.socket) -> None:
+        _hand_on(far, near)
+        with self.lock:
+            if self.held:
+                self.broken.append(near)
+            else:
+                _hang_up(near)
+
+
+def _hand_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+
+
+def _hang_up(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 class Circle:

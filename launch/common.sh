@@ -13,6 +13,12 @@ run() {
   fi
 }
 
+# As `run`, in place of the script: a signal to stop reaches the command, not a shell that knows nothing of it.
+become() {
+  [[ $DRY == 1 ]] || exec "$@"
+  run "$@"
+}
+
 # The words as a shell would read them again.
 quoted() {
   local word line='' quote="'\\''"

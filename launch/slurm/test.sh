@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A job of two steps on the tiny model that comes with the package: shows that a cluster is set up.
+# A job of two steps, launch/first_job.sh: shows that a cluster is set up.
 #
 #   SCRATCH=/scratch/me VENV=$PWD/.venv launch/slurm/test.sh [flags of sbatch]
 #
@@ -16,9 +16,7 @@ log=$WORKDIR/job.log
 run mkdir -p "$WORKDIR"
 status=0
 JAX_PLATFORMS=cpu run sbatch --wait --job-name=jaxdeep-test "--output=$log" "$@" \
-  launch/slurm/train.sbatch python -m jaxdeep sft --config=configs/sft_search.py \
-  --config.model.path=tiny --config.model.dtype=float32 --config.data.source=reading:7 \
-  --config.batch.rows=8 --config.batch.length=256 "--config.train.steps=${STEPS:-2}" \
-  --config.train.save_every=1 || status=$?
+  launch/slurm/train.sbatch bash launch/first_job.sh --config.batch.rows=8 \
+  "--config.train.steps=${STEPS:-2}" || status=$?
 run tail -n 5 "$log"
 exit "$status"

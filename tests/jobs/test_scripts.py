@@ -230,7 +230,10 @@ def test_slurm_test_job(nothing_runs):
     said = dry("slurm/test.sh", "--partition=cpu", path=nothing_runs, SCRATCH="/s")
     sbatch = said[1]
     assert sbatch[0] == "sbatch" and "--partition=cpu" in sbatch
-    accepted(sbatch[sbatch.index("jaxdeep") + 1 :])
+    assert sbatch[-4:-2] == ["bash", "launch/first_job.sh"]
+    (first,) = dry("first_job.sh", *sbatch[-2:], path=nothing_runs)
+    _, loaded = accepted(first[3:])
+    assert loaded.batch.rows == 8 and loaded.train.steps == 2
 
 
 def accepted(words):

@@ -58,6 +58,21 @@ def test_it_waits_until_the_command_has_saved():
     assert process.returncode == 143
 
 
+@pytest.mark.parametrize("recipe", ["sft", "grpo", "eval"])
+def test_a_recipe_that_is_told_to_stop_saves(recipe, tmp_path):
+    stand_in(tmp_path, "python", SAVES.format(status=0))
+    process = subprocess.Popen(
+        ["bash", LAUNCH / "task.sh", "bash", LAUNCH / f"recipes/{recipe}_qwen3_8b.sh"],
+        env=os.environ | {"FORWARD": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[0] == "saved\n"
+    assert process.returncode == 143
+
+
 PLACE = "echo $JAX_COORDINATOR_ADDRESS $JAX_PROCESS_ID/$JAX_NUM_PROCESSES $JAX_LOCAL_DEVICE_IDS"
 
 

@@ -22,8 +22,8 @@ def told(count: int) -> list[tuple[str, str, str]]:
     return [(address, str(count), str(index)) for index in range(count)]
 
 
-def start(program: str, *args: str, several=(), devices: int = 1) -> subprocess.Popen:
-    """A process that runs a program, one of several where it is told of them."""
+def start(program: str, *args: str, several=(), devices: int = 1, **how) -> subprocess.Popen:
+    """A process that runs a program, one of several where it is told of them; `how` as of Popen."""
     env = small.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     env |= dict(zip(hosts.SAID, several, strict=False))
@@ -33,6 +33,7 @@ def start(program: str, *args: str, several=(), devices: int = 1) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **how,
     )
 
 

@@ -1,15 +1,19 @@
 """Two processes as two hosts: each talks with an engine and a tool of its own, on devices of its own or on
 those of both together, and both train one adapter."""
 
+import contextlib
 import dataclasses
+import os
+import signal
+import time
 from typing import Annotated
 
 import numpy as np
 import pytest
 from run import small
-from run.several import finish, start, told
+from run.several import finish, start, told, wait
 
-from jaxdeep import log
+from jaxdeep import hosts, log
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
@@ -189,3 +193,50 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
         for folder in folders
     )
     assert both[0] == both[1] == [pytest.approx(row, rel=1e-4, abs=1e-5) for row in one]
+
+
+# Processes that wait for each other for ever; what takes a minute is done in seconds.
+TURNS = """
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxdeep import hosts
+
+hosts.TICK, hosts.MISSED = 0.5, 10
+with hosts.joined():
+    for turn in range(100_000):
+        multihost_utils.process_allgather(np.ones(1))
+        if turn == 10:
+            print("all turn", flush=True)
+"""
+
+
+def left_behind(runs):
+    """Process groups that still have a member."""
+    for run in runs:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, 0)
+            yield run.pid
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_first_is_missed_when_it_is_gone_or_hangs(how):
+    runs = [start(TURNS, several=several, process_group=0) for several in told(3)]
+    try:
+        for run in runs:
+            assert any(line == "all turn\n" for line in run.stdout)
+        for stopped in (signal.SIGSTOP, signal.SIGCONT):  # as a machine that is suspended
+            for run in runs:
+                run.send_signal(stopped)
+            time.sleep(7 if stopped == signal.SIGSTOP else 2)
+        assert all(run.poll() is None for run in runs)
+        runs[0].send_signal(how)
+        wait(lambda: all(run.poll() is not None for run in runs[1:]), 60)
+        said = [run.communicate()[1] for run in runs[1:]]
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+    line = f"process 0 of 3 is gone, or hangs: nothing was heard of it for 5 s. {hosts.AGAIN}\n"
+    for run, text in zip(runs[1:], said, strict=True):
+        assert run.returncode == 1 and f"error: {line}" in text and "another task died" not in text
+    assert not list(left_behind(runs))
