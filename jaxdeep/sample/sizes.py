@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -11,6 +12,7 @@ from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, paged
 
+TABLE = 3 * 2**18  # bytes that a call's table of pages may have: TPUs' kernel reads it from 1 MiB
 STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
 PARTS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
 
@@ -19,9 +21,10 @@ PARTS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
 class EngineConfig:
     """At most `slots` conversations in progress, of at most `length` tokens each, in every process.
 
-    `cache_gb` is the room for keys and values on all devices of a process together, in pages of `page`
-    tokens; 0 is enough for all slots at full length. Prompts enter up to `chunk` tokens at a time, cut
-    into tiles of `tile`; answers leave every `steps` tokens. `adapters` may be held at once.
+    `cache_gb` is the room for keys and values on all devices of a process together, 0 enough for all slots
+    at full length. It is in pages of `page` tokens, 0 as few as the table of a call has room for. Prompts
+    enter up to `chunk` tokens at a time, cut into tiles of `tile`; answers leave every `steps` tokens.
+    `adapters` may be held at once.
 
     Log-probabilities depend in their last bits on the size of a call and on which call computed a key.
     `exact` makes both independent of time, as long as no row is paused: calls have one size, at the cost
@@ -31,7 +34,7 @@ class EngineConfig:
     slots: int
     length: int
     cache_gb: float = 0.0
-    page: int = 16
+    page: int = 0
     chunk: int = 256
     tile: int = 16
     steps: int = 8
@@ -41,10 +44,16 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name not in ("cache_gb", "exact")):
+            if value < 0 or (value == 0 and field.name not in ("cache_gb", "page", "exact")):
                 raise ConfigError(f"engine.{field.name} must be positive, got {value}")
         if self.chunk % self.tile:
             raise ConfigError(f"engine.chunk={self.chunk} must be tiles of engine.tile={self.tile}")
+        if not self.page:
+            sizes = (16 * 2**n for n in itertools.count())
+            page = next(
+                n for n in sizes if 4 * self._pages(n) * max(self.slots, self.tiles) < TABLE
+            )
+            object.__setattr__(self, "page", page)
 
     @property
     def tiles(self) -> int:
@@ -54,7 +63,10 @@ class EngineConfig:
     @property
     def table(self) -> int:
         """Pages that the table of a row has room for."""
-        return -(-(self.length + self.tile) // self.page)
+        return self._pages(self.page)
+
+    def _pages(self, page: int) -> int:
+        return -(-(self.length + self.tile) // page)
 
     def rows(self, most: int, part: int, shards: int) -> int:
         """Rows of a call that has a part of the most, the same on each shard."""
