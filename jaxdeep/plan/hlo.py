@@ -49,6 +49,7 @@ FREE = {  # neither computes nor moves anything
 }
 
 CHANGED = ("dynamic-update-slice", "scatter")  # in place
+ALIAS = "output_to_operand_aliasing"  # of a fusion in a fusion: only the layout is another
 
 
 class Op(NamedTuple):
@@ -258,6 +259,8 @@ class _Walk:
             return 2 * out
         if op.code in CHANGED:
             return 2 * sum(read[1:])
+        if op.code in ("slice-start", "dynamic-slice-start"):  # operand, result, and what waits for it
+            return sizes(op.shape)[1] + sizes(op.shape, memory_only=True)[1]
         if op.code == "copy-start":
             return sum(sizes(op.shape, memory_only=True))
         if op.code == "custom-call" and ("ragged_paged" in op.name or not read):
@@ -331,9 +334,9 @@ def _branches(op: Op) -> list[str]:
 
 
 def _through(op: Op, users: dict[str, list[Op]]) -> Iterator[tuple[Op, str]]:
-    """Who uses a value and under which name, seen through what does not change it."""
+    """Who uses a value and under which name, seen through what a fusion does to what is used of it only."""
     for user in users[op.name]:
-        if user.code in ("bitcast", "reshape"):
+        if user.code in ("bitcast", "reshape", "copy", "convert") or ALIAS in user.rest:
             yield from _through(user, users)
         else:
             yield user, op.name
