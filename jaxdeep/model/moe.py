@@ -99,7 +99,6 @@ def _experts(
     m, ends_E = n // blocks, jnp.cumsum(size_E)
     weight_n = weight_BTk.reshape(-1)[order_n]
 
-    @jax.checkpoint
     def block(z: jax.Array) -> jax.Array:
         expert_m, token_m, weight_m = (
             jax.lax.dynamic_slice_in_dim(x_n, z * m, m) for x_n in (expert_n, token_n, weight_n)
@@ -109,6 +108,8 @@ def _experts(
         y_mD = (y_mD * weight_m[:, None]).astype(jnp.float32)
         return jnp.zeros((B * T, D), jnp.float32).at[token_m].add(y_mD)
 
+    # around the choice: what is inside would be kept for the blocks that are not computed, too
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(out_nD: jax.Array, z: jax.Array) -> tuple[jax.Array, None]:
         with jax.named_scope(LIVE):
             return jax.lax.cond(z * m < ends_E[-1], lambda: out_nD + block(z), lambda: out_nD), None

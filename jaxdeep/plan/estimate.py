@@ -178,8 +178,8 @@ def assumed(name: str, work: lower.Work, mesh: jax.sharding.Mesh) -> dict[str, A
     else:
         shares, rows = mesh.shape["model"], mesh.size // mesh.shape["model"]
         blocks = moe.blocks_of(work.rows * work.length // rows * work.spec.model.top_k, shares)
-        # a share of all choices, half a block left over, and luck
-        live = min(2.5 / blocks, 1.0)
+        # two are a device's share; that of the busiest, for which the others wait, is in a third
+        live = min(3 / blocks, 1.0)
         return dict(known=count.Known(experts=experts, live=live))
     return dict(known=known, sharers=mesh.size // mesh.shape["context"])
 

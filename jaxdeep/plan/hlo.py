@@ -259,7 +259,10 @@ class _Walk:
             return 2 * out
         if op.code in CHANGED:
             return 2 * sum(read[1:])
-        if op.code in ("slice-start", "dynamic-slice-start"):  # operand, result, and what waits for it
+        if op.code in (
+            "slice-start",
+            "dynamic-slice-start",
+        ):  # operand, result, and what waits for it
             return sizes(op.shape)[1] + sizes(op.shape, memory_only=True)[1]
         if op.code == "copy-start":
             return sum(sizes(op.shape, memory_only=True))

@@ -49,22 +49,22 @@ class Row:
 ROWS = {
     # it fits where it should
     "8B-32k-sft/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4),
-    "8B-32k-grpo/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4, 10),
-    "8B-32k-grpo/v5e:8x8": Row("8B", 32_768, "v5e:8x8", dict(model=4), 16, 15, 4),
+    "8B-32k-grpo/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4, 10, 2),
+    "8B-32k-grpo/v5e:8x8": Row("8B", 32_768, "v5e:8x8", dict(model=4), 16, 15, 3),
     "32B-32k-grpo/v5p:2x2x2": Row("32B", 32_768, "v5p:2x2x2", dict(model=4), 2, 80),
     "32B-32k-sft/v5e:8x8": Row("32B", 32_768, "v5e:8x8", dict(model=8), 8),
     "32B-32k-grpo-int8/v5e:8x8": Row(
-        "32B", 32_768, "v5e:8x8", dict(context=2, model=8), 4, 8.8, 1, "int8"
+        "32B", 32_768, "v5e:8x8", dict(context=4, model=8), 2, 8.8, 1, "int8"
     ),
     "32B-32k-grpo-int8/v6e:4x4": Row("32B", 32_768, "v6e:4x4", dict(model=8), 2, 20, 8, "int8"),
     "8B-128k-sft/v5e:8x8": Row("8B", 131_072, "v5e:8x8", dict(context=16), 4),
     "8B-128k-grpo-int8/v5e:8x8": Row(
-        "8B", 131_072, "v5e:8x8", dict(context=8, model=4), 2, 8, 4, "int8"
+        "8B", 131_072, "v5e:8x8", dict(context=8, model=4), 2, 20, 1, "int8"
     ),
     "8B-128k-grpo/v5p:2x2x4": Row("8B", 131_072, "v5p:2x2x4", dict(context=8), 2, 30),
     "30B-A3B-32k-sft/v5e:4x8": Row("30B-A3B", 32_768, "v5e:4x8", dict(model=8), 4),
     "30B-A3B-32k-grpo-int8/v5e:4x8": Row(
-        "30B-A3B", 32_768, "v5e:4x8", dict(model=8), 4, 4, 4, "int8"
+        "30B-A3B", 32_768, "v5e:4x8", dict(context=2, model=8), 2, 6.5, 2, "int8"
     ),
     # weak scaling: the same work a chip
     "8B-8k/v5e:4x4": Row("8B", 8192, "v5e:4x4", dict(model=4), 16),

@@ -393,8 +393,8 @@ def test_sizes_that_do_not_fit_are_refused():
         Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(8, 64, cache_gb=1e-9))
     with pytest.raises(ConfigError, match="chunk=24 must be tiles"):
         EngineConfig(slots=8, length=64, chunk=24)
-    with pytest.raises(ConfigError, match=r"engine\.page must be positive, got 0"):
-        EngineConfig(slots=8, length=64, page=0)
+    with pytest.raises(ConfigError, match=r"engine\.tile must be positive, got 0"):
+        EngineConfig(slots=8, length=64, tile=0)
     with pytest.raises(ConfigError, match="length=1024"):
         Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(slots=8, length=1024))
     with pytest.raises(ConfigError, match="there are 8"):
