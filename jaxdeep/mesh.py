@@ -1,7 +1,7 @@
 """The device mesh: four axes that are always there, one table of rules, and the one door for data.
 
     replica   across slices: pure data parallel
-    data      rows of a batch, and the frozen weights (FSDP)
+    data      rows of a batch, and with `context` the weights (FSDP)
     context   positions of a sequence
     model     heads, mlp width and vocabulary (tensor parallel)
 
@@ -41,7 +41,8 @@ BOUND = ("TPU v5 lite", "TPU v6 lite")  # their compiler refuses a program on a 
 LAYOUT = P(ROWS, "context")  # of a batch [B, T]
 _TURN = threading.RLock()
 RULES = {
-    "embed": "data",
+    "embed": ("data", "context"),
+    "embed_table": "data",
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
@@ -117,11 +118,12 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Na
     spec = []
     for name, size in zip(axes, shape, strict=True):
         axis = RULES[name]
-        if axis is not None and size % mesh.shape[axis]:
+        over = {a: mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())}
+        if size % math.prod(over.values()):
             if name != "kv_heads":
+                said = " ".join(f"{a}={n}" for a, n in over.items() if n > 1)
                 raise ConfigError(
-                    f"{name}={size} does not divide by {axis}={mesh.shape[axis]} devices: "
-                    f"choose a mesh whose {axis} axis divides it"
+                    f"{name}={size} does not divide by {said} devices: choose a mesh that divides it"
                 )
             axis = None
         spec.append(axis)

@@ -202,7 +202,7 @@ def leaves(cfg: Config) -> dict[str, Any]:
     if cfg.quant:
         layers |= {name: _quantized(layers[name]) for name in LINEARS}
     tree = {
-        "embed": Leaf((cfg.V, D), ("vocab", "embed"), D),
+        "embed": Leaf((cfg.V, D), ("vocab", "embed_table"), D),  # as `qwen3.embed` looks it up
         "layers": layers,
         "norm": Leaf((D,), (None,), None),
     }

@@ -292,7 +292,7 @@ def test_every_optimizer_moves_every_weight(name, decay):
 
 BAD_SIZES = {
     "heads=8 does not divide by model=3": (dict(data=1, model=3), {}),
-    "embed=32 does not divide by data=5": (dict(data=5), {}),
+    "embed_table=32 does not divide by data=5": (dict(data=5), {}),
     "vocab=97 does not divide by model=2": (dict(data=1, model=2), dict(V=97)),
     "mlp=49 does not divide by model=2": (dict(data=1, model=2), dict(F=49)),
     "experts=3 does not divide by model=2": (dict(data=1, model=2), dict(E=3, top_k=1)),
