@@ -64,7 +64,7 @@ ROWS = {
     "8B-128k-grpo/v5p:2x2x4": Row("8B", 131_072, "v5p:2x2x4", dict(context=8), 2, 30),
     "30B-A3B-32k-sft/v5e:4x8": Row("30B-A3B", 32_768, "v5e:4x8", dict(model=8), 4),
     "30B-A3B-32k-grpo-int8/v5e:4x8": Row(
-        "30B-A3B", 32_768, "v5e:4x8", dict(context=2, model=8), 2, 6.5, 2, "int8"
+        "30B-A3B", 32_768, "v5e:4x8", dict(context=2, model=8), 2, 3.3, 1, "int8"
     ),
     # weak scaling: the same work a chip
     "8B-8k/v5e:4x4": Row("8B", 8192, "v5e:4x4", dict(model=4), 16),

@@ -180,6 +180,7 @@ FITS = (  # and the rows of full length that engines of GRPO hold beside the tra
     ("32B-32k-grpo-int8/v6e:4x4", 8),
     ("32B-32k-grpo/v5p:2x2x2", 32),
     ("30B-A3B-32k-sft/v5e:4x8", 0),
+    ("30B-A3B-32k-grpo-int8/v5e:4x8", 0),
 )
 SAME_WORK = ("8B-8k/v5e:4x4", "8B-8k/v5e:8x8", "8B-8k/v5e:16x16", "8B-8k/v5e:16x16*2")
 

@@ -5,8 +5,6 @@ import pytest
 
 from jaxdeep import config as configs
 from jaxdeep import log
-from jaxdeep import mesh as meshes
-from jaxdeep.errors import ConfigError
 from jaxdeep.plan import lower
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, sft
@@ -61,15 +59,6 @@ def test_sft_and_eval_do_too(tmp_path, at_first):
     sizes = ["rollout.slots=64", "rollout.chunk=1024"]
     ran("eval", evaluate.main, tmp_path, "lora.rank=3", *sizes)
     assert at_first == [2, len(COMPILED)] == [2, 6]
-
-
-def test_chips_that_cannot_run_without_the_others_of_their_slice_are_refused_in_words():
-    class Traced:
-        def lower(self):
-            raise jax.errors.JaxRuntimeError("On platforms with limited ICI routing, and so on")
-
-    with pytest.raises(ConfigError, match=r"v5e up to 4x4.*mesh\.replica"):
-        lower.compiled(Traced(), meshes.make_mesh())
 
 
 def test_a_program_that_does_not_compile_ends_the_run(monkeypatch):
