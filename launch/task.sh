@@ -5,7 +5,8 @@
 #
 # A process that is told to stop (SIGTERM) saves and leaves with status 0, but the run is not at its end:
 # then the status here is 143, and whoever schedules starts the same command again. As process 1 of a
-# container this script alone is told, and passes it on, as it does with FORWARD=1; elsewhere all are told. A script as COMMAND ends in `exec PROGRAM`.
+# container this script alone is told, and passes it on, as it does with FORWARD=1; elsewhere all are told.
+# A script as COMMAND ends in `exec PROGRAM`.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
