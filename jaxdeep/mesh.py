@@ -37,7 +37,12 @@ T = TypeVar("T")
 PARCEL = 2**20  # bytes that each process sends to all others at a time
 AXES = ("replica", "data", "context", "model")
 ROWS = ("replica", "data")
-BOUND = ("TPU v5 lite", "TPU v6 lite")  # their compiler refuses a program on a part of a slice
+BOUND = (
+    "TPU v5 lite",
+    "TPU v5e",
+    "TPU v6 lite",
+    "TPU v6e",
+)  # their compiler refuses a program on a part of a slice
 LAYOUT = P(ROWS, "context")  # of a batch [B, T]
 _TURN = threading.RLock()
 RULES = {

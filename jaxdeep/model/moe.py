@@ -84,12 +84,13 @@ def _experts(
 
     def some(size_E, expert_m, token_m) -> jax.Array:
         """Of so many rows of each expert, one after the other."""
-        at = (size_E, expert_m, token_m)
-        x_mD = x_BTD.reshape(-1, D)[token_m]
+        at, held_m1 = (size_E, expert_m, token_m), (expert_m < held)[:, None]
+        x_mD = jnp.where(held_m1, x_BTD.reshape(-1, D)[token_m], 0)
         h_mF = jax.nn.silu(through(x_mD, "w_gate", *at)) * through(x_mD, "w_up", *at)
         y_mD = through(h_mF, "w_down", *at)
-        # rows of experts held elsewhere are in no group: what a ragged matmul leaves there is not defined
-        return jnp.where((expert_m < held)[:, None], y_mD, 0)
+        # rows of experts held elsewhere are in no group: what a ragged matmul leaves there, or in their
+        # gradient, is not defined
+        return jnp.where(held_m1, y_mD, 0)
 
     if blocks == 1:
         y_nD = some(size_E, expert_n, token_n)

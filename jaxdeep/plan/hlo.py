@@ -289,6 +289,9 @@ class _Walk:
                 continue
             total = 0.0
             for user, as_ in _through(op, users):
+                if as_ == root:  # laid out anew, or in another type, as a whole
+                    total = math.inf
+                    break
                 inner = user.called("calls") if user.code == "fusion" else ""
                 if user.code in ("dynamic-slice", "slice", "gather"):
                     total += sum(sizes(user.shape))
@@ -337,7 +340,10 @@ def _branches(op: Op) -> list[str]:
 
 
 def _through(op: Op, users: dict[str, list[Op]]) -> Iterator[tuple[Op, str]]:
-    """Who uses a value and under which name, seen through what a fusion does to what is used of it only."""
+    """Who uses a value and under which name, seen through what a fusion does to what is used of it only; the
+    value itself where nobody does."""
+    if not users[op.name]:
+        yield op, op.name
     for user in users[op.name]:
         if user.code in ("bitcast", "reshape", "copy", "convert") or ALIAS in user.rest:
             yield from _through(user, users)

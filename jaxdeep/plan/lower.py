@@ -81,14 +81,14 @@ def frozen(spec: states.Spec, mesh: jax.sharding.Mesh) -> dict | None:
 def batch(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
     """B packed rows of T positions. ConfigError where they do not divide over the mesh."""
     meshes.check_size(mesh, B, T)
-    where = jax.sharding.NamedSharding(mesh, jax.P(meshes.ROWS, "context"))
+    where = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
     types = [jnp.int32] * 3 + [jnp.float32] * 3
     return Batch(*(jax.ShapeDtypeStruct((B, T), kind, sharding=where) for kind in types))
 
 
 def known(work: Work, mesh: jax.sharding.Mesh) -> losses.Before:
     """What the loss compares with."""
-    where = jax.sharding.NamedSharding(mesh, jax.P(meshes.ROWS, "context"))
+    where = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
     logp_BT = jax.ShapeDtypeStruct((work.rows, work.length), jnp.float32, sharding=where)
     kl = work.spec.objective.kl.coef
     return losses.Before(logp_BT if work.own else None, logp_BT if kl else None)

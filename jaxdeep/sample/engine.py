@@ -226,7 +226,7 @@ class Engine:
         waits = self._circle is not None and self._open  # for others, who wait for this process
         if not waits:
             self._thread.join()
-        self._kv = None
+            self._kv = None
 
     def _submit(self, prompt, seed, max_new, adapter, sampling, sink) -> concurrent.futures.Future:
         prompt = [int(token) for token in prompt]
@@ -271,7 +271,10 @@ class Engine:
         held = [p for n, p in self._policies.items() if n != name]
         rows = (*self._waiting, *self._prefilling, *self._decoding)
         held += [row.policy for row in rows if not row.future.cancelled()]
-        free = np.flatnonzero(~np.any([p.mix_A != 0 for p in held], axis=0)) if held else [0]
+        used = np.any([np.zeros(self.engine.adapters), *(p.mix_A for p in held)], axis=0)
+        if self._circle is not None:  # one array is all processes': the same place in each
+            used = np.any(self._circle(used.tolist()), axis=0)
+        free = np.flatnonzero(~used)
         if not len(free):
             raise RuntimeError(
                 f"no room for adapter {name!r} beside {len(self._policies)} names and what requests "
@@ -336,7 +339,9 @@ class Engine:
         Nothing, too, when all have left."""
         tiles, rows = collections.Counter(), collections.Counter()
         for row in self._prefilling:
-            tiles[row.shard] += -(-(len(row.content) - row.fed) // self.engine.tile)
+            tiles[row.shard] += -(
+                -(len(row.prompt) + len(row.tokens) - row.fed) // self.engine.tile
+            )
         for row in self._decoding:
             rows[row.shard] += 1
         most = [max(count.values(), default=0) for count in (tiles, rows)]
@@ -556,8 +561,8 @@ def _put(bank: dict | None, adapter: dict, slot: int, count: int) -> dict:
     def empty(x: jax.Array) -> jax.Array:
         where = None
         if isinstance(x.sharding, NamedSharding):
-            first, *rest = (*x.sharding.spec, None)
-            where = NamedSharding(x.sharding.mesh, P(first, None, *rest))
+            layers, *rest = x.sharding.spec or (None,)
+            where = NamedSharding(x.sharding.mesh, P(layers, None, *rest))
         return jnp.zeros((len(x), count, *x.shape[1:]), x.dtype, device=where)
 
     if bank is None:
