@@ -208,7 +208,7 @@ def local(mesh: Mesh, heads: int) -> Mesh:
     lie as in the mesh where they hold all weights between them, so that nothing is copied; otherwise as
     many as divide `heads` are along `model`, which exchanges least.
 
-    On chips of `BOUND` kinds a program is of the whole slice: there it is the devices of all processes,
+    On chips of `BOUND` kinds a program is of the whole slice: there it is the devices of all its processes,
     those of each as said, one process after the other along `replica`.
     """
     if parties(mesh) == 1:
@@ -216,7 +216,8 @@ def local(mesh: Mesh, heads: int) -> Mesh:
     owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
     here = [jax.process_index()]
     if mesh.devices.flat[0].device_kind in BOUND:
-        here = np.unique(owner)
+        slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(mesh.devices)
+        here = np.unique(owner[slices == slices[owner == here[0]][0]])
     blocks = [_block(mesh.devices, owner == index, heads) for index in here]
     return Mesh(np.concatenate(blocks), AXES, axis_types=mesh.axis_types)
 

@@ -289,9 +289,9 @@ class _Walk:
                 continue
             total = 0.0
             for user, as_ in _through(op, users):
-                if as_ == root:  # laid out anew, or in another type, as a whole
-                    total = math.inf
-                    break
+                if user.name == as_:  # nobody: it is the result, laid out anew or of another type
+                    total = math.inf if as_ == root else total
+                    continue
                 inner = user.called("calls") if user.code == "fusion" else ""
                 if user.code in ("dynamic-slice", "slice", "gather"):
                     total += sum(sizes(user.shape))

@@ -278,7 +278,7 @@ def check_length(part: dict[str, Any]) -> None:
 def sampled(
     spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
 ) -> tuple[dict, dict | None]:
-    """Weights and adapter on the mesh that a sampler has to itself. Of all that a step changes, what it
+    """Weights and adapter on the mesh of the sampler. Of all that a step changes, what it
     trained is what crosses from process to process."""
     trained = meshes.bring(state.trained, states.shardings(spec, mesh).trained)
     return states.policy(spec, frozen, trained)

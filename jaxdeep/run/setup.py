@@ -288,7 +288,7 @@ def sampled_of(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> dict[str, Any] | None:
-    """The frozen weights on the mesh that a sampler has to itself: the same arrays where its devices
+    """The frozen weights on the mesh of the sampler: the same arrays where its devices
     hold all of them, else read once more."""
     if params is None:
         return None

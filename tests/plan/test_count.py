@@ -155,6 +155,11 @@ TPU = """HloModule jit_f
   ROOT %c = bf16[36,8,128]{1,2,0} copy(%a)
 }
 
+%cast (a: bf16[8,128]) -> f32[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %c = f32[8,128]{1,0} convert(%a)
+}
+
 %around (a: bf16[36,8,128], i: s32[]) -> bf16[8,128] {
   %a = bf16[36,8,128]{2,1,0} parameter(0)
   %j = s32[] parameter(1)
@@ -198,6 +203,7 @@ ENTRY %main (w: bf16[36,8,128], n: s32[]) -> bf16[8,128] {
   %one = u32[] constant(1)
   %layer = bf16[8,128]{1,0} fusion(%w, %n), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
   %next = bf16[8,128]{1,0} fusion(%w, %n), kind=kOutput, calls=%around
+  %wide = f32[8,128]{1,0:S(1)} fusion(%next), kind=kLoop, calls=%cast
   %cut = bf16[8,128]{1,0} conditional(%n, %next, %next), branch_computations={%pass, %compute}
   %some = bf16[8,128]{1,0} conditional(%n, %cut, %cut), branch_computations={%pass, %compute}, metadata={op_name="jit(f)/live_block/cond"}
   %fetch = ((bf16[36,8,128]{2,1,0}), bf16[1,8,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:1], [0:8], [0:128]}
@@ -216,7 +222,8 @@ def test_the_form_that_tpus_compile_to_is_read():
     array = 8 * 128 * 2
     counters = 2 * 4 + 4 * 12
     # a layer of all is read, also by a fusion in a fusion; a cut-off is not taken, a block of experts is
-    assert cost.memory == 2 * 2 * array + 2 * 2 * array + array + 4 * array + counters
+    # what is cast as a whole is read as a whole
+    assert cost.memory == 2 * 2 * array + array + 2 * 2 * array + array + 4 * array + counters
     assert hlo.cost(TPU, live=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
     assert cost.cycles == 10 + 4 * 100
     assert hlo.sizes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
