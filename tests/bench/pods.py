@@ -56,7 +56,7 @@ ROWS = {
     "32B-32k-grpo-int8/v5e:8x8": Row(
         "32B", 32_768, "v5e:8x8", dict(context=4, model=8), 2, 8.8, 1, "int8"
     ),
-    "32B-32k-grpo-int8/v6e:4x4": Row("32B", 32_768, "v6e:4x4", dict(model=8), 2, 20, 8, "int8"),
+    "32B-32k-grpo-int8/v6e:4x4": Row("32B", 32_768, "v6e:4x4", dict(model=8), 2, 20, 5, "int8"),
     "8B-128k-sft/v5e:8x8": Row("8B", 131_072, "v5e:8x8", dict(context=16), 4),
     "8B-128k-grpo-int8/v5e:8x8": Row(
         "8B", 131_072, "v5e:8x8", dict(context=8, model=4), 2, 20, 1, "int8"
