@@ -182,6 +182,7 @@ FITS = (  # and the rows of full length that engines of GRPO hold beside the tra
     ("30B-A3B-32k-sft/v5e:4x8", 0),
     ("30B-A3B-32k-grpo-int8/v5e:4x8", 0),
 )
+MOST = {"8B-32k-sft/v5e:4x4": 8e9, "8B-128k-sft/v5e:8x8": 13e9, "32B-32k-sft/v5e:8x8": 15e9}
 SAME_WORK = ("8B-8k/v5e:4x4", "8B-8k/v5e:8x8", "8B-8k/v5e:16x16", "8B-8k/v5e:16x16*2")
 
 
@@ -201,7 +202,9 @@ def planned(names, folder):
 @pytest.mark.parametrize(("name", "rows"), FITS)
 def test_a_step_of_a_large_model_fits_where_it_should(name, rows, tmp_path):
     (facts,) = planned([name], tmp_path)
-    assert facts["fits"] and facts["used"] < facts["limit"], facts["says"]
+    assert facts["fits"] and facts["used"] < MOST.get(name, facts["limit"]), facts["says"]
+    if name in MOST:
+        assert facts["programs"]["gradients"]["binding"] == "compute"
     assert facts["step"]["bound_seconds"] < facts["step"]["estimated_seconds"]
     assert facts["step"]["tokens"] >= pods.ROWS[name].rows * pods.ROWS[name].length
     if pods.ROWS[name].cache:
