@@ -7,6 +7,7 @@ F mlp width (of one expert), E experts, L layers, V vocabulary, A adapters, R ra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -236,6 +237,13 @@ def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> 
         leaves(cfg) if tree is None else tree,
         is_leaf=is_leaf,
     )
+
+
+def products(cfg: Config) -> contextlib.AbstractContextManager:
+    """For tracing a program of this model: products of float32 numbers are of all their bits, which GPUs
+    and TPUs round by default, so that trainer and sampler would not agree."""
+    whole = cfg.dtype == "float32"
+    return jax.default_matmul_precision("highest") if whole else contextlib.nullcontext()
 
 
 def quantize(weight: jax.Array) -> dict[str, jax.Array]:

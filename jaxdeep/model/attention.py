@@ -3,7 +3,7 @@
     plain    XLA on any device: at once where the sequence is short, else in blocks of queries and keys
              with a running softmax (arXiv 2205.14135), recomputed in the backward pass
     splash   the Pallas kernel that comes with JAX for TPUs; elsewhere it is interpreted, for tests
-    cudnn    cuDNN's kernel on GPUs, in half precision; its mask takes memory with T squared. Not yet run
+    cudnn    cuDNN's kernel on GPUs, in half precision; its mask takes memory with T squared
     auto     splash on TPUs, cudnn on GPUs, plain elsewhere and where the kernel refuses the shapes
 
 Scores and softmax are float32. A query that may see nothing (padding) gets a finite value that
@@ -345,7 +345,7 @@ def splash(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, kernel) -> jax.Arra
 
 
 def cudnn(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q) -> jax.Array:
-    """As `plain`, by cuDNN. Not yet run."""
+    """As `plain`, by cuDNN."""
     seen_BQS = segments_BQ[:, :, None] == segments_BS[:, None, :]
     seen_BQS &= jnp.arange(k_BSKH.shape[1]) <= index_Q[:, None]
     return jax.nn.dot_product_attention(

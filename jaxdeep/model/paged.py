@@ -26,6 +26,7 @@ from jaxdeep.model.arch import Config
 
 BLOCK = 64  # slots that the plain computation looks at together
 GROUP = 16  # rows that it takes as many blocks for as the longest of them needs
+GPU_BLOCK = 512  # slots there, for all rows: launching small steps takes longer than computing them
 TPU_BLOCK = 512  # and the kernel
 
 
@@ -138,21 +139,23 @@ def plain(
     of similar length are best next to each other.
     """
     B = len(held_B)
+    if attention.platform() == "gpu":
+        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, GPU_BLOCK)
     if B <= GROUP or B % GROUP:
-        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B)
+        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, BLOCK)
     rows = (x.reshape(B // GROUP, GROUP, *x.shape[1:]) for x in (q_BTNH, table_BX, held_B))
-    out = jax.lax.map(lambda row: _blocks(row[0], kv_PSJH, *row[1:]), tuple(rows))
+    out = jax.lax.map(lambda row: _blocks(row[0], kv_PSJH, *row[1:], BLOCK), tuple(rows))
     return out.reshape(q_BTNH.shape)
 
 
 def _blocks(
-    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
+    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array, size: int
 ) -> jax.Array:
     B, T, N, H = q_BTNH.shape
     _, S, J, _ = kv_PSJH.shape
     K, M = J // 2, N // (J // 2)
     X = table_BX.shape[1]
-    n = min(max(BLOCK // S, 1), X)  # pages of a block
+    n = min(max(size // S, 1), X)  # pages of a block
     table_BX = jnp.pad(table_BX, ((0, 0), (0, -X % n)))
     at_BT = held_B[:, None] + jnp.arange(T)
     at_BQ = jnp.tile(at_BT, (1, M))

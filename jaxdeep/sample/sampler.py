@@ -204,7 +204,8 @@ def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
     def apart(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
             pages = paged.Pages(kv_LPSJH, table_BX, held_B)
-            kv_LPSJH, *out = function(params, lora, pages, *rest)
+            with arch.products(cfg):
+                kv_LPSJH, *out = function(params, lora, pages, *rest)
             # each process reads the rows that are its own
             return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from jaxdeep import mesh as meshes
+from jaxdeep.model import arch
 from jaxdeep.train import losses
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch
@@ -19,7 +20,8 @@ class Measure:
     def __init__(self, spec: states.Spec, mesh: jax.sharding.Mesh) -> None:
         def sums(trained: Any, params: dict | None, batch: Batch) -> tuple[jax.Array, jax.Array]:
             weights, adapter = states.policy(spec, params, trained)
-            logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
+            with arch.products(spec.model):
+                logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
             return -(logp_BT * batch.learn_BT).sum(), batch.learn_BT.sum()
 
         self._sums = jax.jit(sums, out_shardings=meshes.replicated(mesh))

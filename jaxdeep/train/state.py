@@ -233,7 +233,8 @@ def accumulate(
         loss, metrics = losses.loss(logp_BT, entropy_BT, batch, before, objective=spec.objective)
         return loss * weight, (metrics, logp_BT)
 
-    new, (metrics, logp_BT) = jax.grad(total, has_aux=True)(trained)
+    with arch.products(spec.model):
+        new, (metrics, logp_BT) = jax.grad(total, has_aux=True)(trained)
     return jax.tree.map(jnp.add, grads, new), metrics, logp_BT
 
 
@@ -247,10 +248,11 @@ def before(
         logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
         return meshes.constrain(logp_BT, meshes.ROWS, "context")
 
-    return losses.Before(
-        logps(*policy(spec, params, trained)) if own else None,
-        logps(params, None) if spec.objective.kl.coef else None,
-    )
+    with arch.products(spec.model):
+        return losses.Before(
+            logps(*policy(spec, params, trained)) if own else None,
+            logps(params, None) if spec.objective.kl.coef else None,
+        )
 
 
 def update(*, state: State, grads: Any, spec: Spec) -> tuple[State, dict]:

@@ -1,15 +1,19 @@
 """What is compiled before a run is what the run calls: nothing large is compiled after it."""
 
+import re
+
 import jax
 import pytest
 
 from jaxdeep import config as configs
 from jaxdeep import log
+from jaxdeep import mesh as meshes
 from jaxdeep.plan import lower
 from jaxdeep.run import eval as evaluate
-from jaxdeep.run import grpo, sft
+from jaxdeep.run import grpo, plan, sft
 from tests.run import small
 
+PROGRAMS = ["gradients", "before", "prefill", "decode"]
 OURS = {f"jit({name})" for name in ("accumulate", "before", "update", "run")}
 COMPILED: list[str] = []  # programs, since the module was loaded
 
@@ -59,6 +63,22 @@ def test_sft_and_eval_do_too(tmp_path, at_first):
     sizes = ["rollout.slots=64", "rollout.chunk=1024"]
     ran("eval", evaluate.main, tmp_path, "lora.rank=3", *sizes)
     assert at_first == [2, len(COMPILED)] == [2, 6]
+
+
+def test_products_of_float32_are_of_all_their_bits(tmp_path):
+    """By default GPUs and TPUs round what they multiply: trainer and sampler would not agree."""
+    for dtype in ("float32", "bfloat16"):
+        config = small.config(tmp_path, "grpo", steps=2)
+        given = [f"--config.model.dtype={dtype}", "--config.grpo.passes=2"]
+        ((work, axes),) = plan.works(configs.load(config, [*given, "--config.grpo.kl.coef=0.1"]))
+        mesh = meshes.make_mesh(axes, jax.devices()[:1])
+        programs = lower.listed(work, mesh, mesh)
+        assert [name for name, _, _ in programs if name != "update"] == PROGRAMS
+        for name, traced, _ in programs:
+            products = re.findall(r"stablehlo.dot_general .*", traced.lower().as_text())
+            whole = [line for line in products if "precision = [HIGHEST, HIGHEST]" in line]
+            assert bool(products) == (name != "update")
+            assert whole == (products if dtype == "float32" else []), (name, products)
 
 
 def test_a_program_that_does_not_compile_ends_the_run(monkeypatch):
