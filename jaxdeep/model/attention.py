@@ -48,7 +48,8 @@ def attend(
 
     On a mesh, rows go over `replica` and `data`, heads over `model`, and positions over `context`, in
     the order of `context.order`: each device gathers all keys and values of its rows and kv heads for
-    its own queries. `block` is the plain computation's.
+    its own queries. Where devices along `model` have positions of their own (`context.owned`), they
+    exchange them for heads and back. `block` is the plain computation's.
 
     Raises ConfigError for heads or positions that do not divide over the mesh, and for a kind (other
     than auto) that cannot compute these shapes here.
@@ -81,9 +82,13 @@ def attend(
     if kind == "splash":
         where = seen.manual_sharding_spec(NamedSharding(mesh, P(None, "context")))
     # the kernels do not say over which axes their results vary
-    return jax.shard_map(
+    shared = jax.shard_map(
         local, in_specs=(heads, keys, keys, tokens, where), out_specs=heads, check_vma=False
-    )(q_BTNH, k_BTKH, v_BTKH, segments_BT, seen)
+    )
+    if not context.owned(T):
+        return shared(q_BTNH, k_BTKH, v_BTKH, segments_BT, seen)
+    # said aloud: else XLA would have heads spread before and after, where devices have positions
+    return context.rest(shared(*map(context.rest, (q_BTNH, k_BTKH, v_BTKH)), segments_BT, seen))
 
 
 def kv_heads(N: int, K: int, model: int, index: int | jax.Array) -> np.ndarray | jax.Array:

@@ -22,13 +22,20 @@ def shards() -> int:
     return 1 if used.empty else used.shape["context"]
 
 
-def resting(T: int) -> str | tuple[str, str]:
-    """The mesh axes that positions are spread over between layers: `model` too where it divides them, so
-    that what is kept of each layer for the backward pass shrinks with it (arXiv 2205.05198). Inside a
-    layer that axis has the heads."""
+def owned(T: int) -> bool:
+    """Whether devices along `model`, too, have positions of their own: where it divides them. What is kept
+    of each layer for the backward pass then shrinks with that axis (arXiv 2205.05198), and linears are
+    gathered; in attention it has the heads (arXiv 2309.14509), in a mixture the experts."""
     used = jax.sharding.get_abstract_mesh()
-    shares = 1 if used.empty else used.shape["context"] * used.shape["model"]
-    return ("context", "model") if T % shares == 0 else "context"
+    if used.empty or used.shape["model"] == 1:
+        return False
+    return T % (used.shape["context"] * used.shape["model"]) == 0
+
+
+def rest(x_BT: jax.Array) -> jax.Array:
+    """Positions spread as between layers; any number of dimensions may follow."""
+    over = ("context", "model") if owned(x_BT.shape[1]) else "context"
+    return mesh.constrain(x_BT, mesh.ROWS, over)
 
 
 def order(T: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxdeep import mesh
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch
 from jaxdeep.model.arch import LINEARS, Leaf
@@ -145,16 +146,20 @@ low_rank.defvjp(_low_rank_forward, _low_rank_backward)
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One layer's weights with what is added to its linears: `factors` of each adapter and `mixes`,
-    None or [B, A] for each; `scale` is alpha / rank of those without a mixture."""
+    None or [B, A] for each; `scale` is alpha / rank of those without a mixture.
+
+    With `whole` each device gathers a linear and applies it to positions of its own (`context.owned`). In
+    training that moves a quarter to a half of what summing hidden states over `model` would."""
 
     weights: dict[str, Any]
     factors: tuple[dict, ...]
     mixes: tuple[jax.Array | None, ...]
     scale: float
+    whole: bool = False
 
     def __call__(self, x_BTi: jax.Array, name: str) -> jax.Array:
         """`x_BTi` through the linear `name` and the adapters beside it; [B, T, out]."""
-        weight, dtype = self.weights[name], x_BTi.dtype
+        weight, dtype = self._held(self.weights[name]), x_BTi.dtype
         if isinstance(weight, dict):
             y_BTo = (x_BTi @ weight["q"].astype(dtype)) * weight["scale"].astype(dtype)
         else:
@@ -162,7 +167,7 @@ class Layer:
         for factors, mix_BA in zip(self.factors, self.mixes, strict=True):
             if name not in factors:
                 continue
-            a, b = factors[name]["a"], factors[name]["b"]
+            a, b = self._held((factors[name]["a"], factors[name]["b"]))
             if mix_BA is None:
                 y_BTo = y_BTo + low_rank(x_BTi, a, b) * jnp.asarray(self.scale, dtype)
             else:
@@ -170,3 +175,6 @@ class Layer:
                 low_BTAR = low_BTAR * mix_BA[:, None, :, None].astype(dtype)
                 y_BTo = y_BTo + jnp.einsum("btar,aro->bto", low_BTAR, b.astype(dtype))
         return checkpoint_name(y_BTo, "linear")
+
+    def _held(self, weight: Any) -> Any:
+        return jax.tree.map(mesh.constrain, weight) if self.whole else weight

@@ -89,12 +89,13 @@ def forward(
         )
     cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
     factors, mixes = adapters.parts(lora)
+    whole = cache is None and context.owned(T)
 
     def layer_step(carry, xs):
         x_BTD, cache = carry
         layer, factors, index = xs
-        x_BTD = mesh.constrain(x_BTD, mesh.ROWS, positions and context.resting(T), None)
-        linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale)
+        x_BTD = context.rest(x_BTD) if cache is None else mesh.constrain(x_BTD, mesh.ROWS)
+        linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale, whole)
         h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
         q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)
         k_BTKH = linear(h_BTD, "wk").reshape(B, T, cfg.K, cfg.H)
