@@ -20,8 +20,10 @@ from jaxdeep.model import lora as adapters
 from jaxdeep.model.arch import Config
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last dimension, in float32."""
+    """Root-mean-square norm over the last dimension, in float32. For the backward pass `x` is kept as it
+    is, not in float32."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
