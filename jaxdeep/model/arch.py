@@ -25,7 +25,8 @@ from jaxdeep.model.rope import Yarn
 
 LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 EXPERTS = ("w_gate", "w_up", "w_down")  # of a mixture: one of each per expert
-REMAT = ("dots", "full")
+REMAT = {"dots": ("linear", "attention"), "attention": ("attention",), "full": ()}
+"""What of a layer is kept for the backward pass beside its input; the rest is computed again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Config:
     yarn: Yarn | None = None
     dtype: str = "bfloat16"
     quant: str = ""  # "int8": the frozen linears are held as int8, one scale per output
-    remat: str = "full"  # what the backward pass computes again: all but matmuls (dots), or all
+    remat: str = "full"  # what the backward pass computes again: all but REMAT[remat]
     attention: str = "auto"  # which kernel, one of attention.KINDS
     chunk: int = 256  # positions whose logits exist at one time
     lora_scale: float = 1.0  # alpha / rank of whichever adapter is trained

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdeep import mesh
 from jaxdeep.model import attention, context, moe, paged, rope
 from jaxdeep.model import lora as adapters
-from jaxdeep.model.arch import Config
+from jaxdeep.model.arch import REMAT, Config
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)
@@ -120,9 +120,7 @@ def forward(
         return (x_BTD, cache), None
 
     if cache is None:
-        policy = None
-        if cfg.remat == "dots":
-            policy = jax.checkpoint_policies.save_only_these_names("linear", "attention")
+        policy = jax.checkpoint_policies.save_only_these_names(*REMAT[cfg.remat])
         layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=policy)
     x_BTD = embed(params["embed"], tokens_BT, positions=positions)
     xs = (params["layers"], factors, jnp.arange(cfg.L))

@@ -47,7 +47,9 @@ class ModelConfig:
     tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
     thinking: Thinking = "write"
     tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
-    remat: str = "full"  # what the backward pass computes again: all but matmuls (dots), or all
+    # what the backward pass computes again: all but linears and attention (dots), all but attention, or
+    # all (full); the longer the rows, the more it costs to compute attention again
+    remat: str = "full"
     attention: str = "auto"  # the kernel: auto, plain, splash (TPU), cudnn (GPU)
     quant: str = ""  # "int8" holds the frozen linears in a byte a weight
     chunk: int = 256

@@ -198,7 +198,12 @@ def test_remat_and_chunks_change_nothing(tiny):
     for found in (entropy, plain[0][1]):  # alone, and with a gradient
         want = -(np.exp(logp_BTV) * logp_BTV).sum(-1)
         np.testing.assert_allclose(found[:, 1:], want[:, :-1], atol=1e-5)
-    for changes in (dict(remat="full", chunk=64), dict(remat="dots", chunk=5), dict(chunk=1)):
+    for changes in (
+        dict(remat="full", chunk=64),
+        dict(remat="attention"),
+        dict(remat="dots", chunk=5),
+        dict(chunk=1),
+    ):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, run(**changes)
         )
