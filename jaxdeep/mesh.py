@@ -3,7 +3,8 @@
     replica   across slices: pure data parallel
     data      rows of a batch, and with `context` the weights (FSDP)
     context   positions of a sequence
-    model     heads, mlp width and vocabulary (tensor parallel)
+    model     weights, by heads, mlp width, experts and vocabulary. Sampling computes by them, too (tensor
+              parallel); training spreads positions, and by heads only attends (`context.owned`)
 
 Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
 under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.

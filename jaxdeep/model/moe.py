@@ -3,7 +3,8 @@ token, and one ragged matmul per linear over tokens sorted by expert. No token i
 compiles the ragged matmul to a kernel that computes each row with its own expert alone.
 
 Experts are spread over the mesh axis `model`: each device computes its own experts for the tokens of
-its rows, and the results are summed over the axis, as for a tensor-parallel mlp. All of a device's tokens
+its rows (in training it gathers them), and the results are summed over the axis, as for a tensor-parallel
+mlp. All of a device's tokens
 may want its experts, few do: it works through them block by block, and ends after the last that has any.
 """
 
@@ -144,20 +145,29 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
     )
 
     spread = (*(tokens[0] or ()), *((tokens[1],) if tokens[1] else ()))
+    held = P(tokens[0], (tokens[1], "model")) if layer.whole else tokens
 
     def local(x_BTD, weight_BTk, expert_BTk, weights, factors, mixes):
-        # said aloud: a gather by a varying index would lose the sum over devices of its gradient
         here = (x_BTD, weight_BTk, expert_BTk)
-        here, mixes = jax.lax.pcast((here, mixes), "model", to="varying")
+        if layer.whole:
+            gather = functools.partial(jax.lax.all_gather, axis_name="model", axis=1, tiled=True)
+            here = jax.tree.map(gather, here)
+        else:
+            # said aloud: a gather by a varying index would lose the sum over devices of its gradient
+            here = jax.lax.pcast(here, "model", to="varying")
+        mixes = jax.lax.pcast(mixes, "model", to="varying")
         # and before blocks that one device computes and another does not: a sum would wait in there
         weights, factors = jax.lax.pcast((weights, factors), spread, to="varying")
         first = jax.lax.axis_index("model") * (cfg.E // mesh.shape["model"])
         blocks = blocks_of(here[-1].size, mesh.shape["model"])
         how = dict(first=first, scale=layer.scale, blocks=blocks)
-        return jax.lax.psum(_experts(*here, weights, factors, mixes, **how), "model")
+        out_BTD = _experts(*here, weights, factors, mixes, **how)
+        if layer.whole:
+            return jax.lax.psum_scatter(out_BTD, "model", scatter_dimension=1, tiled=True)
+        return jax.lax.psum(out_BTD, "model")
 
     in_specs = (
-        *(tokens, tokens, tokens),
+        *(held, held, held),
         jax.tree.map(lambda _: P("model"), weights),
         tuple(
             jax.tree.map(
@@ -167,4 +177,4 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
         ),
         tuple(mix if mix is None else P(tokens[0]) for mix in layer.mixes),
     )
-    return jax.shard_map(local, in_specs=in_specs, out_specs=tokens)(*args)
+    return jax.shard_map(local, in_specs=in_specs, out_specs=held)(*args)

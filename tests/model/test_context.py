@@ -108,6 +108,16 @@ def test_a_sequence_over_devices_equals_one_device(axes, changes, how):
     same(alone(**changes), measured(cfg, mesh_of(**axes), params, adapter, BATCH))
 
 
+def test_linears_are_spread_where_positions_do_not_divide_over_the_model_axis():
+    cfg, params, adapter = model()
+    batch = jax.tree.map(lambda x: x[:, :63], BATCH)
+    mesh = mesh_of(data=2, model=2)
+    with meshes.use(mesh):
+        assert context.owned(64) and not context.owned(63)
+    want = measured(cfg, tiny.one_device(), params, adapter, batch)
+    same(want, measured(cfg, mesh, params, adapter, batch))
+
+
 def test_each_device_holds_as_much_to_look_at():
     with meshes.use(mesh_of(context=4)):
         order = context.order(64)
