@@ -32,10 +32,10 @@ def owned(T: int) -> bool:
     return T % (used.shape["context"] * used.shape["model"]) == 0
 
 
-def rest(x_BT: jax.Array) -> jax.Array:
-    """Positions spread as between layers; any number of dimensions may follow."""
-    over = ("context", "model") if owned(x_BT.shape[1]) else "context"
-    return mesh.constrain(x_BT, mesh.ROWS, over)
+def rest(x: jax.Array) -> jax.Array:
+    """Rows and positions, [B, T, ...], spread as between layers."""
+    over = ("context", "model") if owned(x.shape[1]) else "context"
+    return mesh.constrain(x, mesh.ROWS, over)
 
 
 def order(T: int) -> np.ndarray:

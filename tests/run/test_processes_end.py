@@ -263,7 +263,9 @@ def collapsing(env):
 def test_the_guard_sets_both_back(tmp_path):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, "grpo", steps=12)
-    changes = ("action=rollback", "window=2", "patience=1", "entropy_rise=0", "flat=0", "length=0")
+    # of the two steps without reward it takes both
+    changes = ("action=rollback", "window=2", "patience=1", "reward_drop=0.6")
+    changes += ("entropy_rise=0", "flat=0", "length=0")
     finish(
         verb(
             *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
@@ -273,7 +275,7 @@ def test_the_guard_sets_both_back(tmp_path):
     )
     backs = [json.loads((place(workdir, i) / "guard.json").read_text()) for i in (0, 1)]
     assert backs[0] == backs[1] and len(backs[0]) == 1
-    assert backs[0][0]["step"] == 8 and backs[0][0]["to"] == 6
+    assert backs[0][0]["step"] == 8 and backs[0][0]["to"] == 4
     assert (workdir / "collapsed-1/metrics.jsonl").exists()
     assert steps(workdir) == steps(workdir, 1) == list(range(1, 13))
 
