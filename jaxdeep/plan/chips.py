@@ -24,6 +24,7 @@ from jaxdeep.model import flops
 
 GIB = 2**30
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+HOSTS = {"1x1": (1, 1, 1), "2x4": (2, 4, 1)}  # flat shapes of one host that has not 2x2 chips
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 INSTALL = "pip install 'jaxdeep[tpu]' (in a checkout: pip install -e '.[tpu]')"
 
@@ -91,8 +92,8 @@ def topology(name: str) -> Topology:
     options = dict(chip.options)
     if star and int(slices) > 1:
         options["num_slices"] = int(slices)
-    if shape == "2x4" and chip.shapes is FLAT:
-        options["chips_per_host_bounds"] = (2, 4, 1)  # eight chips of one host
+    if shape in HOSTS and chip.shapes is FLAT:
+        options["chips_per_host_bounds"] = HOSTS[shape]
     quiet(kind)
     from jax.experimental import topologies
 

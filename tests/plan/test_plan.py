@@ -186,6 +186,27 @@ MOST = {"8B-32k-sft/v5e:4x4": 8e9, "8B-128k-sft/v5e:8x8": 13e9, "32B-32k-sft/v5e
 SAME_WORK = ("8B-8k/v5e:4x4", "8B-8k/v5e:8x8", "8B-8k/v5e:16x16", "8B-8k/v5e:16x16*2")
 
 
+EVERY = """
+from jaxdeep.plan import chips
+for kind, chip in chips.CHIPS.items():
+    for shape in chip.shapes:
+        sides = [int(side) for side in shape.split("x")]
+        found = chips.topology(f"{kind}:{shape}")
+        cores = 2 if kind == "tpu7x" else 1
+        assert len(found.devices) == cores * np.prod(sides), (kind, shape, len(found.devices))
+        assert found.devices[0].platform == "tpu"
+print("all are described")
+"""
+
+
+def test_every_shape_that_is_listed_can_be_described():
+    pytest.importorskip("libtpu")
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(configs.ROOT)}
+    command = [sys.executable, "-c", f"import numpy as np\n{EVERY}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert "all are described" in done.stdout, done.stderr[-2000:]
+
+
 def planned(names, folder):
     """What the compiler of TPUs, in a process of its own, says of rows of the table of pods."""
     pytest.importorskip("libtpu")
