@@ -108,6 +108,7 @@ def test_a_sequence_over_devices_equals_one_device(axes, changes, how):
     same(alone(**changes), measured(cfg, mesh_of(**axes), params, adapter, BATCH))
 
 
+@pytest.mark.slow
 def test_linears_are_spread_where_positions_do_not_divide_over_the_model_axis():
     cfg, params, adapter = model()
     batch = jax.tree.map(lambda x: x[:, :63], BATCH)

@@ -137,7 +137,13 @@ def test_what_processes_hand_to_each_other_is_whole():
     finish([start(HANDED, several=several, devices=2) for several in told(2)])
 
 
-@pytest.mark.parametrize("bound", [False, True], ids=["each its devices", "all devices together"])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        pytest.param(False, id="each its devices"),
+        pytest.param(True, id="all devices together", marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
     changes = {
         "model.path": "tiny",
