@@ -166,9 +166,9 @@ def _blocks(
         page_Bn = jax.lax.dynamic_slice_in_dim(table_BX, i * n, n, axis=1)
         # head by head, so that the products need no copy; a key and its value in one read
         slot_BC = (page_Bn[:, :, None] * S + jnp.arange(S)).reshape(B, n * S)
-        both_BKCH = kv_PSJH.reshape(-1, 2 * H)[slot_BC[:, None] * K + jnp.arange(K)[:, None]]
+        both = kv_PSJH.reshape(-1, 2 * H)[slot_BC[:, None] * K + jnp.arange(K)[:, None]]
         scores_BKQC = jnp.einsum(
-            "bkqh,bkch->bkqc", q_BKQH, both_BKCH[..., :H], preferred_element_type=jnp.float32
+            "bkqh,bkch->bkqc", q_BKQH, both[..., :H], preferred_element_type=jnp.float32
         ) * (H**-0.5)
         seen_BQC = i * n * S + jnp.arange(n * S) <= at_BQ[:, :, None]
         scores_BKQC = jnp.where(seen_BQC[:, None], scores_BKQC, attention.MASKED)
@@ -178,7 +178,7 @@ def _blocks(
         part_BKQH = jnp.einsum(
             "bkqc,bkch->bkqh",
             weights_BKQC.astype(kv_PSJH.dtype),
-            both_BKCH[..., H:],
+            both[..., H:],
             preferred_element_type=jnp.float32,
         )
         total_BKQ = total_BKQ * shrink_BKQ + jnp.sum(weights_BKQC, axis=-1)
