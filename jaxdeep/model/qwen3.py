@@ -20,15 +20,13 @@ from jaxdeep.model import lora as adapters
 from jaxdeep.model.arch import REMAT, Config
 
 
+@functools.partial(jax.checkpoint, static_argnums=2)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last dimension, in float32."""
+    """Root-mean-square norm over the last dimension, in float32. For the backward pass `x` is kept as it
+    is, not in float32."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-# for the backward pass hidden states are kept as they are, not in float32
-hidden_norm = jax.checkpoint(rms_norm, static_argnums=2)
 
 
 def embed(table_VD: jax.Array, tokens_BT: jax.Array, *, positions: str | None) -> jax.Array:
@@ -100,7 +98,7 @@ def forward(
         layer, factors, index = xs
         x_BTD = context.rest(x_BTD) if cache is None else mesh.constrain(x_BTD, mesh.ROWS)
         linear = adapters.Layer(layer, factors, mixes, cfg.lora_scale, whole)
-        h_BTD = hidden_norm(x_BTD, layer["attn_norm"], cfg.eps)
+        h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
         q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)
         k_BTKH = linear(h_BTD, "wk").reshape(B, T, cfg.K, cfg.H)
         v_BTKH = linear(h_BTD, "wv").reshape(B, T, cfg.K, cfg.H)
@@ -114,7 +112,7 @@ def forward(
             )
             cache = cache.replace(kv_LPSJH=kv_LPSJH)
         x_BTD = x_BTD + linear(out_BTNH.reshape(B, T, cfg.N * cfg.H), "wo")
-        h_BTD = hidden_norm(x_BTD, layer["mlp_norm"], cfg.eps)
+        h_BTD = rms_norm(x_BTD, layer["mlp_norm"], cfg.eps)
         if cfg.E:
             return (x_BTD + moe.mlp(h_BTD, linear, cfg), cache), None
         h_BTF = jax.nn.silu(linear(h_BTD, "w_gate")) * linear(h_BTD, "w_up")
@@ -127,7 +125,7 @@ def forward(
     x_BTD = embed(params["embed"], tokens_BT, positions=positions)
     xs = (params["layers"], factors, jnp.arange(cfg.L))
     (x_BTD, cache), _ = jax.lax.scan(layer_step, (x_BTD, cache), xs)
-    hidden_BTD = hidden_norm(x_BTD, params["norm"], cfg.eps)
+    hidden_BTD = rms_norm(x_BTD, params["norm"], cfg.eps)
     if cache is not None:
         cache = cache.replace(held_B=cache.held_B + count_B)
     return hidden_BTD, cache
