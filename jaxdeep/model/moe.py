@@ -4,8 +4,8 @@ compiles the ragged matmul to a kernel that computes each row with its own exper
 
 Experts are spread over the mesh axis `model`: each device computes its own experts for the tokens of
 its rows (in training it gathers them), and the results are summed over the axis, as for a tensor-parallel
-mlp. All of a device's tokens
-may want its experts, few do: it works through them block by block, and ends after the last that has any.
+mlp. All of a device's tokens may want its experts, few do: it works through them block by block, and ends
+after the last that has any.
 """
 
 from __future__ import annotations
