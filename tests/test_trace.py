@@ -86,8 +86,10 @@ def test_what_is_open_counts_until_now():
 
 
 def test_without_a_stage_nothing_is_timed():
+    timer = trace.Timer()
     with trace.span("tools", "search"):
         asyncio.run(talks(0))
+    assert timer.take() == {}
 
 
 def test_a_trace_is_whole_after_every_flush_and_bounded(tmp_path):

@@ -132,7 +132,6 @@ def fresh(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # there only where this failed
     shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -306,10 +307,8 @@ class Engine:
                         self._decode(rows)
                         in_turn = 0
                     self.stats["busy_seconds"] += time.perf_counter() - begun
-            except BaseException as error:
-                self._error = error
-                raise
             finally:
+                self._error = sys.exception()
                 with self._wake:
                     self._closed = True
                     left = [*self._waiting, *self._prefilling, *self._decoding]

@@ -191,7 +191,7 @@ def decode_jaxdeep(flags: argparse.Namespace) -> dict:
             )
             said = await asyncio.gather(*calls)
             assert [len(one.tokens) for one in said] == [NEW] * B
-            return [(prompt, one) for prompt, one in zip(prompts, said, strict=True)]
+            return list(zip(prompts, said, strict=True))
 
         seconds = best(lambda at, every=every: asyncio.run(every(at)), 2, 2)
         off = apart(params, cfg, asyncio.run(every(9))[:4])
