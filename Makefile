@@ -59,8 +59,8 @@ study: $(VENV)/.installed
 
 # Remakes what ships in jaxdeep/assets, from nothing: the tiny base model, and the tokenizer of mazes.
 base: $(VENV)/.installed
-	$(PY) -m jaxdeep.envs.maze > jaxdeep/assets/maze/tokenizer.json
-	$(PY) -m jaxdeep.envs.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
+	$(PY) -m jaxdeep.envs.toy.maze > jaxdeep/assets/maze/tokenizer.json
+	$(PY) -m jaxdeep.envs.toy.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:reading --workdir=runs/tiny_base-reading
 	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:choosing --workdir=runs/tiny_base-choosing
 	cp runs/tiny_base-choosing/model/model.safetensors jaxdeep/assets/tiny/

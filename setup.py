@@ -21,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["jaxdeep", "jaxdeep.*"]),
-    package_data={"jaxdeep": ["assets/**", "eval/*.jinja", "eval/page/*", "plan/*.jinja"]},
+    package_data={"jaxdeep": ["assets/**", "pages/*.jinja", "pages/page/*", "plan/*.jinja"]},
     zip_safe=False,
     entry_points={"console_scripts": ["jaxdeep = jaxdeep.run.cli:main"]},
     install_requires=[

@@ -43,7 +43,7 @@ def get_config():
         )
     )
     # bfloat16 sampler and trainer round differently: the largest difference of any token, in nats
-    # another algorithm is one word: see jaxdeep/run/algorithms.py, which has all that can be set here
+    # another algorithm is one word: see jaxdeep/rl/algorithms.py, which has all that can be set here
     config.grpo = ConfigDict(
         dict(prompts=16, group=8, tolerance=1.0, algorithm="default", eval_every=0)
     )

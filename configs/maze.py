@@ -3,7 +3,7 @@
     python -m jaxdeep quickstart --config=configs/maze.py
 
 Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that arrives is
-right (see jaxdeep.envs.maze). SFT trains all weights of 0.5 M from nothing, on demonstrations that mostly give
+right (see jaxdeep.envs.toy.maze). SFT trains all weights of 0.5 M from nothing, on demonstrations that mostly give
 up after two moves; what it leaves is the base of GRPO's adapter. GRPO can only bring out what SFT has taught:
 after 150 steps of SFT it knows no way longer than two moves (0.33, and 0.35 after GRPO), after 800 it knows
 many and takes few. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.

@@ -2,7 +2,7 @@
 
     make base        (its tokenizer, then the stages `reading` and `choosing` of this file)
 
-It learns from made-up worlds alone (`jaxdeep.envs.practice.Reading`): answering from passages, asking
+It learns from made-up worlds alone (`jaxdeep.envs.toy.practice.Reading`): answering from passages, asking
 a librarian in words or by a tool call, naming keywords, repeating; then more of the same where a passage
 states several things and one is asked for. It never sees the search tool or a real fact. Time: 40 + 45
 minutes on two cores.

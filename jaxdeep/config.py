@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from jaxdeep import __version__, log
+from jaxdeep import __version__
 from jaxdeep.errors import ConfigError
+from jaxdeep.workdir import write_atomic
 
 T = TypeVar("T")
 
@@ -266,7 +267,7 @@ def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, An
         "versions": {"python": sys.version.split()[0], "jaxdeep": __version__} | _versions(),
     }
     text = json.dumps(record, indent=2, default=str)
-    log.write_atomic(workdir / "config.json", text + "\n")
+    write_atomic(workdir / "config.json", text + "\n")
     return json.loads(text)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 from ml_collections import ConfigDict
 
-from jaxdeep import config
+from jaxdeep import config as configs
 from jaxdeep.errors import CheckpointError, ConfigError
 
 FILE = """
@@ -41,7 +41,7 @@ def file(tmp_path):
 
 def refusal(path, *overrides):
     with pytest.raises(ConfigError) as caught:
-        config.load(path, overrides)
+        configs.load(path, overrides)
     return str(caught.value)
 
 
@@ -65,24 +65,24 @@ def refusal(path, *overrides):
     ],
 )
 def test_an_override_has_the_type_of_the_present_value(file, override, key, value):
-    loaded = config.load(file, [f"--config.{override}"])
+    loaded = configs.load(file, [f"--config.{override}"])
     section, _, leaf = key.rpartition(".")
     found = (loaded[section] if section else loaded)[leaf]
     assert found == value and type(found) is type(value)
 
 
 def test_derived_values_follow_overrides(file):
-    assert config.load(file, ["--config.rollout.group=2"]).rollout.rows == 8
+    assert configs.load(file, ["--config.rollout.group=2"]).rollout.rows == 8
 
 
 def test_an_argument_reaches_get_config(file):
-    assert config.load(f"{file}:smoke").train.steps == 1
-    assert config.load(file).train.steps == 10
+    assert configs.load(f"{file}:smoke").train.steps == 1
+    assert configs.load(file).train.steps == 10
 
 
 def test_the_configuration_is_locked(file):
     with pytest.raises(AttributeError):
-        config.load(file).sead = 1
+        configs.load(file).sead = 1
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,12 @@ def test_a_wrong_override_is_refused_with_what_was_expected(file, override, says
 def test_a_missing_file_names_the_files_there_are(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "search.py").write_text(FILE)
-    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.setattr(configs, "ROOT", tmp_path)
     message = refusal("configs/serach.py")
     assert "configs/serach.py does not exist; there are configs/search.py." in message
     assert 'Did you mean "configs/search.py"?' in message
     # The same relative path works from anywhere, through the repository.
-    assert config.load("configs/search.py").seed == 0
+    assert configs.load("configs/search.py").seed == 0
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_an_error_of_ours_in_a_file_passes_through(tmp_path):
     path = tmp_path / "run.py"
     path.write_text("from jaxdeep.errors import CheckpointError\nraise CheckpointError('gone')\n")
     with pytest.raises(CheckpointError, match="gone"):
-        config.load(str(path))
+        configs.load(str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def test_build_makes_the_dataclass_with_its_types():
             "judge": {"lr": 0.5, "warmup": 3},
         }
     )
-    built = config.build(Train, section, "train")
+    built = configs.build(Train, section, "train")
     assert built == Train(
         Optim(1.0), (1, 2), "sft", 2.0, (1, 2.0), {"em": 1.0}, Optim(lr=0.5, warmup=3)
     )
@@ -210,12 +210,12 @@ def test_build_makes_the_dataclass_with_its_types():
 def test_build_refuses_what_does_not_fit(change, says):
     section = ConfigDict({"optim": ConfigDict({"lr": 0.1}), "buckets": (1, 2)})
     with pytest.raises(ConfigError, match=says):
-        config.build(Train, dict(section.items()) | change, "train")
+        configs.build(Train, dict(section.items()) | change, "train")
 
 
 def test_build_names_every_missing_key():
     with pytest.raises(ConfigError, match=r"train\.optim, train\.buckets must be set"):
-        config.build(Train, ConfigDict(), "train")
+        configs.build(Train, ConfigDict(), "train")
 
 
 def test_save_records_what_was_run_without_jax(file, tmp_path):
@@ -226,7 +226,7 @@ def test_save_records_what_was_run_without_jax(file, tmp_path):
         "config.save(loaded, pathlib.Path(sys.argv[2]), ['jaxdeep', 'grpo', '--config.name=a b'])\n"
     )
     workdir = tmp_path / "new" / "run"
-    subprocess.run([sys.executable, "-c", program, file, workdir], check=True, cwd=config.ROOT)
+    subprocess.run([sys.executable, "-c", program, file, workdir], check=True, cwd=configs.ROOT)
     record = json.loads((workdir / "config.json").read_text())
     assert record["config"]["rollout"] == {
         "prompts": 4,
@@ -241,32 +241,32 @@ def test_save_records_what_was_run_without_jax(file, tmp_path):
 
 
 def test_the_commit_is_the_checkouts_and_unknown_outside_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    assert config._commit() == "unknown"
+    monkeypatch.setattr(configs, "ROOT", tmp_path)
+    assert configs._commit() == "unknown"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "-q"], check=True)
-    assert config._commit() == "unknown"  # no commit yet
+    assert configs._commit() == "unknown"  # no commit yet
     (tmp_path / "a").write_text("1")
     subprocess.run([*git, "add", "a"], check=True)
     subprocess.run([*git, "commit", "-qm", "a"], check=True)
-    clean = config._commit()
+    clean = configs._commit()
     assert re.fullmatch("[0-9a-f]{40}", clean)
     (tmp_path / "a").write_text("2")
-    assert config._commit() == f"{clean}-dirty"
+    assert configs._commit() == f"{clean}-dirty"
 
 
 def test_a_section_inside_one_that_the_file_leaves_out_is_set_too(file):
-    loaded = config.load(file, ["--config.train.data.cap=3", "--config.train.data.name=x"])
+    loaded = configs.load(file, ["--config.train.data.cap=3", "--config.train.data.name=x"])
     assert loaded.train.data.to_dict() == {"cap": 3, "name": "x"} and loaded.is_locked
     assert "data.cap is not" in refusal(file, "--config.data.cap=3")
 
 
 def test_a_key_that_the_file_leaves_out_is_set_and_left_to_the_dataclass(file):
-    loaded = config.load(file, ["--config.train.fresh=3"])
+    loaded = configs.load(file, ["--config.train.fresh=3"])
     assert loaded.train.fresh == 3 and loaded.is_locked
 
 
 def test_a_section_that_all_runs_have_need_not_be_in_the_file(file):
-    loaded = config.load(file, ["--config.profile.steps=10:12"])
+    loaded = configs.load(file, ["--config.profile.steps=10:12"])
     assert loaded.profile.to_dict() == {"steps": "10:12"} and loaded.is_locked
     assert "profil.steps is not" in refusal(file, "--config.profil.steps=1")

@@ -11,27 +11,42 @@ import jaxdeep
 
 PACKAGE = pathlib.Path(jaxdeep.__file__).parent
 DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
-COMMON = {"types", "errors", "config", "log", "trace"}
+COMMON = {
+    "types",
+    "errors",
+    "config",
+    "trace",
+    "workdir",
+    "metrics",
+    "console",
+    "signals",
+    "boards",
+}
 
 # What each part may import beside itself and COMMON; "run" is in nobody's row.
 HOST = {
-    "data": set(),
-    "agent": {"data"},
-    "rewards": {"data", "agent"},
-    "envs": {"data", "agent", "rewards"},
-    "eval": {"data", "agent", "rewards", "envs"},
+    "chat": set(),
+    "data": {"chat"},
+    "agent": {"chat"},
+    "tools": {"chat", "agent"},
+    "rewards": {"chat", "agent", "tools"},
+    "rl": {"chat", "data", "agent", "rewards"},
+    "envs": {"chat", "data", "agent", "tools", "rewards"},
+    "eval": {"chat", "data", "agent", "tools", "rewards", "envs"},
+    "pages": {"chat", "data", "agent", "tools", "rewards", "rl", "eval"},
 }
 DEVICE = {
-    "mesh": set(),
-    "hosts": set(),
-    "model": {"mesh"},
-    "sample": {"mesh", "hosts", "model"},
-    "train": {"mesh", "model"},
-    "plan": {"mesh", "model", "sample", "train"},
+    "parallel": {"data"},
+    "model": {"parallel"},
+    "sample": {"parallel", "model"},
+    "train": {"parallel", "model", "rl", "data"},
+    "programs": {"parallel", "model", "sample", "train", "rl"},
+    "plan": {"parallel", "model", "sample", "train", "rl", "programs"},
 }
 JOINED = {
-    "serve": {"data", "agent", "mesh", "model", "sample"},
-    "run": {*HOST, *DEVICE, "serve"},
+    "setup": {*HOST, *DEVICE} - {"plan", "pages"},
+    "serve": {*HOST, *DEVICE, "setup"},
+    "run": {*HOST, *DEVICE, "setup", "serve"},
     "__main__": {"run"},
     "__init__": set(),
 }
@@ -40,8 +55,12 @@ ROOTS = {
     "types": set(),
     "errors": set(),
     "trace": set(),
-    "log": {"errors"},
-    "config": {"errors", "log"},
+    "workdir": {"errors"},
+    "console": {"errors"},
+    "signals": {"errors"},
+    "metrics": {"errors", "workdir"},
+    "boards": {"errors"},
+    "config": {"errors", "workdir"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -83,7 +102,7 @@ def test_a_file_imports_only_what_lies_below_it(path):
 
 def test_the_check_finds_what_it_looks_for():
     source = """
-from jaxdeep import mesh, types
+from jaxdeep import parallel, types
 import jaxdeep.train.grpo
 
 def late():
@@ -92,7 +111,7 @@ def late():
 """
     assert violations("agent", source) == [
         "jax.numpy",
-        "jaxdeep.mesh",
+        "jaxdeep.parallel",
         "jaxdeep.run",
         "jaxdeep.train.grpo",
     ]

@@ -9,6 +9,7 @@ import tiny
 from shape_suffix import checked, lies
 
 from jaxdeep.data.pack import pack_bins
+from jaxdeep.rl.objective import SFT, Clip, Correction, Kl, Objective
 from jaxdeep.sample import sampler
 from jaxdeep.train import losses
 from jaxdeep.types import Row
@@ -23,11 +24,11 @@ def test_the_check_finds_a_lie():
 
 
 OBJECTIVES = [
-    losses.SFT,
-    losses.Objective("clip", losses.Clip(dual=2.0), "sequence", entropy=0.1),
-    losses.Objective("gspo", kl=losses.Kl("k3", 0.1), correction=losses.Correction("mask")),
-    losses.Objective("cispo"),
-    losses.Objective("binary_tv"),
+    SFT,
+    Objective("clip", Clip(dual=2.0), "sequence", entropy=0.1),
+    Objective("gspo", kl=Kl("k3", 0.1), correction=Correction("mask")),
+    Objective("cispo"),
+    Objective("binary_tv"),
 ]
 
 
@@ -41,7 +42,7 @@ def test_no_suffix_lies():
 
     def train(params, adapter, batch):
         logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=tiny.CFG)
-        before = losses.Before(logp_BT, logp_BT)
+        before = losses.ReferenceLogps(logp_BT, logp_BT)
         for objective in OBJECTIVES:
             losses.loss(logp_BT, entropy_BT, batch, before, objective=objective)
         return logp_BT

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, lora, paged, qwen3
+from jaxdeep.model import arch, decoder, lora, paged
+from jaxdeep.parallel import mesh as meshes
 
 HOW = dict(dtype="float32", remat="dots", chunk=16, lora_scale=2.0)
 CFG = arch.Config(
@@ -49,8 +49,8 @@ def pages(cfg: arch.Config, B: int, length: int, *, S: int = 4, seed: int = 0) -
 @functools.cache
 def _score():
     def score(params, adapter, tokens_BT):
-        hidden, _ = qwen3.forward(params, adapter, tokens_BT, cfg=CFG)
-        return qwen3.token_logps(params, hidden, tokens_BT, cfg=CFG)[0]
+        hidden, _ = decoder.forward(params, adapter, tokens_BT, cfg=CFG)
+        return decoder.token_logps(params, hidden, tokens_BT, cfg=CFG)[0]
 
     return jax.jit(score)
 

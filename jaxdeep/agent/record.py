@@ -20,7 +20,7 @@ from jaxdeep.errors import DataError
 from jaxdeep.types import Message, Piece, Role, Stop, Task, ToolCall, Trajectory
 
 if TYPE_CHECKING:
-    from jaxdeep.data.tokenizer import Tokenizer
+    from jaxdeep.chat.tokenizer import Tokenizer
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Trajectory))
 LATER = {"advantage"}  # records of before have none

@@ -30,7 +30,7 @@ import numpy as np
 from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
-from jaxdeep.data.chat import Chat, Mark
+from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.errors import ConfigError, WorldError
 from jaxdeep.types import Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from jaxdeep.agent.rollout import SAMPLING
 from jaxdeep.agent.tool import tool
-from jaxdeep.data.chat import Chat, Mark
+from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.types import Completion, Message, Sampling
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxdeep.data.pack import pack_bins, to_row
-from jaxdeep.data.share import Seen, Share, Spot
+from jaxdeep.data.share import ReadRow, RowRef, Share
 from jaxdeep.data.sources import Source
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Batch, Piece, Row
@@ -188,7 +188,7 @@ def _least(*sizes: int | None) -> int | None:
     return min((size for size in sizes if size is not None), default=None)
 
 
-class Some:
+class Subset:
     """The rows of a source that stand at these places."""
 
     def __init__(self, source: Source, places: array.array) -> None:
@@ -201,7 +201,7 @@ class Some:
         return self._source[self._places[index]]
 
 
-def held_out(source: Source, rows: int, seed: int) -> tuple[Some, Some]:
+def held_out(source: Source, rows: int, seed: int) -> tuple[Subset, Subset]:
     """A finite source without some rows that the seed chooses, and those rows."""
     size = Part(source).size
     if size is None or not 0 < rows < size:
@@ -211,7 +211,7 @@ def held_out(source: Source, rows: int, seed: int) -> tuple[Some, Some]:
         )
     places = array.array("I", range(size))
     random.Random(f"held out {seed}").shuffle(places)
-    return Some(source, places[rows:]), Some(source, places[:rows])
+    return Subset(source, places[rows:]), Subset(source, places[:rows])
 
 
 def fit(pieces: list[Piece], T: int, long: Long) -> tuple[Row | None, str]:
@@ -255,20 +255,20 @@ def fill(
     """
     mix = source if isinstance(source, Mix) else Mix({"rows": Part(source)}, seed)
 
-    def get(spot: Spot) -> tuple[Row | None, str]:
+    def get(spot: RowRef) -> tuple[Row | None, str]:
         name, place = spot
         return take(functools.partial(mix.parts[name].source.__getitem__, place), T, long, bad)
 
     # places in order, once: to go back is to shuffle an epoch anew
     picks = map(mix.pick, itertools.count(position.read))
     spots = ((name, mix.place(name, draw)) for name, draw in picks)
-    coming = share.read(spots, get) if share else (Seen(spot, *get(spot)) for spot in spots)
+    coming = share.read(spots, get) if share else (ReadRow(spot, *get(spot)) for spot in spots)
     # one good row of n can be first in an epoch and last in the next: 2n - 2 others between
     most = {name: min(1000, 2 * (part.size or 1000)) for name, part in mix.parts.items()}
     out = dict.fromkeys(mix.parts, 0)
     seen = next(coming)
     while True:
-        bins: list[list[Seen]] = [[] for _ in range(B)]
+        bins: list[list[ReadRow]] = [[] for _ in range(B)]
         room = [T] * B
         tallies = dict.fromkeys(mix.parts, Tally()) | position.tallies
         index = position.read
@@ -297,7 +297,7 @@ def fill(
         yield pack_bins(rows, B, T), position
 
 
-def ahead(items: Iterator[Item], n: int) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], n: int) -> Iterator[Item]:
     """The same items without end, `n` of them made by a thread while the last one is used."""
     with concurrent.futures.ThreadPoolExecutor(1, "rows") as pool:
         coming = collections.deque(pool.submit(next, items) for _ in range(n))

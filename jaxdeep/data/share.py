@@ -19,15 +19,15 @@ from jaxdeep.types import Row
 
 ROUND = 16  # rows that each process reads before it tells the others
 
-Spot = tuple[str, int]  # a source's name, and the number of a row in it
-Get = Callable[[Spot], tuple[Row | None, str]]  # as `mix.take`
+RowRef = tuple[str, int]  # a source's name, and the number of a row in it
+Get = Callable[[RowRef], tuple[Row | None, str]]  # as `mix.take`
 
 
-class Seen(NamedTuple):
+class ReadRow(NamedTuple):
     """A row of the walk, or none, and what became of it, as of `mix.fit`. Of a row that another process
     read (not `whole`) all is known but what its tokens are."""
 
-    spot: Spot
+    spot: RowRef
     row: Row | None
     said: str
     whole: bool = True
@@ -42,7 +42,7 @@ class Share(NamedTuple):
     count: int
     rows: Container[int]
 
-    def read(self, spots: Iterator[Spot], get: Get) -> Iterator[Seen]:
+    def read(self, spots: Iterator[RowRef], get: Get) -> Iterator[ReadRow]:
         """What `get` gives for each spot, in order. A DataError of one process is raised by all, where
         the row is reached."""
         while True:
@@ -54,16 +54,16 @@ class Share(NamedTuple):
                 row, said = mine[nth] if whose == self.index else _stand_in(told[whose][nth])
                 if isinstance(said, DataError):
                     raise said
-                yield Seen(spot, row, said, whose == self.index)
+                yield ReadRow(spot, row, said, whose == self.index)
 
-    def load(self, b: int, held: list[Seen], get: Get) -> list[Row]:
+    def load(self, b: int, held: list[ReadRow], get: Get) -> list[Row]:
         """Row b of a batch, of what lands there: with its tokens where this process needs them."""
         if b not in self.rows:
             return [seen.row for seen in held]
         return [seen.row if seen.whole else _again(seen, get) for seen in held]
 
 
-def _try(get: Get, spot: Spot) -> tuple[Row | None, str | DataError]:
+def _try(get: Get, spot: RowRef) -> tuple[Row | None, str | DataError]:
     try:
         return get(spot)
     except DataError as error:
@@ -94,7 +94,7 @@ def _stand_in(outline: list[Any]) -> tuple[Row | None, str | DataError]:
     return Row(np.zeros(len(learn), np.int32), learn, np.zeros_like(learn), learn), said
 
 
-def _again(seen: Seen, get: Get) -> Row:
+def _again(seen: ReadRow, get: Get) -> Row:
     row, _ = get(seen.spot)
     if row is None or not np.array_equal(row.learn, seen.row.learn):
         name, place = seen.spot

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxdeep.data.chat import Chat, Mark
-from jaxdeep.data.formats import read
-from jaxdeep.data.learn import LearnConfig
+from jaxdeep.chat.formats import read
+from jaxdeep.chat.learn import LearnConfig
+from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
 

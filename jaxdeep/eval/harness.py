@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxdeep.agent.base import Policy, Taskset
 from jaxdeep.agent.rollout import Limits, rollout, score, together
-from jaxdeep.data.chat import Chat
+from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.errors import DataError
-from jaxdeep.eval import stats
-from jaxdeep.rewards import text
+from jaxdeep.eval import statistics
+from jaxdeep.rewards import answers
 from jaxdeep.types import Sampling, Stop, Trajectory
 
 
@@ -63,8 +63,8 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         raise DataError("no rollouts to summarize")
     n = len(trajectories)
     right = sum(map(correct, trajectories))
-    low, high = stats.wilson(right, n)
-    f1 = sum(text.answer_f1(t.task, t) for t in trajectories if t.stop is not Stop.FAILED)
+    low, high = statistics.wilson(right, n)
+    f1 = sum(answers.answer_f1(t.task, t) for t in trajectories if t.stop is not Stop.FAILED)
     calls = sum(len(message.calls) for t in trajectories for message in t.messages)
     turns = sum(piece.author == "policy" for t in trajectories for piece in t.pieces)
     return {
@@ -87,7 +87,7 @@ def correct(trajectory: Trajectory) -> bool:
         return False
     if "answer" in trajectory.rewards:
         return trajectory.rewards["answer"] == 1
-    return text.answer_em(trajectory.task, trajectory) == 1
+    return answers.answer_em(trajectory.task, trajectory) == 1
 
 
 def compare(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def compare(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> dict[str, float
         "only_a": pairs.count((True, False)),
         "only_b": pairs.count((False, True)),
         "neither": pairs.count((False, False)),
-        "p": stats.mcnemar([x for x, _ in pairs], [y for _, y in pairs]),
+        "p": statistics.mcnemar([x for x, _ in pairs], [y for _, y in pairs]),
     }
 
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxdeep import mesh
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import attention
 from jaxdeep.model.rope import Yarn
+from jaxdeep.parallel import mesh as meshes
 
 LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 EXPERTS = ("w_gate", "w_up", "w_down")  # of a mixture: one of each per expert
@@ -225,7 +225,7 @@ def is_leaf(x: Any) -> bool:
     return isinstance(x, Leaf)
 
 
-def units(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
+def divisible_shape(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
     """The sizes that sharding must divide: whole heads, not single numbers of a head."""
     per = {"heads": cfg.H, "kv_heads": cfg.H}
     return tuple(n // per.get(a, 1) for n, a in zip(leaf.shape, leaf.axes, strict=True))
@@ -234,13 +234,13 @@ def units(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
 def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> Any:
     """The sharding of each leaf of `tree` (default: the model's own)."""
     return jax.tree.map(
-        lambda leaf: mesh.sharding(device_mesh, leaf.axes, units(cfg, leaf)),
+        lambda leaf: meshes.sharding(device_mesh, leaf.axes, divisible_shape(cfg, leaf)),
         leaves(cfg) if tree is None else tree,
         is_leaf=is_leaf,
     )
 
 
-def products(cfg: Config) -> contextlib.AbstractContextManager:
+def matmul_precision(cfg: Config) -> contextlib.AbstractContextManager:
     """For tracing a program of this model: products of float32 numbers are of all their bits, which GPUs
     and TPUs round by default, so that trainer and sampler would not agree."""
     whole = cfg.dtype == "float32"

@@ -27,8 +27,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.mesh import ROWS
 from jaxdeep.model import context
+from jaxdeep.parallel.mesh import ROWS
 
 KINDS = ("auto", "plain", "splash", "cudnn")
 MASKED = -1e30  # finite, so that a row that is masked whole stays free of NaN
@@ -85,10 +85,12 @@ def attend(
     shared = jax.shard_map(
         local, in_specs=(heads, keys, keys, tokens, where), out_specs=heads, check_vma=False
     )
-    if not context.owned(T):
+    if not context.sequence_parallel(T):
         return shared(q_BTNH, k_BTKH, v_BTKH, segments_BT, seen)
     # said aloud: else XLA would have heads spread before and after, where devices have positions
-    return context.rest(shared(*map(context.rest, (q_BTNH, k_BTKH, v_BTKH)), segments_BT, seen))
+    return context.constrain_activations(
+        shared(*map(context.constrain_activations, (q_BTNH, k_BTKH, v_BTKH)), segments_BT, seen)
+    )
 
 
 def kv_heads(N: int, K: int, model: int, index: int | jax.Array) -> np.ndarray | jax.Array:

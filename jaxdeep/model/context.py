@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep import mesh
 from jaxdeep.errors import ConfigError
+from jaxdeep.parallel import mesh as meshes
 
 
 def shards() -> int:
@@ -22,7 +22,7 @@ def shards() -> int:
     return 1 if used.empty else used.shape["context"]
 
 
-def owned(T: int) -> bool:
+def sequence_parallel(T: int) -> bool:
     """Whether devices along `model`, too, have positions of their own: where it divides them. What is kept
     of each layer for the backward pass then shrinks with that axis (arXiv 2205.05198), and linears are
     gathered; in attention it has the heads (arXiv 2309.14509), in a mixture the experts."""
@@ -32,10 +32,10 @@ def owned(T: int) -> bool:
     return T % (used.shape["context"] * used.shape["model"]) == 0
 
 
-def rest(x: jax.Array) -> jax.Array:
+def constrain_activations(x: jax.Array) -> jax.Array:
     """Rows and positions, [B, T, ...], spread as between layers."""
-    over = ("context", "model") if owned(x.shape[1]) else "context"
-    return mesh.constrain(x, mesh.ROWS, over)
+    over = ("context", "model") if sequence_parallel(x.shape[1]) else "context"
+    return meshes.constrain(x, meshes.ROWS, over)
 
 
 def order(T: int) -> np.ndarray:
@@ -53,19 +53,19 @@ def order(T: int) -> np.ndarray:
     return np.stack([chunks[0], chunks[1, ::-1]], axis=1).reshape(-1)
 
 
-def spread(x_BT: jax.Array) -> jax.Array:
+def to_context_order(x_BT: jax.Array) -> jax.Array:
     """From natural order to the model's, a shard on each device."""
     if shards() == 1:
         return x_BT
-    x_BT = mesh.constrain(x_BT, mesh.ROWS, None)[:, order(x_BT.shape[1])]
-    return mesh.constrain(x_BT, mesh.ROWS, "context")
+    x_BT = meshes.constrain(x_BT, meshes.ROWS, None)[:, order(x_BT.shape[1])]
+    return meshes.constrain(x_BT, meshes.ROWS, "context")
 
 
-def restore(x_BT: jax.Array) -> jax.Array:
+def to_natural_order(x_BT: jax.Array) -> jax.Array:
     """From the model's order back to natural, whole on each device of the axis."""
     if shards() == 1:
         return x_BT
-    return mesh.constrain(x_BT, mesh.ROWS, None)[:, np.argsort(order(x_BT.shape[1]))]
+    return meshes.constrain(x_BT, meshes.ROWS, None)[:, np.argsort(order(x_BT.shape[1]))]
 
 
 def gather(x_Bt: jax.Array) -> jax.Array:

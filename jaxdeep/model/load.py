@@ -24,9 +24,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, tensors
+from jaxdeep.parallel import exchange
 
 NAMES = {
     "attn_norm": "input_layernorm",
@@ -87,7 +87,7 @@ class Part(NamedTuple):
     flip: bool
 
 
-def module(name: str, layer: int, expert: int | None = None) -> str:
+def hf_module(name: str, layer: int, expert: int | None = None) -> str:
     """The published name of a layer's module: model.layers.3.mlp.experts.7.gate_proj."""
     inside = NAMES[name] if expert is None else NAMES[name].replace("mlp", f"mlp.experts.{expert}")
     return f"model.layers.{layer}.{inside}"
@@ -104,7 +104,7 @@ def parts(cfg: arch.Config, spread: int = 1) -> dict[str, Part]:
             each = experts if cfg.E and name in arch.EXPERTS else [None]
             shape = leaf.shape[1:] if each == [None] else leaf.shape[2:]
             for e in each:
-                key = f"{module(name, i, e)}.weight"
+                key = f"{hf_module(name, i, e)}.weight"
                 out[key] = Part(name, i, e, shape[::-1], len(shape) == 2)
     out[TOP["norm"]] = Part("norm", None, None, tree["norm"].shape, False)
     if not cfg.tie:
@@ -387,4 +387,4 @@ def on_host(x: jax.Array) -> np.ndarray:
     """The whole array, on every process."""
     if x.is_fully_addressable:
         return np.asarray(x)
-    return meshes.gather(x, tiled=True)
+    return exchange.all_gather(x, tiled=True)

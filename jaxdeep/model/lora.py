@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxdeep import mesh
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch
 from jaxdeep.model.arch import LINEARS, Leaf
+from jaxdeep.parallel import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,4 +177,4 @@ class Layer:
         return checkpoint_name(y_BTo, "linear")
 
     def _held(self, weight: Any) -> Any:
-        return jax.tree.map(mesh.constrain, weight) if self.whole else weight
+        return jax.tree.map(meshes.constrain, weight) if self.whole else weight

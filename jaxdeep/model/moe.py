@@ -18,12 +18,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from jaxdeep.mesh import ROWS
 from jaxdeep.model.arch import EXPERTS, Config
 from jaxdeep.model.lora import Layer
+from jaxdeep.parallel.mesh import ROWS
 
-LEAST = 256  # rows of a block
-LIVE = "live_block"  # names the choice to compute a block, for who counts what that costs
+MIN_BLOCK_ROWS = 256  # rows of a block
+LIVE_BLOCK_SCOPE = (
+    "live_block"  # names the choice to compute a block, for who counts what that costs
+)
 
 
 def route(x_BTD: jax.Array, router_DE: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
@@ -113,7 +115,7 @@ def _experts(
     # around the choice: what is inside would be kept for the blocks that are not computed, too
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(out_nD: jax.Array, z: jax.Array) -> tuple[jax.Array, None]:
-        with jax.named_scope(LIVE):
+        with jax.named_scope(LIVE_BLOCK_SCOPE):
             return jax.lax.cond(z * m < ends_E[-1], lambda: out_nD + block(z), lambda: out_nD), None
 
     start = jnp.zeros_like(x_BTD, jnp.float32).reshape(-1, D)
@@ -125,7 +127,7 @@ def blocks_of(n: int, shares: int) -> int:
     """Into how many parts n choices of experts, of which a device holds one of so many shares, are cut:
     on average two or three of them have any. Few are not worth it."""
     blocks = 2 * shares if shares > 1 else 1
-    return blocks if n % blocks == 0 and n // blocks >= LEAST else 1
+    return blocks if n % blocks == 0 and n // blocks >= MIN_BLOCK_ROWS else 1
 
 
 def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:

@@ -20,9 +20,9 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdeep.mesh import ROWS
 from jaxdeep.model import attention
 from jaxdeep.model.arch import Config
+from jaxdeep.parallel.mesh import ROWS
 
 BLOCK = 64  # slots that the plain computation looks at together
 GROUP = 16  # rows that it takes as many blocks for as the longest of them needs

@@ -20,14 +20,12 @@ import numpy as np
 
 from jaxdeep.errors import CheckpointError
 from jaxdeep.model import arch, identity, lora, tensors
-from jaxdeep.model import load as checkpoints
 from jaxdeep.model.identity import Base
+from jaxdeep.model.load import NAMES, hf_module, on_host, put_beside
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "jaxdeep.json"
 PREFIX = "base_model.model."
-LEAVES = {
-    hf.rpartition(".")[2]: name for name, hf in checkpoints.NAMES.items() if name in arch.LINEARS
-}
+LEAVES = {hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in arch.LINEARS}
 TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp(?:\.experts\.(\d+))?)\.(\w+)")
 FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
@@ -80,7 +78,7 @@ def save(
             for e in experts:
                 for key, factor in (("a", "lora_A"), ("b", "lora_B")):
                     *_, rows, columns = shapes[name][key].shape
-                    full = f"{PREFIX}{checkpoints.module(name, i, e)}.{factor}.weight"
+                    full = f"{PREFIX}{hf_module(name, i, e)}.{factor}.weight"
                     plan[full] = ((columns, rows), name, key, i, e)
 
     def arrays() -> Iterator[np.ndarray]:
@@ -92,7 +90,7 @@ def save(
             if held != (name, i):
                 held = (name, i)
                 layer = {
-                    k: checkpoints.on_host(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
+                    k: on_host(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
                     for k, x in adapter[name].items()
                 }
             x = layer[key] if e is None else layer[key][e]
@@ -104,7 +102,7 @@ def save(
         "base_model_name_or_path": base.name,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "target_modules": [checkpoints.NAMES[name].rpartition(".")[2] for name in targets],
+        "target_modules": [NAMES[name].rpartition(".")[2] for name in targets],
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -123,7 +121,7 @@ def save(
         tensors.write(part / WEIGHTS, {k: (v[0], dtype) for k, v in plan.items()}, arrays())
         (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
         (part / BASE).write_text(json.dumps({"base": base._asdict()}, indent=2) + "\n")
-        checkpoints.put_beside(part, source, beside)
+        put_beside(part, source, beside)
 
 
 class _Piece(NamedTuple):

@@ -17,15 +17,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdeep import log
-from jaxdeep import mesh as meshes
+from jaxdeep import programs as lower
+from jaxdeep.console import progress
 from jaxdeep.model import flops, moe, paged
-from jaxdeep.plan import chips, count, hlo, lower
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.plan import chips, count, hlo
 from jaxdeep.sample import sizes
 from jaxdeep.types import Batch
 
-KERNELS = 0.5  # of the peak that Pallas kernels of attention are taken to reach
-MORE = re.compile(
+KERNEL_PEAK_SHARE = 0.5  # of the peak that Pallas kernels of attention are taken to reach
+OOM_MESSAGE = re.compile(
     r"(?:temporaries \(|Used )([\d.]+)([KMG])"
 )  # what a program that is too large says
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -73,7 +74,7 @@ def compiled(
     try:
         done = lower.compiled(traced, mesh)
     except jax.errors.JaxRuntimeError as error:
-        said = MORE.search(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
+        said = OOM_MESSAGE.search(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else None
         if not said:
             raise
         wanted = float(said[1]) * UNITS[said[2]]
@@ -98,7 +99,7 @@ def compiled(
         "memory": (cost.memory + work.read) / chip.hbm,
         "interconnect": waits + hides,
     }
-    kernels = max(work.kernels / chip.peak / KERNELS, work.read / chip.hbm)
+    kernels = max(work.kernels / chip.peak / KERNEL_PEAK_SHARE, work.read / chip.hbm)
     least = max(work.matmuls / chip.peak, cost.memory / chip.hbm)
     busy = max(cost.cycles / chip.clock, least) + kernels
     return Program(
@@ -120,7 +121,7 @@ class Plan:
     """What `work` takes on each of `chips` devices. `memory` is bytes by kind, those of keys and values
     as the configuration asks for them."""
 
-    work: lower.Work
+    work: lower.Workload
     topology: str
     mesh: dict[str, int]
     devices: int
@@ -140,7 +141,7 @@ class Plan:
 
 
 def plan(
-    work: lower.Work, topology: chips.Topology, axes: meshes.MeshConfig, *, whole: bool = True
+    work: lower.Workload, topology: chips.Topology, axes: meshes.MeshConfig, *, whole: bool = True
 ) -> Plan:
     """Compile the programs of `work` for the topology; without `whole` only those that decide whether it
     fits. ConfigError for a mesh that does not divide the devices or the work."""
@@ -149,7 +150,7 @@ def plan(
     programs = {}
     listed = lower.listed(work, mesh, own, whole=whole)
     # one after the other: two at a time, libtpu may wait for ever
-    with log.progress(listed, f"plan {work.name}", "program") as bar:
+    with progress(listed, f"plan {work.name}", "program") as bar:
         for name, traced, where in bar:
             bar.set_postfix_str(name, refresh=False)
             programs[name] = compiled(name, traced, where, chip, **assumed(name, work, where))
@@ -167,7 +168,7 @@ def plan(
     )
 
 
-def assumed(name: str, work: lower.Work, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def assumed(name: str, work: lower.Workload, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """What `compiled` is to know of a program: of the engine's, that rows are half full, and that devices
     along `context`, which have the same rows, compute the same."""
     experts = work.spec.model.E
@@ -185,7 +186,7 @@ def assumed(name: str, work: lower.Work, mesh: jax.sharding.Mesh) -> dict[str, A
 
 
 def resident(
-    work: lower.Work,
+    work: lower.Workload,
     mesh: jax.sharding.Mesh,
     own: jax.sharding.Mesh | None,
     programs: dict[str, Program],
@@ -193,7 +194,7 @@ def resident(
     """Bytes of one device by kind, at the moment when most are held."""
     spec, size = work.spec, lower.device_bytes
     state, frozen = lower.state(spec, mesh), lower.frozen(spec, mesh)
-    batch = (lower.batch(mesh, work.rows, work.length), lower.known(work, mesh))
+    batch = (lower.batch(mesh, work.rows, work.length), lower.reference_logps(work, mesh))
     out = {
         "base": size(frozen),
         "weights in float32" if spec.full else "adapter": size(state.trained),
@@ -234,7 +235,7 @@ def same_parts(tree: Any, other: Any) -> bool:
 
 
 def step_of(
-    work: lower.Work, mesh: jax.sharding.Mesh, chip: chips.Chip, programs: Mapping[str, Program]
+    work: lower.Workload, mesh: jax.sharding.Mesh, chip: chips.Chip, programs: Mapping[str, Program]
 ) -> dict[str, float]:
     """A step of training: FLOPs, seconds at least and estimated, tokens per second and device, MFU."""
     times = {
@@ -262,7 +263,7 @@ def step_of(
     }
 
 
-def model_flops(work: lower.Work) -> float:
+def model_flops(work: lower.Workload) -> float:
     """What the architecture asks for in a step whose rows are each one sequence."""
     shape = (work.rows, work.length)
     at, ones = np.broadcast_to(np.arange(work.length), shape), np.broadcast_to(np.float32(1), shape)
@@ -273,7 +274,7 @@ def model_flops(work: lower.Work) -> float:
 
 
 def engine_of(
-    work: lower.Work,
+    work: lower.Workload,
     mesh: jax.sharding.Mesh,
     own: jax.sharding.Mesh,
     chip: chips.Chip,
@@ -283,7 +284,7 @@ def engine_of(
     """The engines, one a host: pages and rows at the limits of the configuration, of all chips together,
     and the speed of a call of all rows that are half full."""
     engine, cfg = work.engine, work.spec.model
-    share, shards = own.size // meshes.parties(own), sizes.shards_of(own)
+    share, shards = own.size // meshes.processes_of(own), sizes.shards_of(own)
     engines = mesh.size // share
     page = paged.page_bytes(cfg, own, engine.page) / own.shape["model"]
     left = chip.memory - sum(memory.values()) + memory["keys and values"]

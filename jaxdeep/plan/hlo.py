@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdeep.model.moe import LIVE
+from jaxdeep.model.moe import LIVE_BLOCK_SCOPE
 
 WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0}
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{[^}]*\})?")
@@ -197,7 +197,7 @@ class _Walk:
             elif op.code == "conditional":
                 # what training asks for is the short way: others are cut-offs of the sampler
                 ways = sorted(_branches(op), key=lambda name: len(self.found[name].ops))
-                if LIVE in op.rest:
+                if LIVE_BLOCK_SCOPE in op.rest:
                     self.body(ways[-1], trips * self.live)
                 else:
                     self.body(ways[0], trips)

@@ -10,11 +10,11 @@ from typing import Any
 import jinja2
 
 from jaxdeep.plan import chips
-from jaxdeep.plan.estimate import KERNELS, Plan
+from jaxdeep.plan.estimate import KERNEL_PEAK_SHARE, Plan
 
 BASIS = (
     "At least: the roofline of the chip's published peak, memory and links. Estimated: the compiler's own "
-    f"cycles, attention kernels at {100 * KERNELS:.0f} % of the peak, and exchange that nothing hides. "
+    f"cycles, attention kernels at {100 * KERNEL_PEAK_SHARE:.0f} % of the peak, and exchange that nothing hides. "
     "Neither has been compared with a run of this package on a TPU."
 )
 

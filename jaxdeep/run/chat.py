@@ -13,16 +13,16 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.text import Text
 
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.agent.rollout import rollout
-from jaxdeep.data.chat import Chat
-from jaxdeep.envs.search import SearchTaskset
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.envs.qa import SearchTaskset
 from jaxdeep.errors import ConfigError
-from jaxdeep.plan import lower
-from jaxdeep.rewards.text import final_answer
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rewards.answers import final_answer
 from jaxdeep.run import eval as evaluate
-from jaxdeep.run import setup
 from jaxdeep.sample.engine import Engine
+from jaxdeep.setup import sections as setup
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Message, Sampling, Task, Trajectory
@@ -50,9 +50,11 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
     mesh = meshes.make_mesh(part["mesh"])
     spec = setup.spec_of(part["model"], part["lora"], optim.OptimConfig(lr=0.0, steps=1))
     setup.check_vocabulary(chat, spec.model)
-    params, state = setup.start_of(part["train"], part["model"], spec, mesh)
+    params, state = setup.load_or_init(part["train"], part["model"], spec, mesh)
     weights, adapter = states.policy(spec, params, state.trained)
-    lower.ready(lower.Work("chat", spec, engine=setup.size_of(part["rollout"])), mesh, mesh)
+    programs.compile_all(
+        programs.Workload("chat", spec, engine=setup.size_of(part["rollout"])), mesh, mesh
+    )
     engine = setup.engine_of(part["rollout"], weights, spec, mesh)
     engine.set_adapter(adapter)
     console = Console()

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdeep import __version__, config
+from jaxdeep import __version__
+from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 
 VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
@@ -84,7 +85,7 @@ def _main(argv: list[str]) -> int:
     name, *rest = argv
     if name not in VERBS:
         raise ConfigError(
-            f"{name!r} is not a verb.{config.suggest(name, VERBS)} The verbs are {', '.join(VERBS)}"
+            f"{name!r} is not a verb.{configs.suggest(name, VERBS)} The verbs are {', '.join(VERBS)}"
         )
     verb = describe(name)
     if "-h" in rest or "--help" in rest:
@@ -94,7 +95,7 @@ def _main(argv: list[str]) -> int:
         words, flags = split(verb, rest)
         return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
     command = parse(verb, rest)
-    loaded = config.load(command.config, command.overrides)
+    loaded = configs.load(command.config, command.overrides)
     module = importlib.import_module(f"jaxdeep.run.{name}")
     return module.main(loaded, command.workdir, **command.flags)
 
@@ -133,7 +134,7 @@ def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             plain.append(word)
             continue
         if name not in own and (verb.arguments or not name.startswith("config.")):
-            suggestion = config.suggest(name, (*own, "help"))
+            suggestion = configs.suggest(name, (*own, "help"))
             raise ConfigError(f"{verb.name} has no flag --{name}.{suggestion}")
         if not equals:
             value = next(words, "--")

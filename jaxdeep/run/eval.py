@@ -17,18 +17,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.agent import record
-from jaxdeep.data import tokenizer
+from jaxdeep.chat import tokenizer
+from jaxdeep.console import progress
 from jaxdeep.errors import DataError
-from jaxdeep.eval import harness, report
+from jaxdeep.eval import harness
 from jaxdeep.model import lora
-from jaxdeep.plan import lower
-from jaxdeep.run import grpo, setup
+from jaxdeep.pages import report
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.run import grpo
+from jaxdeep.setup import sections as setup
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Trajectory
+from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
@@ -74,7 +77,7 @@ def main(config: ConfigDict, workdir: Path, against: str = "") -> int:
             f"{pair['only_a']} only in {against}: McNemar p = {pair['p']:.2g}"
         )
         found = found | {"against": against, "mcnemar": pair}
-    log.write_atomic(workdir / "eval.json", json.dumps(found, indent=2) + "\n")
+    write_atomic(workdir / "eval.json", json.dumps(found, indent=2) + "\n")
     report.page(
         workdir / "eval.html",
         title=f"Evaluation of {name}",
@@ -96,14 +99,16 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
     mesh = meshes.make_mesh(part["mesh"])
     spec = setup.spec_of(part["model"], part["lora"], optim.OptimConfig(lr=0.0, steps=1))
     setup.check_vocabulary(chat, spec.model)
-    with log.lock(workdir):
+    with lock_workdir(workdir):
         configs.save(config, workdir, sys.argv)
-        params, state = setup.start_of(part["train"], part["model"], spec, mesh)
+        params, state = setup.load_or_init(part["train"], part["model"], spec, mesh)
         weights, adapter = states.policy(spec, params, state.trained)
-        lower.ready(lower.Work("eval", spec, engine=setup.size_of(part["rollout"])), mesh, mesh)
+        programs.compile_all(
+            programs.Workload("eval", spec, engine=setup.size_of(part["rollout"])), mesh, mesh
+        )
         engine = setup.engine_of(part["rollout"], weights, spec, mesh)
         engine.set_adapter(adapter)
-        bar = log.progress(len(taskset), "eval", "question")
+        bar = progress(len(taskset), "eval", "question")
         try:
             seen = asyncio.run(
                 grpo.greedy(
@@ -118,6 +123,6 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
         finally:
             bar.close()
             engine.close()
-        log.write_atomic(workdir / tokenizer.FILE, chat.tokenizer.text)
+        write_atomic(workdir / tokenizer.FILE, chat.tokenizer.text)
         record.write(workdir / "eval.jsonl", seen, chat.tokenizer)
     return seen

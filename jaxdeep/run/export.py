@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft, tensors
-from jaxdeep.run import grpo, setup, sft
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.run import grpo, sft
+from jaxdeep.setup import sections as setup
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 
@@ -49,7 +50,7 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         raise ConfigError(f"--what={what}: choose adapter or merged")
     if what == "adapter" and spec.full:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
-    where = setup.saved_in(part["train"], workdir)
+    where = setup.checkpoint_dir(part["train"], workdir)
     about = checkpoint.about(where)
     files = {
         "source": setup.source_folder(model),

@@ -27,27 +27,32 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import hosts, log, trace
-from jaxdeep import mesh as meshes
+from jaxdeep import programs, trace
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import tools_of
-from jaxdeep.data import tokenizer
-from jaxdeep.data.chat import Chat
+from jaxdeep.chat import tokenizer
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.console import progress
 from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
 from jaxdeep.eval import harness
+from jaxdeep.metrics import read_metrics
 from jaxdeep.model import load, lora
-from jaxdeep.plan import lower
-from jaxdeep.rewards import advantages
-from jaxdeep.rewards.health import health
-from jaxdeep.run import algorithms, monitor, setup
-from jaxdeep.run.explore import Explorer
+from jaxdeep.parallel import exchange, hosts
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rl import advantages, algorithms
+from jaxdeep.rl.health import health
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
+from jaxdeep.setup import monitor
+from jaxdeep.setup import sections as setup
+from jaxdeep.setup.explore import Explorer
+from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint, guard, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch, Row, Sampling, Stop, Trajectory
+from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
@@ -110,9 +115,9 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
     mesh = meshes.make_mesh(part["mesh"])
     check_sizes(part, len(taskset), mesh)
     place = setup.folder_of(workdir)
-    with log.lock(place), log.Termination() as ending:
+    with lock_workdir(place), Termination() as ending:
         part["about"] = configs.save(algorithms.expand(config), place, sys.argv)
-        log.write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
+        write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
         while not train(part, chat, taskset, dev, mesh, workdir, ending):
             pass  # the guard has set the run back
 
@@ -124,7 +129,7 @@ def train(
     dev: Taskset | None,
     mesh: jax.sharding.Mesh,
     workdir: Path,
-    ending: log.Termination,
+    ending: Termination,
 ) -> bool:
     """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
     config, settings, rollout = part["train"], part["grpo"], part["rollout"]
@@ -133,8 +138,8 @@ def train(
     spec = spec_of(part, guard.rate(part["guard"], place))
     own = sizes.devices(spec.model, mesh)
     setup.check_vocabulary(chat, spec.model)
-    where = setup.saved_in(config, workdir)
-    params, state = setup.start_of(config, part["model"], spec, mesh, where)
+    where = setup.checkpoint_dir(config, workdir)
+    params, state = setup.load_or_init(config, part["model"], spec, mesh, where)
     step = states.Step(spec, mesh)
     base = setup.base_of(part["model"], spec, params)
     keep = max(config.keep, guard.keep(part["guard"], config.save_every))
@@ -145,18 +150,18 @@ def train(
         done, state, position = saved.restore(state)
     version = int(load.on_host(state.step)) // settings.passes
     if done < config.steps:
-        lower.ready(work_of(part, spec), mesh, own)
+        programs.compile_all(work_of(part, spec), mesh, own)
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
-        frozen = setup.sampled_of(part["model"], spec, params, own, config.seed)
+        frozen = setup.load_sampler_weights(part["model"], spec, params, own, config.seed)
         weights, adapter = sampled(spec, frozen, state, own)
         engine = setup.engine_of(rollout, weights, spec, own, adapters=1 + settings.ahead)
         stack.callback(engine.close)
         engine.set_adapter(adapter, version=version)
         metrics = stack.enter_context(monitor.Monitor(place, step=done, mesh=mesh, part=part))
-        known = meshes.agree(log.read(metrics.path))
+        known = exchange.broadcast(read_metrics(metrics.path))
         watch = guard.Guard(part["guard"] or guard.GuardConfig(), known)
-        bar = stack.enter_context(log.progress(config.steps, "grpo", "step", done=done))
+        bar = stack.enter_context(progress(config.steps, "grpo", "step", done=done))
         explorer = Explorer(taskset, engine, chat, part, done, position, guard.rollbacks(place))
         stack.callback(explorer.close)
         timer, first, void, counts = trace.Timer(trace.Trace(place)), True, 0, engine.metrics()
@@ -211,7 +216,7 @@ def train(
         if done < config.steps and saved.latest() != done > 0:
             saved.save(done, state, position)
     if done < config.steps:
-        print(log.ENDED.format(step=done))
+        print(ENDED.format(step=done))
     return True
 
 
@@ -221,19 +226,19 @@ def spec_of(
     """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
     `setup.spec_of`."""
     settings, limits = part["grpo"], part["rollout"].limits
-    optimizer = settings.updates(part["optim"])
+    optimizer = part["optim"].in_updates(settings.passes)
     optimizer = dataclasses.replace(
         optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
     )
     return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits), hf=hf)
 
 
-def work_of(part: dict[str, Any], spec: states.Spec) -> lower.Work:
+def work_of(part: dict[str, Any], spec: states.Spec) -> programs.Workload:
     """What a step asks devices for, each rollout as long as its limits allow."""
     batch, settings, limits = part["batch"], part["grpo"], part["rollout"].limits
     rollouts = settings.prompts * settings.group
     rows = -(-rollouts // (batch.length // limits.max_tokens))
-    return lower.Work(
+    return programs.Workload(
         "grpo",
         spec,
         batch.rows,
@@ -280,7 +285,7 @@ def sampled(
 ) -> tuple[dict, dict | None]:
     """Weights and adapter on the mesh of the sampler. Of all that a step changes, what it
     trained is what crosses from process to process."""
-    trained = meshes.bring(state.trained, states.shardings(spec, mesh).trained)
+    trained = exchange.reshard(state.trained, states.shardings(spec, mesh).trained)
     return states.policy(spec, frozen, trained)
 
 
@@ -308,10 +313,10 @@ async def greedy(
 
 def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
     """The share of tasks that greedy rollouts get right, each process doing its part."""
-    some = meshes.share(range(len(taskset)))
-    with engine.together():
+    some = exchange.my_items(range(len(taskset)))
+    with engine.serving():
         seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
-    return harness.summarize(meshes.exchange(seen))["em"]
+    return harness.summarize(exchange.all_gather_objects(seen))["em"]
 
 
 def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) -> list[Batch]:
@@ -368,7 +373,7 @@ def blame(
     state: states.State,
     params: Any,
     batches: list[Batch],
-    befores: list[losses.Before],
+    befores: list[losses.ReferenceLogps],
     found: dict[str, float],
 ) -> str:
     """Which microbatches have a loss or a gradient that is no number."""

@@ -22,12 +22,14 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import load
-from jaxdeep.plan import chips, estimate, lower, published, report
-from jaxdeep.run import grpo, setup, sft
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.plan import chips, estimate, published, report
+from jaxdeep.run import grpo, sft
+from jaxdeep.setup import sections as setup
+from jaxdeep.workdir import write_atomic
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 EXAMPLE = "python -m jaxdeep plan --config=configs/grpo_search.py --topology=v5e:4x4"
@@ -60,8 +62,8 @@ def main(
     else:
         print("\n\n".join(report.text(one) for one in found))
     facts = json.dumps([report.facts(one) for one in found], indent=2)
-    log.write_atomic(workdir / "plan.json", facts + "\n")
-    log.write_atomic(workdir / "plan.html", report.page(found))
+    write_atomic(workdir / "plan.json", facts + "\n")
+    write_atomic(workdir / "plan.html", report.page(found))
     print(f"\n{report.BASIS}\nLook at {workdir / 'plan.html'}")
     best = {one.work.name for one in found if one.fits}
     return 0 if len(best) == len(stages) and (sweep or all(one.fits for one in found)) else 2
@@ -97,7 +99,7 @@ def show_compared(found: Sequence[estimate.Plan], refused: Mapping[str, str]) ->
         print(f"cheapest that fits: {report.verdict(best)}" if best.fits else "none of them fits")
 
 
-def works(config: ConfigDict) -> list[tuple[lower.Work, meshes.MeshConfig]]:
+def works(config: ConfigDict) -> list[tuple[programs.Workload, meshes.MeshConfig]]:
     """What each stage of a configuration asks for, and the mesh it is to run on."""
     if {"sft", "grpo"} <= set(config) and "model" not in config:
         return [*works(config.sft), *works(config.grpo)]

@@ -16,13 +16,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
 from jaxdeep.agent import record
 from jaxdeep.errors import ConfigError
-from jaxdeep.eval import harness, report
+from jaxdeep.eval import harness
+from jaxdeep.metrics import read_metrics
+from jaxdeep.pages import report
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, sft
+from jaxdeep.signals import Termination
 from jaxdeep.types import Trajectory
+from jaxdeep.workdir import write_atomic
 
 DEFAULT_CONFIG = "configs/quickstart.py"
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
@@ -39,7 +42,7 @@ def main(config: ConfigDict, workdir: Path) -> int:
     begun = time.perf_counter()
     same_run(config, workdir)
     evaluated = {}
-    with log.Termination() as ending:
+    with Termination() as ending:
         for stage in STAGES:
             start = ""
             if stage == "sft":
@@ -78,7 +81,7 @@ def same_run(config: ConfigDict, workdir: Path) -> None:
 
 def finished(config: ConfigDict, place: Path) -> bool:
     """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good order."""
-    rows = log.read(place / "metrics.jsonl")
+    rows = read_metrics(place / "metrics.jsonl")
     return bool(rows) and rows[-1]["step"] == config.train.steps
 
 
@@ -105,7 +108,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     rows = [row(STAGES[stage], seen) for stage, seen in evaluated.items()]
     before, after = evaluated["sft"], evaluated["grpo"]
     pair = harness.compare(before, after)
-    steps = log.read(workdir / "grpo" / "metrics.jsonl")
+    steps = read_metrics(workdir / "grpo" / "metrics.jsonl")
     summary = {
         "n": len(after),
         "base_em": rows[0]["em"],
@@ -148,7 +151,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
             f"{pair['only_a']} the other way round: McNemar p = {pair['p']:.2g}.",
         ],
     )
-    log.write_atomic(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(report.table(rows, [c for c in rows[0] if c not in ("em_low", "em_high")]))
     print(f"\nMcNemar p = {pair['p']:.2g}; {seconds:.0f} s. Look at {workdir / 'index.html'}")
 

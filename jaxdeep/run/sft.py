@@ -23,17 +23,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import hosts, log, trace
-from jaxdeep import mesh as meshes
+from jaxdeep import programs, trace
+from jaxdeep.console import progress
 from jaxdeep.data import mix
 from jaxdeep.data.share import Share
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
-from jaxdeep.plan import lower
-from jaxdeep.run import monitor, rows, setup
-from jaxdeep.train import checkpoint, losses, optim
+from jaxdeep.parallel import exchange, hosts
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rl.objective import SFT, Kl
+from jaxdeep.setup import monitor
+from jaxdeep.setup import sections as setup
+from jaxdeep.setup import sources as rows
+from jaxdeep.signals import ENDED, Termination
+from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
 from jaxdeep.train.measure import Measure
+from jaxdeep.workdir import lock_workdir
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
@@ -52,7 +58,7 @@ class SftConfig:
     """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned tokens. They
     are the data's and not sampled from the policy: k2 and k3 are distances there, 0 where both agree."""
 
-    kl: losses.Kl = dataclasses.field(default_factory=losses.Kl)
+    kl: Kl = dataclasses.field(default_factory=Kl)
 
     def __post_init__(self) -> None:
         if self.kl.kind == "k1" and self.kl.coef:
@@ -108,10 +114,10 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
     spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
-    with log.lock(place), log.Termination() as ending, hosts.Circle("rows") as circle:
+    with lock_workdir(place), Termination() as ending, hosts.Rounds("rows") as circle:
         about = configs.save(config, place, sys.argv)
-        where = setup.saved_in(train, workdir)
-        params, state = setup.start_of(train, part["model"], spec, mesh, where)
+        where = setup.checkpoint_dir(train, workdir)
+        params, state = setup.load_or_init(train, part["model"], spec, mesh, where)
         step, measure = states.Step(spec, mesh), Measure(spec, mesh)
         base = setup.base_of(part["model"], spec, params)
         saved = checkpoint.Checkpoints(where, spec, keep=train.keep, base=base, run=about)
@@ -120,15 +126,15 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
             done, state, kept = saved.restore(state)
             position = mix.Position.load(kept, walk)
         if done < train.steps:
-            lower.ready(work_of(part, spec), mesh)
+            programs.compile_all(work_of(part, spec), mesh)
         how = dict(
             seed=train.seed, long=data.long, bad=data.bad_rows, share=share_of(circle, mesh, **size)
         )
-        batches = mix.ahead(mix.fill(walk, position, **size, **how), data.accumulate)
+        batches = mix.prefetch(mix.fill(walk, position, **size, **how), data.accumulate)
         timer = trace.Timer(trace.Trace(place))
         watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
         with contextlib.closing(saved), watched as metrics:
-            bar = log.progress(train.steps, "sft", "step", done=done)
+            bar = progress(train.steps, "sft", "step", done=done)
             for n in range(done + 1, train.steps + 1):
                 before = position
                 with timer("data"):
@@ -151,7 +157,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
                 metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
                 bar.update()
-                ended = any(meshes.exchange([ending.asked]))
+                ended = any(exchange.all_gather_objects([ending.asked]))
                 if n % train.save_every == 0 or n == train.steps or ended:
                     score = -row["eval/loss"] if "eval/loss" in row else None
                     with timer("checkpoint"):
@@ -160,7 +166,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
                     break
             bar.close()
         if done < train.steps and ended and n < train.steps:
-            print(log.ENDED.format(step=n))
+            print(ENDED.format(step=n))
             return
         if spec.full:
             export(workdir / "model", state.trained, spec, chat)
@@ -170,17 +176,17 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
 
 def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:
     """What the steps are compiled from; `hf` as in `setup.spec_of`."""
-    objective = dataclasses.replace(losses.SFT, kl=(part["sft"] or SftConfig()).kl)
+    objective = dataclasses.replace(SFT, kl=(part["sft"] or SftConfig()).kl)
     return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
 
 
-def work_of(part: dict[str, Any], spec: states.Spec) -> lower.Work:
+def work_of(part: dict[str, Any], spec: states.Spec) -> programs.Workload:
     """What a step asks devices for."""
     batch = part["batch"]
-    return lower.Work("sft", spec, batch.rows, batch.length, part["data"].accumulate)
+    return programs.Workload("sft", spec, batch.rows, batch.length, part["data"].accumulate)
 
 
-def share_of(circle: hosts.Circle, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
+def share_of(circle: hosts.Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
     """What this process loads of the rows; None where it is alone."""
     if circle.count == 1:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.eval import view
+from jaxdeep.pages import view
 
 ARGUMENTS = "RUN [RUN2]"
 DEFAULT_CONFIG = None

@@ -30,14 +30,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdeep import hosts
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
+from jaxdeep.parallel import hosts
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.sample.pages import Pool
-from jaxdeep.sample.request import Policy, Row
-from jaxdeep.sample.sizes import PARTS, STOPS, WIDTH, EngineConfig
+from jaxdeep.sample.request import AdapterMix, Request
+from jaxdeep.sample.sizes import CALL_FRACTIONS, STOPS, WIDTH, EngineConfig
 from jaxdeep.types import Completion, Sampling
 
 PREFILLS = 8  # calls that take in prompts between two that draw, at most
@@ -61,12 +61,12 @@ class Engine:
             Pool(pages // shards, engine.page, partial=not engine.exact) for _ in range(shards)
         ]
         self._params, self._bank = params, None
-        self._policies = {"": Policy(np.zeros(engine.adapters, np.float32))}
-        self._waiting: collections.deque[Row] = collections.deque()
-        self._prefilling: list[Row] = []  # both in the order of their admission
-        self._decoding: list[Row] = []
+        self._policies = {"": AdapterMix(np.zeros(engine.adapters, np.float32))}
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._prefilling: list[Request] = []  # both in the order of their admission
+        self._decoding: list[Request] = []
         self._wake = threading.Condition()
-        self._circle = hosts.Circle("engine") if meshes.parties(mesh) > 1 else None
+        self._circle = hosts.Rounds("engine") if meshes.processes_of(mesh) > 1 else None
         self._open, self._left = self._circle is None, False  # see `together`
         self._closed = False
         self._error: BaseException | None = None
@@ -74,7 +74,7 @@ class Engine:
         self._programs = sampler.compiled(cfg, engine.steps)
         self._compiled = sum(program._cache_size() for program in self._programs)
         with meshes.use(mesh):
-            self._kv = paged.empty(cfg, mesh, pages * meshes.parties(mesh), engine.page)
+            self._kv = paged.empty(cfg, mesh, pages * meshes.processes_of(mesh), engine.page)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -165,13 +165,13 @@ class Engine:
                 slot = self._slot(name)
                 mix_A[slot] = self.cfg.lora_scale if scale is None else scale
                 self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
-            self._replace(name, Policy(mix_A, version))
+            self._replace(name, AdapterMix(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
         """Let `name` stand for the weighted sum of adapters that are held under these names."""
         with self._wake:
             mixes = [weight * self._policy(other).mix_A for other, weight in weights.items()]
-            self._replace(name, Policy(np.sum(mixes, axis=0, dtype=np.float32)))
+            self._replace(name, AdapterMix(np.sum(mixes, axis=0, dtype=np.float32)))
 
     def set_base(self, params: dict) -> None:
         """Sample from other weights of the same shapes. Only between requests."""
@@ -190,7 +190,7 @@ class Engine:
         self.set_adapter(adapter, version=version)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def serving(self) -> Iterator[None]:
         """Serve requests while in this block. An engine on devices of this process alone always does.
         Where others' are among them, all processes enter the block and leave it together: one that is
         done serves on until the last one is. Between blocks requests wait, and the devices are free for
@@ -214,7 +214,7 @@ class Engine:
         with self._wake, meshes.use(self.mesh):
             nothing = [[] for _ in range(self._shards)]
             # twice: the first call sees pages that no program has returned
-            for part in (*PARTS, *PARTS):
+            for part in (*CALL_FRACTIONS, *CALL_FRACTIONS):
                 tiles = self._size(self.engine.tiles, part)
                 self._call_prefill(nothing, tiles)
                 self._call_decode(nothing, self._size(self.engine.slots, part))
@@ -251,7 +251,7 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
             policy = self._policy(adapter)
-            row = Row(prompt, seed & 0xFFFFFFFF, max_new, sampling, policy, future, sink)
+            row = Request(prompt, seed & 0xFFFFFFFF, max_new, sampling, policy, future, sink)
             if len(row.stops) > STOPS or not all(0 < len(stop) <= WIDTH for stop in row.stops):
                 raise ValueError(
                     f"stops {sampling.stop}: at most {STOPS}, each of 1 to {WIDTH} tokens"
@@ -261,7 +261,7 @@ class Engine:
             self._wake.notify()
         return future
 
-    def _policy(self, name: str) -> Policy:
+    def _policy(self, name: str) -> AdapterMix:
         if name not in self._policies:
             known = ", ".join(map(repr, self._policies))
             raise ValueError(f"there is no adapter {name!r}, only {known}")
@@ -283,12 +283,12 @@ class Engine:
             )
         return int(free[0])
 
-    def _replace(self, name: str, policy: Policy) -> None:
+    def _replace(self, name: str, policy: AdapterMix) -> None:
         if old := self._policies.get(name):
             self._forget(old)
         self._policies[name] = policy
 
-    def _forget(self, policy: Policy) -> None:
+    def _forget(self, policy: AdapterMix) -> None:
         for pool in self._pools:
             pool.forget(policy)
 
@@ -370,13 +370,13 @@ class Engine:
                     self._release(row)
                     self.stats["cancelled"] += 1
 
-    def _release(self, row: Row) -> None:
+    def _release(self, row: Request) -> None:
         """The row's pages go back; its tokens stay findable."""
         self._pools[row.shard].release(row.lease, row.content[: row.fed])
         row.lease = None
         self._leave(row.policy)
 
-    def _leave(self, policy: Policy) -> None:
+    def _leave(self, policy: AdapterMix) -> None:
         """One request fewer samples from it. What it computed goes with its last one where no name
         stands for it any more: rows that waited while it was replaced computed it after that."""
         policy.users -= 1
@@ -417,7 +417,7 @@ class Engine:
         """One call: as many tiles of the first prompts as it holds. `tiles` wait in the fullest shard."""
         tile = self.engine.tile
         most = self._size(self.engine.tiles, 1) // self._shards
-        work: list[list[tuple[Row, int, list[int]]]] = [[] for _ in range(self._shards)]
+        work: list[list[tuple[Request, int, list[int]]]] = [[] for _ in range(self._shards)]
         for row in self._prefilling:
             content = row.content
             while row.fed < len(content) and len(work[row.shard]) < most:
@@ -449,12 +449,12 @@ class Engine:
                     self._pause(next(r for r in reversed(self._decoding) if r.shard == row.shard))
         if not self._decoding and self._circle is None:
             return
-        work: list[list[Row]] = [[] for _ in range(self._shards)]
+        work: list[list[Request]] = [[] for _ in range(self._shards)]
         for row in self._decoding:
             work[row.shard].append(row)
         for rows in work:
             rows.sort(key=lambda row: row.fed)  # see paged.plain
-        choices = [self._size(self.engine.slots, part) for part in PARTS]
+        choices = [self._size(self.engine.slots, part) for part in CALL_FRACTIONS]
         size = next(size for size in choices if most * self._shards <= size)
         drawn, count_B = self._call_decode(work, size)
         for at, row in self._places(work, size):
@@ -462,14 +462,14 @@ class Engine:
             self._take(row, drawn, at, int(count_B[at]))
         self._deliver(list(self._decoding))
 
-    def _pause(self, row: Row) -> None:
+    def _pause(self, row: Request) -> None:
         """Give a row's pages to others; it will be computed again."""
         self._decoding.remove(row)
         self._pools[row.shard].release(row.lease, row.content[: row.fed])
         self._waiting.appendleft(row)
         self.stats["paused"] += 1
 
-    def _take(self, row: Row, drawn: sampler.Drawn, at: int, count: int) -> None:
+    def _take(self, row: Request, drawn: sampler.Draws, at: int, count: int) -> None:
         for kept, new in (
             (row.tokens, drawn.token_B),
             (row.logps, drawn.logp_B),
@@ -478,7 +478,7 @@ class Engine:
             kept += np.reshape(new[at], -1)[:count].tolist()
         self.stats["sampled"] += count
 
-    def _deliver(self, rows: Sequence[Row]) -> None:
+    def _deliver(self, rows: Sequence[Request]) -> None:
         """Hand out what is done, and parts of it to those who asked for parts."""
         for row in rows:
             stop = "stop" if row.stopped else "" if row.left else "length"
@@ -501,7 +501,7 @@ class Engine:
         for shard, items in enumerate(work):
             yield from zip(itertools.count(shard * size // self._shards), items)
 
-    def _draw(self, rows: Sequence[tuple[int, Row]], size: int) -> sampler.Draw:
+    def _draw(self, rows: Sequence[tuple[int, Request]], size: int) -> sampler.DrawParams:
         how = sampler.idle(size, STOPS, WIDTH)
         for at, row in rows:
             sampling = row.sampling
@@ -515,7 +515,7 @@ class Engine:
             how.drawn_B[at], how.left_B[at] = len(row.tokens), row.left
         return how
 
-    def _inputs(self, rows: Sequence[tuple[int, Row]], held: Sequence[int], size: int) -> tuple:
+    def _inputs(self, rows: Sequence[tuple[int, Request]], held: Sequence[int], size: int) -> tuple:
         """Table, tokens held and adapters of the rows of a call."""
         table_BX = np.zeros((size, self.engine.table), np.int32)
         held_B = np.zeros(size, np.int32)
@@ -528,13 +528,13 @@ class Engine:
         return table_BX, held_B, mix_BA
 
     def _call(self, program: Any, inputs: tuple, *rest: Any) -> tuple:
-        table_BX, held_B, mix_BA, *rest = meshes.spread(self.mesh, (*inputs, *rest))
+        table_BX, held_B, mix_BA, *rest = meshes.put_rows(self.mesh, (*inputs, *rest))
         adapters = self._bank and lora.Bank(self._bank, mix_BA)
-        with meshes.turn(self.mesh):
+        with meshes.dispatch_lock(self.mesh):
             self._kv, *out = program(self._params, adapters, self._kv, table_BX, held_B, *rest)
-        return meshes.collect(out)
+        return meshes.fetch_rows(out)
 
-    def _call_prefill(self, work: Sequence, size: int) -> sampler.Drawn:
+    def _call_prefill(self, work: Sequence, size: int) -> sampler.Draws:
         tokens_BT = np.zeros((size, self.engine.tile), np.int32)
         count_B = np.zeros(size, np.int32)
         places = list(self._places(work, size))
@@ -545,7 +545,7 @@ class Engine:
         how = self._draw(rows, size)
         return self._call(self._programs[0], inputs, tokens_BT, count_B, how)[0]
 
-    def _call_decode(self, work: Sequence, size: int) -> tuple[sampler.Drawn, np.ndarray]:
+    def _call_decode(self, work: Sequence, size: int) -> tuple[sampler.Draws, np.ndarray]:
         rows = list(self._places(work, size))
         token_B = np.zeros(size, np.int32)
         for at, row in rows:

@@ -14,7 +14,7 @@ from jaxdeep.types import Completion, Sampling
 
 
 @dataclasses.dataclass(eq=False)
-class Policy:
+class AdapterMix:
     """What a request samples from: how much of each held adapter, alpha / rank included."""
 
     mix_A: np.ndarray
@@ -23,14 +23,14 @@ class Policy:
 
 
 @dataclasses.dataclass(eq=False)
-class Row:
+class Request:
     """A request, and what it holds while in progress."""
 
     prompt: list[int]
     seed: int
     max_new: int
     sampling: Sampling
-    policy: Policy
+    policy: AdapterMix
     future: concurrent.futures.Future
     sink: Callable[[Completion], None] | None
     since: float = dataclasses.field(default_factory=time.perf_counter)

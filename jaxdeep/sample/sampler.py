@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, paged, qwen3
+from jaxdeep.model import arch, decoder, paged
+from jaxdeep.parallel import mesh as meshes
 
 
 @struct.dataclass
-class Draw:
+class DrawParams:
     """How each row draws: `seed_B` uint32, `temperature_B` (0: the most likely token), `top_p_B` (1:
     all), `top_k_B` (0: all), `min_p_B` (0: all); `stop_BZW` are runs of up to W ids that end a turn, at
     the end of their W places with -1 before them, and all -1 where there is none; `tail_BW` the last W
@@ -40,9 +40,9 @@ class Draw:
     left_B: jax.Array
 
 
-def idle(B: int, Z: int, W: int) -> Draw:
+def idle(B: int, Z: int, W: int) -> DrawParams:
     """Rows that draw nothing, to be filled in on the host: room for Z stops of W tokens each."""
-    return Draw(
+    return DrawParams(
         seed_B=np.zeros(B, np.uint32),
         temperature_B=np.zeros(B, np.float32),
         top_p_B=np.ones(B, np.float32),
@@ -56,7 +56,7 @@ def idle(B: int, Z: int, W: int) -> Draw:
 
 
 @struct.dataclass
-class Drawn:
+class Draws:
     """A token for each row with its log-probability in nats under the policy at temperature 1,
     `logp_B`, and under the distribution it was drawn from, `chosen_B`."""
 
@@ -65,7 +65,7 @@ class Drawn:
     chosen_B: jax.Array
 
 
-def cut(scaled_BV: jax.Array, how: Draw) -> jax.Array:
+def cut(scaled_BV: jax.Array, how: DrawParams) -> jax.Array:
     """`scaled_BV` with what top-k, top-p or min-p leave out at minus infinity. The most likely token
     always stays; of equal scores at the edge all stay."""
     V = scaled_BV.shape[1]
@@ -80,7 +80,9 @@ def cut(scaled_BV: jax.Array, how: Draw) -> jax.Array:
     return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
 
 
-def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array) -> jax.Array:
+def sample_token(
+    seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array
+) -> jax.Array:
     """An id with probability in proportion to `mass_V`, by inverting its distribution twice: first a
     block of ids, then an id in it. It takes two random numbers, not V, and each has the resolution of a
     float32. `best` is the most likely id."""
@@ -101,7 +103,7 @@ def pick(seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array) 
     return jnp.where(mass_V[jnp.minimum(token, V - 1)] > 0, token, best)
 
 
-def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
+def draw(logits_BV: jax.Array, how: DrawParams) -> Draws:
     """One token for each row."""
     warm_B = how.temperature_B > 0
     scaled_BV = logits_BV / jnp.where(warm_B, how.temperature_B, 1.0)[:, None]
@@ -113,7 +115,7 @@ def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
     # the first of the highest: XLA's argmax is several times slower on CPUs
     V = scaled_BV.shape[1]
     best_B = jnp.min(jnp.where(scaled_BV == top_B1, jnp.arange(V), V - 1), axis=-1)
-    drawn_B = jax.vmap(pick)(how.seed_B, how.drawn_B, mass_BV, best_B)
+    drawn_B = jax.vmap(sample_token)(how.seed_B, how.drawn_B, mass_BV, best_B)
     token_B = jnp.where(warm_B, drawn_B, best_B)
 
     def of_token(x_BV: jax.Array) -> jax.Array:
@@ -121,7 +123,7 @@ def draw(logits_BV: jax.Array, how: Draw) -> Drawn:
 
     logp_B = of_token(logits_BV) - jax.nn.logsumexp(logits_BV, axis=-1)
     chosen_B = of_token(scaled_BV) - top_B1[:, 0] - jnp.log(jnp.sum(mass_BV, axis=-1))
-    return Drawn(token_B, logp_B, jnp.where(warm_B, chosen_B, 0.0))
+    return Draws(token_B, logp_B, jnp.where(warm_B, chosen_B, 0.0))
 
 
 def prefill(
@@ -130,18 +132,18 @@ def prefill(
     pages: paged.Pages,
     tokens_BT: jax.Array,
     count_B: jax.Array,
-    how: Draw,
+    how: DrawParams,
     *,
     cfg: arch.Config,
-) -> tuple[jax.Array, Drawn]:
+) -> tuple[jax.Array, Draws]:
     """Append the first `count_B` of `tokens_BT` to each row and draw a token after its last one.
     Returns the pages' array, whose old one is used up where the caller donates it, and what was drawn:
     of no use in rows that do not end a prompt."""
-    hidden_BTD, pages = qwen3.forward(
+    hidden_BTD, pages = decoder.forward(
         params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
     )
     last_BD = jnp.take_along_axis(hidden_BTD, (count_B - 1)[:, None, None], axis=1)[:, 0]
-    return pages.kv_LPSJH, draw(qwen3.logits(params, last_BD, cfg=cfg), how)
+    return pages.kv_LPSJH, draw(decoder.logits(params, last_BD, cfg=cfg), how)
 
 
 def decode(
@@ -149,11 +151,11 @@ def decode(
     lora: Any,
     pages: paged.Pages,
     token_B: jax.Array,
-    how: Draw,
+    how: DrawParams,
     *,
     cfg: arch.Config,
     steps: int,
-) -> tuple[jax.Array, Drawn, jax.Array]:
+) -> tuple[jax.Array, Draws, jax.Array]:
     """Feed each row its last token and draw the next, at most `steps` times.
 
     A row draws until it drew a stop or `left_B` tokens. Returns the pages' array, what was drawn with
@@ -167,10 +169,10 @@ def decode(
     def one(carry: tuple) -> tuple:
         step, pages, token_B, how, active_B, out = carry
         moved_B = active_B.astype(jnp.int32)
-        hidden_B1D, pages = qwen3.forward(
+        hidden_B1D, pages = decoder.forward(
             params, lora, token_B[:, None], cfg=cfg, cache=pages, count_B=moved_B
         )
-        new = draw(qwen3.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
+        new = draw(decoder.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
         token_B = jnp.where(active_B, new.token_B, token_B)
         out = jax.tree.map(lambda every, now: every.at[:, step].set(now), out, new)
         tail_BW = jnp.concatenate((how.tail_BW[:, 1:], token_B[:, None]), axis=1)
@@ -184,13 +186,13 @@ def decode(
 
     B, before_B = len(token_B), how.drawn_B
     none_BS = jnp.zeros((B, steps), jnp.float32)
-    out = Drawn(none_BS.astype(token_B.dtype), none_BS, none_BS)
+    out = Draws(none_BS.astype(token_B.dtype), none_BS, none_BS)
     start = (jnp.int32(0), pages, token_B, how, how.left_B > 0, out)
     _, pages, _, how, _, out = jax.lax.while_loop(go, one, start)
     return pages.kv_LPSJH, out, how.drawn_B - before_B
 
 
-def stopped(how: Draw) -> jax.Array:
+def stopped(how: DrawParams) -> jax.Array:
     """Whether the last tokens of each row are one of its stops, [B]."""
     same_BZW = (how.stop_BZW == how.tail_BW[:, None]) | (how.stop_BZW < 0)
     return jnp.any(jnp.all(same_BZW, axis=-1) & (how.stop_BZW[..., -1] >= 0), axis=-1)
@@ -204,7 +206,7 @@ def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
     def apart(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
             pages = paged.Pages(kv_LPSJH, table_BX, held_B)
-            with arch.products(cfg):
+            with arch.matmul_precision(cfg):
                 kv_LPSJH, *out = function(params, lora, pages, *rest)
             # each process reads the rows that are its own
             return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)

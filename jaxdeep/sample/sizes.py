@@ -8,13 +8,13 @@ import math
 
 import jax
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, paged
+from jaxdeep.parallel import mesh as meshes
 
 TABLE = 3 * 2**18  # bytes that a call's table of pages may have: TPUs' kernel reads it from 1 MiB
 STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
-PARTS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
+CALL_FRACTIONS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def devices(cfg: arch.Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:
     """How many parts of a process's devices have rows and pages of their own."""
-    return mesh.shape["replica"] * mesh.shape["data"] // meshes.parties(mesh)
+    return mesh.shape["replica"] * mesh.shape["data"] // meshes.processes_of(mesh)
 
 
 def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> int:

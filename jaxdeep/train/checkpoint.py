@@ -20,9 +20,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
 from jaxdeep.model import identity
+from jaxdeep.parallel import exchange
 from jaxdeep.train import state as states
 
 NONE = -sys.float_info.max  # the score of what was not evaluated: Orbax wants a number
@@ -183,7 +183,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
                 failed = error
-            if any(meshes.exchange([failed is not None])):  # all go on from the same
+            if any(exchange.all_gather_objects([failed is not None])):  # all go on from the same
                 torn[step] = failed or CheckpointError("another process cannot read it")
                 continue
             for bad, error in torn.items():

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxdeep import log
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError, DivergedError
+from jaxdeep.parallel import exchange
 from jaxdeep.train.checkpoint import Checkpoints
+from jaxdeep.workdir import write_atomic
 
 FILE = "guard.json"  # the times that a run was set back
 
@@ -177,7 +177,7 @@ def set_back(
             f"stopped after step {step}, set back {done} times before: {'; '.join(alarms)}. {last}"
         )
     back = {"step": step, "to": good, "why": list(alarms)}
-    log.write_atomic(workdir / FILE, json.dumps([*_read(workdir), back], indent=2) + "\n")
+    write_atomic(workdir / FILE, json.dumps([*_read(workdir), back], indent=2) + "\n")
     print(f"step {step}: set back to step {good}", file=sys.stderr)
     finish(workdir, saved)
     return True
@@ -188,7 +188,7 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
     `set_back` from it."""
     backs = _read(workdir)
     place = workdir / f"collapsed-{len(backs)}"
-    if not backs or meshes.agree((place / "metrics.jsonl").exists()):
+    if not backs or exchange.broadcast((place / "metrics.jsonl").exists()):
         return
     saved.drop_after(backs[-1]["to"])
     for name in ("rollouts", "gaps"):
@@ -196,13 +196,13 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
             if int(path.name.split(".")[0]) > backs[-1]["to"]:
                 place.mkdir(exist_ok=True)
                 shutil.move(path, place / path.name)
-    log.write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
+    write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
 
 
 def agree(workdir: pathlib.Path) -> None:
     """Of several processes each keeps the history of the run; the first one's is right."""
-    if (backs := meshes.agree(_read(workdir))) != _read(workdir):
-        log.write_atomic(workdir / FILE, json.dumps(backs, indent=2) + "\n")
+    if (backs := exchange.broadcast(_read(workdir))) != _read(workdir):
+        write_atomic(workdir / FILE, json.dumps(backs, indent=2) + "\n")
 
 
 def rollbacks(workdir: pathlib.Path) -> int:

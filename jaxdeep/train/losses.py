@@ -18,110 +18,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep import mesh
-from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, qwen3
+from jaxdeep.model import arch, decoder
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rl.objective import SFT, Clip, Objective
 from jaxdeep.types import Batch
 
 MISMATCH = ("mismatch_kl", "logp_diff", "max_logp_diff", "max_prob_diff", "ess")
 """Metrics that compare the policy with its sampler."""
 
-FAR = 20.0  # nats: log-ratios are held within it, so that no exponential of one leaves float32
+MAX_LOG_RATIO = (
+    20.0  # nats: log-ratios are held within it, so that no exponential of one leaves float32
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """The range of the ratio outside which a token no longer pushes: [1 - low, 1 + high], None for no
-    bound on that side. `binary_tv` reads both as differences of probabilities. `dual` bounds the ratio
-    of tokens with a negative advantage, which `high` does not (arXiv 1912.09729)."""
-
-    low: float | None = 0.2
-    high: float | None = 0.28
-    dual: float | None = None
-
-    def __post_init__(self) -> None:
-        low, high = 0.5 if self.low is None else self.low, 1.0 if self.high is None else self.high
-        if not (0 < low < 1 and high > 0):
-            raise ConfigError(f"clip low={low} must be in (0, 1) and high={high} above 0")
-        if self.dual is not None and not self.dual > 1 + (self.high or 0.0):
-            raise ConfigError(
-                f"clip dual={self.dual} must be above 1 + high={1 + (self.high or 0.0)}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Kl:
-    """KL to the base in the loss, estimated at the sampled token from d = log p - log p of the base
-    (Schulman, 2020): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. On policy the gradient of k2 is that of
-    the KL itself, that of k3 near it while d is small, and that of k1 zero on average: k1 only measures."""
-
-    kind: Literal["k1", "k2", "k3"] = "k3"
-    coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.coef < float("inf"):
-            raise ConfigError(f"kl coef={self.coef} must be a number from 0 up")
-
-
-@dataclasses.dataclass(frozen=True)
-class Correction:
-    """For a sampler that is not the trainer: tokens are weighed by p of the trainer before the step over
-    p of the sampler, held within [low, high] ("truncate") or 0 outside it ("mask")."""
-
-    kind: Literal["none", "truncate", "mask"] = "none"
-    low: float = 0.0
-    high: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low < 1 < self.high:
-            raise ConfigError(
-                f"correction low={self.low} must be in [0, 1) and high={self.high} above 1"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """The loss of a token and how tokens are added up.
-
-    `aggregate`: the mean over all tokens ("token"), over sequences of the mean over their tokens
-    ("sequence"), or the sum over tokens divided by sequences x `length` ("constant").
-
-    The ratio is against the sampler, unless there is a correction for it, or `loss` is given the
-    trainer's own log-probabilities of before: then it is against those. `binary_tv` stays with the sampler.
-    """
-
-    kind: Literal["likelihood", "clip", "gspo", "cispo", "binary_tv"] = "clip"
-    clip: Clip = Clip()
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    length: int = 1
-    kl: Kl = Kl()
-    entropy: float = 0.0
-    correction: Correction = Correction()
-
-    def __post_init__(self) -> None:
-        if self.length < 1 or not np.isfinite(self.entropy):
-            raise ConfigError(
-                f"length={self.length} must be at least 1 and entropy={self.entropy} a number"
-            )
-        if self.kind == "binary_tv" and self.correction.kind != "none":
-            raise ConfigError(
-                f"correction={self.correction.kind!r} does nothing for binary_tv, whose ratio is against "
-                "the sampler: use none"
-            )
-        if self.kind == "cispo" and self.clip.dual is not None:
-            raise ConfigError(f"clip dual={self.clip.dual} does nothing for cispo: use None")
-
-
-SFT = Objective("likelihood")
-
-
-class Before(NamedTuple):
+class ReferenceLogps(NamedTuple):
     """Log-probabilities of a batch before the step, [B, T]: the trainer's own, the base's. None where
     nothing asks for them."""
 
@@ -129,14 +45,14 @@ class Before(NamedTuple):
     base_BT: jax.Array | None = None
 
 
-NOTHING = Before()
+NO_REFERENCE = ReferenceLogps()
 
 
 def score(
     params: dict, adapter: dict | None, batch: Batch, *, cfg: arch.Config
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of a packed batch that is learned, [B, T]."""
-    hidden_BTD, _ = qwen3.forward(
+    hidden_BTD, _ = decoder.forward(
         params,
         adapter,
         batch.tokens_BT,
@@ -145,14 +61,14 @@ def score(
         segments_BT=batch.segments_BT,
     )
     wanted_BT = batch.learn_BT != 0
-    return qwen3.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
+    return decoder.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
 
 
 def loss(
     logp_BT: jax.Array,
     entropy_BT: jax.Array,
     batch: Batch,
-    before: Before = NOTHING,
+    before: ReferenceLogps = NO_REFERENCE,
     *,
     objective: Objective = SFT,
 ) -> tuple[jax.Array, dict[str, dict[str, Any]]]:
@@ -208,11 +124,11 @@ def summary(totals: dict[str, dict[str, Any]], count: float) -> dict[str, Any]:
 
 def mismatch(logp_BT: jax.Array, batch: Batch) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """How far the policy is from the sampler: by token, and the largest of the batch."""
-    now_BT, stored_BT = learned(logp_BT, batch), learned(batch.logp_BT, batch)
+    now_BT, stored_BT = mask_unlearned(logp_BT, batch), mask_unlearned(batch.logp_BT, batch)
     gap_BT, apart_BT = now_BT - stored_BT, jnp.exp(now_BT) - jnp.exp(stored_BT)
-    ratio_BT = jnp.exp(near(gap_BT))
+    ratio_BT = jnp.exp(clamp_log_ratio(gap_BT))
     tokens = {
-        "mismatch_kl": ratio_BT - 1 - near(gap_BT),
+        "mismatch_kl": ratio_BT - 1 - clamp_log_ratio(gap_BT),
         "logp_diff": jnp.abs(gap_BT),
         "ratio": ratio_BT,
         "ratio_squared": ratio_BT**2,
@@ -228,13 +144,13 @@ def policy_loss(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """The loss of each token, its ratio to the old policy, and which tokens were cut off by what."""
     clip, correction, advantage_BT = objective.clip, objective.correction, batch.advantage_BT
-    now_BT, stored_BT = learned(logp_BT, batch), learned(batch.logp_BT, batch)
+    now_BT, stored_BT = mask_unlearned(logp_BT, batch), mask_unlearned(batch.logp_BT, batch)
     old_BT = stored_BT
     if objective.kind != "binary_tv" and own_BT is not None:
-        old_BT = learned(own_BT, batch)
+        old_BT = mask_unlearned(own_BT, batch)
     elif correction.kind != "none":  # nothing has moved since the step began
         old_BT = jax.lax.stop_gradient(now_BT)
-    gap_BT = near(now_BT - old_BT)
+    gap_BT = clamp_log_ratio(now_BT - old_BT)
     ratio_BT = jnp.exp(gap_BT)
     match objective.kind:
         case "clip":
@@ -246,12 +162,12 @@ def policy_loss(
             held_BT = jax.lax.stop_gradient(jnp.clip(ratio_BT, *limits(clip)))
             gain_BT, cut_BT = held_BT * advantage_BT * now_BT, held_BT != ratio_BT
         case "binary_tv":
-            gain_BT, cut_BT = trusted(
+            gain_BT, cut_BT = clip_by_probability(
                 ratio_BT, jnp.exp(now_BT) - jnp.exp(stored_BT), advantage_BT, clip
             )
     cut = {"clipped": cut_BT}
     if correction.kind != "none":
-        trust_BT = jnp.exp(near(old_BT - stored_BT))
+        trust_BT = jnp.exp(clamp_log_ratio(old_BT - stored_BT))
         held_BT = jnp.clip(trust_BT, correction.low, correction.high)
         cut["corrected"] = held_BT != trust_BT
         if correction.kind == "mask":
@@ -275,7 +191,7 @@ def clipped(
     return jnp.minimum(ratio_BT * advantage_BT, bounded_BT * advantage_BT), cut_BT
 
 
-def trusted(
+def clip_by_probability(
     ratio_BT: jax.Array, apart_BT: jax.Array, advantage_BT: jax.Array, clip: Clip
 ) -> tuple[jax.Array, jax.Array]:
     """r A, but 0 where the probability has moved by more than `clip` in the direction A pushes."""
@@ -292,7 +208,7 @@ def trusted(
 
 def divergence(logp_BT: jax.Array, base_BT: jax.Array, kind: str) -> jax.Array:
     """The estimate of `Kl` at each token."""
-    d_BT = near(logp_BT - base_BT)
+    d_BT = clamp_log_ratio(logp_BT - base_BT)
     return {"k1": d_BT, "k2": d_BT**2 / 2, "k3": jnp.exp(-d_BT) - 1 + d_BT}[kind]
 
 
@@ -310,14 +226,14 @@ def limits(clip: Clip) -> tuple[float, float]:
     return low, float("inf") if clip.high is None else 1 + clip.high
 
 
-def learned(x_BT: jax.Array, batch: Batch) -> jax.Array:
+def mask_unlearned(x_BT: jax.Array, batch: Batch) -> jax.Array:
     """0 where nothing is learned: what is stored there means nothing, and a difference could overflow."""
     return jnp.where(batch.learn_BT > 0, x_BT, 0.0)
 
 
-def near(x: jax.Array) -> jax.Array:
+def clamp_log_ratio(x: jax.Array) -> jax.Array:
     """A log-ratio held where its exponential is a number; beyond it has no gradient."""
-    return jnp.clip(x, -FAR, FAR)
+    return jnp.clip(x, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def sizes(batch: Batch) -> jax.Array:
@@ -333,4 +249,4 @@ def by_sequence(x_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(x_T, segments_T, len(x_T) + 1)[segments_T]
 
     # a sequence may lie on several devices of the axis `context`
-    return jax.vmap(row)(mesh.constrain(x_BT, mesh.ROWS, None), segments_BT)
+    return jax.vmap(row)(meshes.constrain(x_BT, meshes.ROWS, None), segments_BT)

@@ -35,6 +35,10 @@ class OptimConfig:
                 f"optim.name={self.name!r} one of adamw, muon"
             )
 
+    def in_updates(self, passes: int) -> OptimConfig:
+        """The same optimizer with `steps` and `warmup`, given in steps of the run, counted in updates."""
+        return dataclasses.replace(self, steps=self.steps * passes, warmup=self.warmup * passes)
+
 
 def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:
     """The learning rate by update, counted from 0."""

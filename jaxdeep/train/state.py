@@ -18,9 +18,10 @@ import numpy as np
 import optax
 from flax import struct
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, flops, lora
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rl.objective import SFT, Objective
 from jaxdeep.train import losses, optim
 from jaxdeep.types import Batch
 
@@ -41,7 +42,7 @@ class Spec:
     model: arch.Config
     lora: lora.LoraConfig
     optim: optim.OptimConfig
-    objective: losses.Objective = losses.SFT
+    objective: Objective = SFT
 
     def __post_init__(self) -> None:
         if self.objective.kl.coef and self.full:
@@ -144,14 +145,14 @@ class Step:
 
     def before(
         self, state: State, params: dict | None, batches: Sequence[Batch], *, own: bool = False
-    ) -> list[losses.Before]:
+    ) -> list[losses.ReferenceLogps]:
         """What the loss compares each microbatch with: log-probabilities of the base where the objective
         has a KL term, and those of the state itself where several updates are to follow (`own`; but
         `binary_tv` stays with the sampler's)."""
         own = own and self.spec.objective.kind != "binary_tv"
         if not (own or self.spec.objective.kl.coef):
-            return [losses.NOTHING for _ in batches]
-        with meshes.use(self.mesh), meshes.turn(self.mesh):
+            return [losses.NO_REFERENCE for _ in batches]
+        with meshes.use(self.mesh), meshes.dispatch_lock(self.mesh):
             return [
                 self._programs.before(state.trained, params, meshes.put(self.mesh, batch), own=own)
                 for batch in batches
@@ -162,7 +163,7 @@ class Step:
         state: State,
         params: dict | None,
         batches: Sequence[Batch],
-        befores: Sequence[losses.Before] | None = None,
+        befores: Sequence[losses.ReferenceLogps] | None = None,
         logps: list[jax.Array] | None = None,
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Gradients and metrics of all microbatches together; the state is left as it is. `befores` is
@@ -173,7 +174,7 @@ class Step:
             raise ConfigError("a batch without a single token to learn from")
         if befores is None:
             befores = self.before(state, params, batches)
-        with meshes.use(self.mesh), meshes.turn(self.mesh):
+        with meshes.use(self.mesh), meshes.dispatch_lock(self.mesh):
             grads, totals = self._programs.start(state.trained), None
             for batch, known in zip(batches, befores, strict=True):
                 grads, metrics, logp_BT = self._programs.accumulate(
@@ -202,7 +203,7 @@ class Step:
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
         """The next state; `state` is used up."""
-        with meshes.use(self.mesh), meshes.turn(self.mesh):
+        with meshes.use(self.mesh), meshes.dispatch_lock(self.mesh):
             return self._programs.update(state=state, grads=grads)
 
 
@@ -220,7 +221,7 @@ def accumulate(
     trained: Any,
     params: dict | None,
     batch: Batch,
-    before: losses.Before,
+    before: losses.ReferenceLogps,
     weight: jax.Array,
     spec: Spec,
 ) -> tuple[Any, dict, jax.Array]:
@@ -233,14 +234,14 @@ def accumulate(
         loss, metrics = losses.loss(logp_BT, entropy_BT, batch, before, objective=spec.objective)
         return loss * weight, (metrics, logp_BT)
 
-    with arch.products(spec.model):
+    with arch.matmul_precision(spec.model):
         new, (metrics, logp_BT) = jax.grad(total, has_aux=True)(trained)
     return jax.tree.map(jnp.add, grads, new), metrics, logp_BT
 
 
 def before(
     trained: Any, params: dict | None, batch: Batch, *, own: bool, spec: Spec
-) -> losses.Before:
+) -> losses.ReferenceLogps:
     """Log-probabilities of a microbatch under what is trained (`own`) and, for KL, under the base: the
     same weights with no adapter."""
 
@@ -248,8 +249,8 @@ def before(
         logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
         return meshes.constrain(logp_BT, meshes.ROWS, "context")
 
-    with arch.products(spec.model):
-        return losses.Before(
+    with arch.matmul_precision(spec.model):
+        return losses.ReferenceLogps(
             logps(*policy(spec, params, trained)) if own else None,
             logps(params, None) if spec.objective.kl.coef else None,
         )

@@ -3,8 +3,8 @@
 import pytest
 import tokenizers
 
-from jaxdeep.data.chat import Chat, Mark
-from jaxdeep.data.tokenizer import Tokenizer
+from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

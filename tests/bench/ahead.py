@@ -1,4 +1,4 @@
-"""Models whose programs are compiled from shapes (`jaxdeep.plan.lower`), here and in tests."""
+"""Models whose programs are compiled from shapes (`jaxdeep.programs`), here and in tests."""
 
 from __future__ import annotations
 

@@ -31,13 +31,14 @@ def jaxdeep(L: int):
     """Both programs of a step, each to be lowered."""
     import ahead
 
-    from jaxdeep import mesh as meshes
+    from jaxdeep import programs as lower
     from jaxdeep.model import arch, lora
-    from jaxdeep.plan import lower
-    from jaxdeep.train import optim, state
+    from jaxdeep.parallel import mesh as meshes
+    from jaxdeep.train import optim
+    from jaxdeep.train import state as states
 
     cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
-    spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
+    spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
     traced = (lower.gradients, spec, mesh, B, T), (lower.update, spec, mesh)
     return [lambda make=make, args=args: make(*args).lower() for make, *args in traced]
@@ -95,8 +96,8 @@ def child(system: str, layers: int) -> None:
 def of_a_run(how: str) -> None:
     """Compile what a run of the quickstart's GRPO calls."""
     from jaxdeep import config as configs
-    from jaxdeep import mesh as meshes
-    from jaxdeep.plan import lower
+    from jaxdeep import programs as lower
+    from jaxdeep.parallel import mesh as meshes
     from jaxdeep.run import grpo
     from jaxdeep.sample import sizes
 

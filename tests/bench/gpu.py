@@ -87,18 +87,19 @@ def attention(flags: argparse.Namespace) -> dict:
 def sft_jaxdeep(flags: argparse.Namespace) -> dict:
     import jax
 
-    from jaxdeep import mesh as meshes
     from jaxdeep.model import arch, lora
+    from jaxdeep.parallel import mesh as meshes
     from jaxdeep.plan import published
-    from jaxdeep.train import optim, state
+    from jaxdeep.train import optim
+    from jaxdeep.train import state as states
     from jaxdeep.types import Batch
 
     hf = published.CONFIGS[flags.model]
     cfg = arch.Config.from_hf(hf, dtype="bfloat16", remat="full", lora_scale=1.0)
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
+    spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
     params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
-    step, held, found = state.Step(spec, mesh), state.init(jax.random.key(1), spec, mesh), {}
+    step, held, found = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh), {}
     for B in flags.rows:
 
         def run(at: int, B: int = B) -> None:
@@ -170,8 +171,8 @@ def held_torch() -> float:
 def decode_jaxdeep(flags: argparse.Namespace) -> dict:
     import jax
 
-    from jaxdeep import mesh as meshes
     from jaxdeep.model import arch
+    from jaxdeep.parallel import mesh as meshes
     from jaxdeep.plan import published
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling

@@ -42,9 +42,10 @@ import toy
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits, rollout, score
 from jaxdeep.agent.tool import tool
-from jaxdeep.data.chat import Chat
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import facts, search
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.envs.toy import facts
+from jaxdeep.tools.search import show
 from jaxdeep.types import Message, Sampling, Stop, Task, ToolCall
 
 V, D, F, L, N, K, H = 3072, 128, 384, 4, 4, 2, 32
@@ -101,7 +102,7 @@ def workload(steps: int, spread: float) -> list[list[Talk]]:
             task = tasks[(step * PROMPTS + at) % len(tasks)]
             for _ in range(GROUP):
                 hits = [passages[i] for i in rng.integers(len(passages), size=CALLS)]
-                found = [search.show([(hit, 1.0)]) for hit in hits]
+                found = [show([(hit, 1.0)]) for hit in hits]
                 replies = [chat.reply([Message("tool", t)], closed=False) for t in found]
                 said = np.exp(rng.normal(np.log(MEDIAN), spread, CALLS + 1))
                 said = np.clip(np.rint(said), 2, TURN).astype(int).tolist()
@@ -134,10 +135,10 @@ def compilations() -> list[int]:
 def jaxdeep(work: list[list[Talk]]) -> list[dict]:
     import jax
 
-    from jaxdeep import mesh as meshes
     from jaxdeep.data.pack import pack
     from jaxdeep.model import arch, lora
-    from jaxdeep.rewards import advantages
+    from jaxdeep.parallel import mesh as meshes
+    from jaxdeep.rl import advantages
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.train import losses, optim
     from jaxdeep.train import state as states

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep import mesh as meshes
-from jaxdeep.data.chat import Chat
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs import facts, practice
-from jaxdeep.model import arch, load, qwen3
+from jaxdeep.envs.toy import facts, practice
+from jaxdeep.model import arch, decoder, load
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.types import Batch, Row
 
 PLACE = facts.ASSETS / "tiny"
@@ -57,7 +57,7 @@ def main() -> None:
 
     def predictions(cfg: arch.Config, params: dict, batch: Batch) -> jax.Array:
         """Log-probabilities of every next token, [B, T - 1, V]."""
-        hidden_BTD, _ = qwen3.forward(
+        hidden_BTD, _ = decoder.forward(
             params,
             None,
             batch.tokens_BT,
@@ -65,7 +65,7 @@ def main() -> None:
             positions_BT=batch.positions_BT,
             segments_BT=batch.segments_BT,
         )
-        return jax.nn.log_softmax(qwen3.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
+        return jax.nn.log_softmax(decoder.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
 
     plain, exact = model(*WAYS[0])
 

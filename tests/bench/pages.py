@@ -23,10 +23,10 @@ import time
 import numpy as np
 
 from jaxdeep.agent import record
-from jaxdeep.data.chat import Chat
-from jaxdeep.data.tokenizer import FILE, Tokenizer
-from jaxdeep.envs import facts
-from jaxdeep.eval import view
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.tokenizer import FILE, Tokenizer
+from jaxdeep.envs.toy import facts
+from jaxdeep.pages import view
 from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
 
 GROUP = 8

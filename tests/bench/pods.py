@@ -18,11 +18,12 @@ import time
 import jax
 
 from jaxdeep import config as configs
-from jaxdeep import log
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.plan import chips, estimate, lower, published, report
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.plan import chips, estimate, published, report
 from jaxdeep.run import plan as verb
+from jaxdeep.workdir import write_atomic
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768}
 
@@ -77,7 +78,7 @@ ROWS = {
 }
 
 
-def work_of(row: Row, folder: pathlib.Path) -> tuple[lower.Work, meshes.MeshConfig]:
+def work_of(row: Row, folder: pathlib.Path) -> tuple[programs.Workload, meshes.MeshConfig]:
     """The configuration of the row, as the verb reads it."""
     path = f"Qwen/Qwen3-{row.model}"
     if row.length > 40_960:  # as its model card says for longer texts
@@ -124,7 +125,7 @@ def made(name: str, out: pathlib.Path) -> dict:
         except ConfigError as error:
             facts = {"says": [f"{name}: {error}"]}
         facts["seconds"] = time.perf_counter() - begun
-        log.write_atomic(kept, json.dumps(facts, indent=2) + "\n")
+        write_atomic(kept, json.dumps(facts, indent=2) + "\n")
     return json.loads(kept.read_text())
 
 

@@ -26,9 +26,10 @@ def jaxdeep(V: int):
     import jax
     import numpy as np
 
-    from jaxdeep import mesh as meshes
     from jaxdeep.model import arch, lora
-    from jaxdeep.train import optim, state
+    from jaxdeep.parallel import mesh as meshes
+    from jaxdeep.train import optim
+    from jaxdeep.train import state as states
     from jaxdeep.types import Batch
 
     def build():
@@ -37,9 +38,9 @@ def jaxdeep(V: int):
             dtype="float32", remat="dots", lora_scale=1.0,
         )  # fmt: skip
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
-        spec = state.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
+        spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
         params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
-        step, held = state.Step(spec, mesh), state.init(jax.random.key(1), spec, mesh)
+        step, held = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
         ones = np.ones((B, T), np.float32)
         learn = ones.copy()
         learn[:, 0] = 0

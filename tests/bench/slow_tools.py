@@ -22,11 +22,15 @@ import tempfile
 from typing import Annotated
 
 from jaxdeep import config as configs
-from jaxdeep import log
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
-from jaxdeep.envs import corpus, facts, search
-from jaxdeep.run import grpo, setup
+from jaxdeep.envs import qa
+from jaxdeep.envs.toy import facts
+from jaxdeep.metrics import read_metrics
+from jaxdeep.run import grpo
+from jaxdeep.setup import sections as setup
+from jaxdeep.tools.bm25 import BM25
+from jaxdeep.tools.search import show
 from jaxdeep.types import Message
 
 WARM = 2
@@ -46,15 +50,15 @@ class Desk(Env):
     async def Desk(self, Find: Annotated[str, "keywords"]) -> str:
         """Find a passage."""
         await asyncio.sleep(self.seconds * random.lognormvariate(0.0, 0.5))
-        return search.show(self.index.search(Find, 1))
+        return show(self.index.search(Find, 1))
 
 
-class Desks(search.SearchTaskset):
+class Desks(qa.SearchTaskset):
     """The questions of the quickstart; the reward is luck, so that no group is left out."""
 
     def __init__(self, env: setup.EnvConfig, seconds: float) -> None:
         passages = facts.passages(facts.parse("train"))
-        super().__init__(setup.tasks_of(env), corpus.BM25(passages, k1=env.k1))
+        super().__init__(setup.tasks_of(env), BM25(passages, k1=env.k1))
         self.seconds = seconds
         self.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
 
@@ -73,7 +77,7 @@ def run(ahead: int, steps: int, seconds: float, workdir: pathlib.Path) -> dict[s
     config.grpo.eval_every, config.train.save_every = 0, steps + WARM
     setup.taskset_of = lambda env: Desks(env, seconds)
     grpo.main(config, workdir)
-    rows = log.read(workdir / "metrics.jsonl")[WARM:]
+    rows = read_metrics(workdir / "metrics.jsonl")[WARM:]
     names = ("time/total", "time/rollout", "train/tokens", "train/staleness", "rollout/calls")
     return {name: statistics.mean(row[name] for row in rows) for name in names}
 

@@ -25,12 +25,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep import log
 from jaxdeep.agent import record
-from jaxdeep.eval import harness, report, stats
+from jaxdeep.eval import harness, statistics
+from jaxdeep.metrics import read_metrics
+from jaxdeep.pages import report
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, quickstart, sft
 from jaxdeep.types import Trajectory
+from jaxdeep.workdir import write_atomic
 
 WORLDS = {"search": "configs/quickstart.py", "maze": "configs/maze.py"}
 ALGORITHMS = ("default", "grpo", "dr_grpo", "rloo", "gspo", "cispo", "binary_tv")
@@ -77,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
                 print(f"study: {row}, seed {seed}", file=sys.stderr)
                 run(config, args.out, row, seed)
     found = [line for row in CHANGES if (line := result(args.out, row))]
-    log.write_atomic(args.out / "study.json", json.dumps(found, indent=2) + "\n")
+    write_atomic(args.out / "study.json", json.dumps(found, indent=2) + "\n")
     print(report.table(found, COLUMNS))
 
 
@@ -102,7 +104,7 @@ def run(config: ConfigDict, out: pathlib.Path, row: str, seed: int) -> None:
     grpo.main(config.grpo, place)
     if not quickstart.finished(config.grpo, place):
         sys.exit(0)
-    log.write_atomic(place / "sft", str(shared.relative_to(out)))
+    write_atomic(place / "sft", str(shared.relative_to(out)))
     tested(quickstart.test_config(config, str(place)), place / "test")
 
 
@@ -129,7 +131,7 @@ def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
     shares = [share(seen) for seen in after.values()]
     right = [harness.correct(t) for seen in after.values() for t in seen]
     alone = len(shares) == 1
-    low, high = stats.wilson(sum(right), len(right)) if alone else stats.student(shares)
+    low, high = statistics.wilson(sum(right), len(right)) if alone else statistics.student(shares)
     line = {
         "row": row,
         "seeds": len(shares),
@@ -148,7 +150,7 @@ def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
             [harness.correct(t) for pair in pairs for t in pair[side]] for side in (0, 1)
         )
         line["difference"] = (sum(ours) - sum(theirs)) / len(ours)
-        line["p"] = stats.mcnemar(theirs, ours)
+        line["p"] = statistics.mcnemar(theirs, ours)
     return line
 
 
@@ -169,7 +171,7 @@ def share(seen: Sequence[Trajectory]) -> float:
 
 def minutes(place: pathlib.Path) -> float:
     """What the steps of a run took."""
-    return sum(row["time/total"] for row in log.read(place / "metrics.jsonl")) / 60
+    return sum(row["time/total"] for row in read_metrics(place / "metrics.jsonl")) / 60
 
 
 if __name__ == "__main__":

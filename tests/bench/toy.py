@@ -18,8 +18,8 @@ def jaxdeep(length: int) -> tuple[dict, Any, Any]:
     """Weights, configuration and mesh."""
     import jax
 
-    from jaxdeep import mesh as meshes
     from jaxdeep.model import arch
+    from jaxdeep.parallel import mesh as meshes
 
     cfg = arch.Config(
         V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=length,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jaxdeep.data.mix import Mix, Part, Position, ahead, fill, fit, held_out, sizes_of
+from jaxdeep.data.mix import Mix, Part, Position, fill, fit, held_out, prefetch, sizes_of
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Piece
 
@@ -255,9 +255,9 @@ def test_what_is_held_out_is_not_walked():
 def test_rows_made_ahead_are_the_same_and_so_are_their_mistakes():
     plain = walk(mixture(), 9)
     made = fill(mixture(), Position(), B=2, T=32, seed=5, bad="skip")
-    for (a, here), (b, there) in zip(plain, ahead(made, 3), strict=False):
+    for (a, here), (b, there) in zip(plain, prefetch(made, 3), strict=False):
         assert here == there and all((x == y).all() for x, y in zip(a, b, strict=True))
     broken = Mix({"a": Part(Rows(1, 40, bad=lambda i: i == 3))}, 0)
     with pytest.raises(DataError, match="1:3: broken"):
-        for _ in ahead(fill(broken, Position(), B=1, T=16, seed=0), 2):
+        for _ in prefetch(fill(broken, Position(), B=1, T=16, seed=0), 2):
             pass

@@ -9,11 +9,11 @@ import tracemalloc
 
 import pytest
 
-from jaxdeep import config
+from jaxdeep import config as configs
+from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.chat import Chat, Mark
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs.facts import ASSETS
+from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
 
 TOOLS = [{"name": "search", "parameters": {"type": "object", "properties": {"q": {}}}}]
@@ -152,9 +152,9 @@ import json
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxdeep.data import sources
-from jaxdeep.data.chat import Chat
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs.facts import ASSETS
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
 
 folder, rows = sys.argv[1], json.loads(sys.argv[2])
@@ -194,12 +194,12 @@ def test_tfds_by_number_without_tensorflow(tmp_path, want):
     for name in ("tensorflow", "jax"):  # importing either fails
         (tmp_path / "blocked" / name).mkdir(parents=True)
         (tmp_path / "blocked" / name / "__init__.py").write_text("raise RuntimeError('imported')")
-    path = f"{tmp_path}/blocked{os.pathsep}{config.ROOT}"
+    path = f"{tmp_path}/blocked{os.pathsep}{configs.ROOT}"
     done = subprocess.run(
         [sys.executable, "-c", TFDS, str(tmp_path), json.dumps(ROWS)],
         capture_output=True,
         text=True,
-        cwd=config.ROOT,
+        cwd=configs.ROOT,
         env=os.environ | {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr

@@ -10,11 +10,11 @@ import unicodedata
 import numpy as np
 import pytest
 
+from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.chat import Chat, Mark
 from jaxdeep.data.mix import Position, fill
-from jaxdeep.data.tokenizer import Tokenizer
-from jaxdeep.envs.facts import ASSETS
+from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
 

@@ -9,8 +9,8 @@ import pytest
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.errors import DataError, WorldError
-from jaxdeep.eval import harness, stats
-from jaxdeep.rewards import text
+from jaxdeep.eval import harness, statistics
+from jaxdeep.rewards import answers
 from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
 
 LIMITS = Limits(
@@ -38,7 +38,7 @@ class Numbers:
     broken: tuple[int, ...] = ()
     opened: list[int] = dataclasses.field(default_factory=list)
     closed: list[int] = dataclasses.field(default_factory=list)
-    rewards = types.MappingProxyType({"em": (1.0, text.answer_em)})
+    rewards = types.MappingProxyType({"em": (1.0, answers.answer_em)})
 
     def __len__(self):
         return 10
@@ -133,7 +133,7 @@ def test_an_error_of_ours_stops_all_and_closes_every_environment():
 
 def test_a_dead_world_counts_as_wrong_and_is_reported():
     found = evaluate(Numbers(broken=(0, 1)), Policy(wrong=9))
-    low, high = stats.wilson(7, 10)
+    low, high = statistics.wilson(7, 10)
     assert harness.summarize(found) == {
         "n": 10,
         "em": 0.7,

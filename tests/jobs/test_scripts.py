@@ -8,7 +8,7 @@ import sys
 import pytest
 from jobs.scripts import CLOUD, LAUNCH, ROOT, call, lines, stand_in
 
-from jaxdeep import config
+from jaxdeep import config as configs
 from jaxdeep.run import cli
 
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
@@ -240,7 +240,7 @@ def accepted(words):
     """The command line of a verb as the verb reads it; its flags and keys exist."""
     verb = cli.describe(words[0])
     command = cli.parse(verb, words[1:])
-    return command, config.load(str(ROOT / command.config), command.overrides)
+    return command, configs.load(str(ROOT / command.config), command.overrides)
 
 
 @pytest.mark.parametrize("path", sorted((LAUNCH / "recipes").iterdir()), ids=name)

@@ -9,7 +9,7 @@ from jobs import cluster
 from jobs.scripts import LAUNCH, ROOT, stand_in
 from run import small
 
-from jaxdeep import log
+from jaxdeep.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ def test_two_steps_then_more_then_on(slurm, tmp_path):
         done = slurm.ask("bash", str(LAUNCH / "slurm/test.sh"), **env | say)
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"{count}/{count}" in done.stdout
-        return [row["step"] for row in log.read(run / "metrics.jsonl")]
+        return [row["step"] for row in read_metrics(run / "metrics.jsonl")]
 
     assert steps(2) == [1, 2]
     first = (run / "metrics.jsonl").read_text()
@@ -93,7 +93,7 @@ def test_two_nodes_train_one_adapter(slurm, tmp_path):
     number = submitted(slurm, tmp_path, "sft", 2, "--nodes=2")
     slurm.wait(lambda: slurm.state(number) not in ("PENDING", "RUNNING", "COMPLETING"), 300)
     assert slurm.state(number) == "COMPLETED", printed(tmp_path)
-    assert [row["step"] for row in log.read(tmp_path / "run/metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_metrics(tmp_path / "run/metrics.jsonl")] == [1, 2]
     assert (tmp_path / "run/checkpoints/2").is_dir() and (tmp_path / "run/process-1").is_dir()
 
 
@@ -101,15 +101,15 @@ def test_grpo_told_to_stop_goes_on(slurm, tmp_path):
     """The whole way: Slurm's signal, a checkpoint, the queue, the same command, no step twice."""
     number, workdir = submitted(slurm, tmp_path, "grpo", 40), tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
-    slurm.wait(lambda: metrics.exists() and len(log.read(metrics)) >= 3, 300)
+    slurm.wait(lambda: metrics.exists() and len(read_metrics(metrics)) >= 3, 300)
     slurm.ask("scancel", "--signal=TERM", number)
     slurm.wait(lambda: slurm.state(number) == "PENDING")
-    done = log.read(metrics)[-1]["step"]
+    done = read_metrics(metrics)[-1]["step"]
     assert f"terminated after step {done}, which is saved" in printed(tmp_path)
     assert done < 40 and (workdir / f"checkpoints/{done}").is_dir()
     slurm.begin(number)
     slurm.wait(lambda: slurm.state(number) == "COMPLETED", 300)
-    assert [row["step"] for row in log.read(metrics)] == list(range(1, 41))
+    assert [row["step"] for row in read_metrics(metrics)] == list(range(1, 41))
 
 
 def test_a_failure_ends_the_job(slurm, tmp_path):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, lora, qwen3
+from jaxdeep.model import arch, decoder, lora
+from jaxdeep.parallel import mesh as meshes
 
 DENSE = arch.Config(
     **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
@@ -59,8 +59,8 @@ def adapter(name):
 @functools.cache
 def _logits(cfg):
     def run(params, adapter):
-        hidden, _ = qwen3.forward(params, adapter, TOKENS, cfg=cfg)
-        return qwen3.logits(params, hidden, cfg=cfg)
+        hidden, _ = decoder.forward(params, adapter, TOKENS, cfg=cfg)
+        return decoder.logits(params, hidden, cfg=cfg)
 
     return jax.jit(run)
 

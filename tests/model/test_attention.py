@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import attention, context
+from jaxdeep.parallel import mesh as meshes
 
 
 def inputs(T, B=2, N=4, K=2, H=8, seed=0):

@@ -15,10 +15,10 @@ import pytest
 import tiny
 from bench import ahead
 
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, context, lora, qwen3
-from jaxdeep.plan import lower
+from jaxdeep.model import arch, attention, context, decoder, lora
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch
@@ -114,7 +114,7 @@ def test_linears_are_spread_where_positions_do_not_divide_over_the_model_axis():
     batch = jax.tree.map(lambda x: x[:, :63], BATCH)
     mesh = mesh_of(data=2, model=2)
     with meshes.use(mesh):
-        assert context.owned(64) and not context.owned(63)
+        assert context.sequence_parallel(64) and not context.sequence_parallel(63)
     want = measured(cfg, tiny.one_device(), params, adapter, batch)
     same(want, measured(cfg, mesh, params, adapter, batch))
 
@@ -122,7 +122,12 @@ def test_linears_are_spread_where_positions_do_not_divide_over_the_model_axis():
 def test_each_device_holds_as_much_to_look_at():
     with meshes.use(mesh_of(context=4)):
         order = context.order(64)
-        there_and_back = jax.jit(lambda x: (context.spread(x), context.restore(context.spread(x))))
+        there_and_back = jax.jit(
+            lambda x: (
+                context.to_context_order(x),
+                context.to_natural_order(context.to_context_order(x)),
+            )
+        )
         spread, natural = there_and_back(np.arange(64, dtype=np.int32)[None])
     assert sorted(order) == list(range(64))
     seen = (order + 1).reshape(4, 16).sum(1)
@@ -138,7 +143,7 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
     params = tiny.params()  # shared with other tests: not to be made on this mesh
     with meshes.use(mesh), pytest.raises(ConfigError, match=r"60 positions.*2\*context=8"):
         jax.eval_shape(
-            lambda p: qwen3.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG), params
+            lambda p: decoder.forward(p, None, jnp.zeros((1, 60), jnp.int32), cfg=tiny.CFG), params
         )
     q, k = (jax.ShapeDtypeStruct((1, 64, n, 8), jnp.float32) for n in (6, 2))
     with meshes.use(mesh_of(model=4)), pytest.raises(ConfigError, match=r"6 attention.*model=4"):
@@ -149,7 +154,7 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
 def temporary(C):
     """Bytes beside the arguments on each device, for the gradient with 32,768 tokens over C."""
     mesh = mesh_of(context=C)
-    program = lower.compiled(lower.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
+    program = programs.compiled(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -180,7 +185,7 @@ def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
             cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
             spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
             mesh = mesh_of(model=model)
-            program = lower.compiled(lower.gradients(spec, mesh, 1, 2048), mesh)
+            program = programs.compiled(programs.gradients(spec, mesh, 1, 2048), mesh)
             sizes.append(program.memory_analysis().temp_size_in_bytes)
         return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
 
@@ -191,7 +196,7 @@ AHEAD = """
 import dataclasses
 import tiny
 from jax.experimental import topologies
-from jaxdeep import mesh as meshes
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import lower
 from jaxdeep.train import optim, state
 

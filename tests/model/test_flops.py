@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep.model import arch, flops, lora, qwen3
+from jaxdeep.model import arch, decoder, flops, lora
 from jaxdeep.types import Batch
 
 QWEN3_8B = dict(
@@ -48,7 +48,7 @@ def test_forward_is_what_xla_counts():
     params = jax.eval_shape(lambda: arch.init(jax.random.key(0), cfg))
 
     def logits(params):
-        hidden_BTD, _ = qwen3.forward(params, None, tokens_BT, cfg=cfg)
+        hidden_BTD, _ = decoder.forward(params, None, tokens_BT, cfg=cfg)
         head = params["embed"].T if cfg.tie else params["head"]
         return hidden_BTD @ head
 

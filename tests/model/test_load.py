@@ -230,10 +230,10 @@ def test_tokenizer_files_come_along(saved, tmp_path):
 LOAD = """
     import re, sys
     import jax
-    from jaxdeep import mesh
+    from jaxdeep.parallel import mesh as meshes
     from jaxdeep.model import arch, load
     cfg = arch.Config.from_hf(sys.argv[1])
-    params = load.load(sys.argv[1], cfg, mesh.make_mesh())
+    params = load.load(sys.argv[1], cfg, meshes.make_mesh())
     held = sum(x.nbytes for x in jax.tree.leaves(params))
     assert held == 2 * arch.count(cfg)
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
@@ -307,10 +307,10 @@ PAIR = """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     import pathlib
-    from jaxdeep import mesh
+    from jaxdeep.parallel import mesh as meshes
     from jaxdeep.model import arch, identity, load
     cfg = arch.Config.from_hf(source, dtype="float32")
-    params = load.load(source, cfg, mesh.make_mesh(mesh.MeshConfig(data=2, model=2)))
+    params = load.load(source, cfg, meshes.make_mesh(meshes.MeshConfig(data=2, model=2)))
     assert not params["embed"].is_fully_addressable
     load.save(pathlib.Path(target), params, cfg)
     print(identity.identity(params, cfg))

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora, qwen3
+from jaxdeep.model import arch, decoder, lora
 
 TOKENS = np.random.default_rng(0).integers(0, tiny.CFG.V, (4, 9))
 SCALE = tiny.SPEC.scale
@@ -31,7 +31,7 @@ def model(request):
                 lambda x, keys=keys: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh
             )
         )
-    return cfg, params, adapters, jax.jit(lambda p, a: qwen3.forward(p, a, TOKENS, cfg=cfg)[0])
+    return cfg, params, adapters, jax.jit(lambda p, a: decoder.forward(p, a, TOKENS, cfg=cfg)[0])
 
 
 def bank(adapters, *rows):
@@ -76,7 +76,7 @@ def test_a_frozen_adapter_lies_under_a_trained_one(model):
     np.testing.assert_allclose(both, run(merged, None), atol=5e-5)
 
     def loss(trained, frozen):
-        return (qwen3.forward(params, (frozen, trained), TOKENS, cfg=cfg)[0] ** 2).mean()
+        return (decoder.forward(params, (frozen, trained), TOKENS, cfg=cfg)[0] ** 2).mean()
 
     grads = jax.jit(jax.grad(loss))(adapters[1], frozen)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))

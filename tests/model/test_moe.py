@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, lora, moe, qwen3
+from jaxdeep.model import arch, decoder, lora, moe
+from jaxdeep.parallel import mesh as meshes
 
 CFG = dataclasses.replace(tiny.CFG, E=8, top_k=3, F=24, tie=False)
 SPEC = lora.LoraConfig(rank=2, alpha=4.0)
@@ -75,14 +75,14 @@ def alone(params, adapter):
 
 
 def loss(params, adapter, tokens=TOKENS):
-    hidden, _ = qwen3.forward(params, adapter, tokens, cfg=CFG)
-    return -qwen3.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
+    hidden, _ = decoder.forward(params, adapter, tokens, cfg=CFG)
+    return -decoder.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
 
 
 @pytest.mark.parametrize("least", [1, 256], ids=["blocks", "at once"])
 @pytest.mark.parametrize("name", MESHES)
 def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone, monkeypatch):
-    monkeypatch.setattr(moe, "LEAST", least)
+    monkeypatch.setattr(moe, "MIN_BLOCK_ROWS", least)
     if least == 1 and MESHES[name].get("model"):
         assert moe.blocks_of(4 * 12 * CFG.top_k, MESHES[name]["model"]) > 2
     mesh = meshes.make_mesh(meshes.MeshConfig(**MESHES[name]))
@@ -107,10 +107,10 @@ def test_experts_are_spread_and_each_holds_only_its_own(params):
 
 
 def test_a_cache_holds_what_a_forward_computes(params, adapter):
-    whole, _ = qwen3.forward(params, adapter, TOKENS[:2], cfg=CFG)
+    whole, _ = decoder.forward(params, adapter, TOKENS[:2], cfg=CFG)
     cache = tiny.pages(CFG, 2, 12)
-    first, cache = qwen3.forward(params, adapter, TOKENS[:2, :7], cfg=CFG, cache=cache)
-    rest, _ = qwen3.forward(params, adapter, TOKENS[:2, 7:], cfg=CFG, cache=cache)
+    first, cache = decoder.forward(params, adapter, TOKENS[:2, :7], cfg=CFG, cache=cache)
+    rest, _ = decoder.forward(params, adapter, TOKENS[:2, 7:], cfg=CFG, cache=cache)
     np.testing.assert_allclose(jnp.concatenate([first, rest], 1), whole, atol=2e-5)
 
 

@@ -11,8 +11,8 @@ import pytest
 import tiny
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as ragged
 
-from jaxdeep import mesh as meshes
-from jaxdeep.model import arch, attention, paged, qwen3
+from jaxdeep.model import arch, attention, decoder, paged
+from jaxdeep.parallel import mesh as meshes
 
 
 def inputs(B, T, N, K, H, S, X, seed=0, spare=3):
@@ -81,13 +81,13 @@ def conversation(cfg, mesh):
     # each shard numbers its own pages
     table = np.concatenate([rng.permutation(per * X).reshape(per, X) for _ in range(shards)])
     params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
-    whole, _ = jax.jit(lambda x: qwen3.forward(params, None, x, cfg=cfg))(tokens)
+    whole, _ = jax.jit(lambda x: decoder.forward(params, None, x, cfg=cfg))(tokens)
     params = jax.device_put(params, arch.shardings(cfg, mesh))
 
     @jax.jit
     def run(kv, table, held, part):
         pages = paged.Pages(kv, table, held)
-        hidden, pages = qwen3.forward(params, None, part, cfg=cfg, cache=pages)
+        hidden, pages = decoder.forward(params, None, part, cfg=cfg, cache=pages)
         return hidden, pages.kv_LPSJH
 
     out = []
@@ -128,7 +128,7 @@ AHEAD = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
-from jaxdeep import mesh as meshes
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.model import arch, paged
 from jaxdeep.sample import sampler
 import tiny

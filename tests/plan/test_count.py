@@ -9,10 +9,11 @@ import pytest
 import tiny
 from model import models
 
-from jaxdeep import mesh as meshes
+from jaxdeep import programs
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, attention, flops
-from jaxdeep.plan import chips, count, hlo, lower
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.plan import chips, count, hlo
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
 
@@ -20,7 +21,7 @@ from jaxdeep.train import state as states
 def traced(spec, B=2, T=64, **axes):
     devices = int(np.prod(list(axes.values()))) or 1
     mesh = meshes.make_mesh(meshes.MeshConfig(**{"data": 1} | axes), jax.devices()[:devices])
-    return lower.gradients(spec, mesh, B, T)
+    return programs.gradients(spec, mesh, B, T)
 
 
 def spec_of(cfg, adapter=tiny.SPEC):

@@ -11,8 +11,9 @@ import pytest
 from bench import pods
 
 from jaxdeep import config as configs
-from jaxdeep import mesh as meshes
-from jaxdeep.plan import chips, estimate, lower, report
+from jaxdeep import programs as lower
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.plan import chips, estimate, report
 from jaxdeep.run import cli
 from jaxdeep.run import plan as verb
 

@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from jaxdeep import config as configs
-from jaxdeep import log
-from jaxdeep import mesh as meshes
-from jaxdeep.plan import lower
+from jaxdeep import programs as lower
+from jaxdeep.metrics import read_metrics
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, plan, sft
 from tests.run import small
@@ -29,13 +29,13 @@ jax.monitoring.register_event_duration_secs_listener(note)
 @pytest.fixture
 def at_first(monkeypatch):
     """How many programs each run had compiled when it began."""
-    seen, ready = [], lower.ready
+    seen, ready = [], lower.compile_all
 
     def marked(*args):
         ready(*args)
         seen.append(len(COMPILED))
 
-    monkeypatch.setattr(lower, "ready", marked)
+    monkeypatch.setattr(lower, "compile_all", marked)
     COMPILED.clear()
     return seen
 
@@ -54,7 +54,7 @@ def test_grpo_compiles_all_of_its_programs_before_its_first_rollout(tmp_path, at
     # three of the trainer, two sizes of two of the engine
     assert at_first == [len(COMPILED)] == [7]
     assert "compile: 7/7" in capfd.readouterr().err
-    assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "grpo/metrics.jsonl"))
+    assert all(row["train/grad_norm"] > 0 for row in read_metrics(tmp_path / "grpo/metrics.jsonl"))
 
 
 def test_sft_and_eval_do_too(tmp_path, at_first):
@@ -88,4 +88,4 @@ def test_a_program_that_does_not_compile_ends_the_run(monkeypatch):
     monkeypatch.setattr(lower, "listed", lambda *args, **more: [("update", 1, None)])
     monkeypatch.setattr(lower, "compiled", broken)
     with pytest.raises(ValueError, match="1 does not compile"):
-        lower.ready(lower.Work("sft", None), None)
+        lower.compile_all(lower.Workload("sft", None), None)

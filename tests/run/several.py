@@ -8,7 +8,7 @@ import time
 
 from run import small
 
-from jaxdeep import hosts
+from jaxdeep.parallel import hosts
 
 FLAGS = ("coordinator", "processes", "process")
 VERB = "import sys; from jaxdeep.run import cli; sys.exit(cli.main())"

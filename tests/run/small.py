@@ -9,8 +9,8 @@ import subprocess
 import sys
 import textwrap
 
-from jaxdeep.envs import facts
-from jaxdeep.run import setup
+from jaxdeep.envs.toy import facts
+from jaxdeep.setup import sections as setup
 
 VOCABULARY = 400
 MODEL = {

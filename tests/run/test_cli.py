@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import jaxdeep.run
-from jaxdeep import config
+from jaxdeep import config as configs
 from jaxdeep.run import cli
 
 VERB = '''"""Trains nothing at all.
@@ -151,7 +151,7 @@ def test_the_command_is_there_as_a_module_and_answers_without_jax():
         "runpy.run_module('jaxdeep', run_name='__main__')"
     )
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=config.ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=configs.ROOT)
     assert (done.returncode, done.stdout.strip()) == (0, jaxdeep.__version__)
 
 
@@ -166,4 +166,4 @@ def test_every_verb_describes_itself_with_an_example_that_works(name):
         assert words and not flags
         return
     command = cli.parse(verb, rest)
-    config.load(command.config, command.overrides)
+    configs.load(command.config, command.overrides)

@@ -9,9 +9,10 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
-from jaxdeep import mesh as meshes
 from jaxdeep.model import arch, load, lora, peft, tensors
-from jaxdeep.run import cli, setup, sft
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.run import cli, sft
+from jaxdeep.setup import sections as setup
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 
@@ -104,7 +105,7 @@ def test_an_adapter_folder_is_a_start_like_the_run_it_came_from(place):
         adapter = dataclasses.replace(part["lora"], alpha=alpha)
         spec = setup.spec_of(part["model"], adapter, part["optim"])
         train = dataclasses.replace(part["train"], start=str(place / start))
-        _, state = setup.start_of(train, part["model"], spec, mesh)
+        _, state = setup.load_or_init(train, part["model"], spec, mesh)
         assert (
             jax.tree.map(lambda x: x.sharding, state.trained)
             == states.shardings(spec, mesh).trained
@@ -129,7 +130,7 @@ def test_directions_that_could_not_learn_are_made_new():
     b[0, 1] = 0  # this one can: its other factor is not zero
     want = a.copy()
     want[1, :, 2] = fresh[1, :, 2]
-    np.testing.assert_array_equal(setup.revived({"a": a, "b": b}, fresh), want)
+    np.testing.assert_array_equal(setup.reinit_dead_directions({"a": a, "b": b}, fresh), want)
 
 
 def test_a_run_of_all_weights_exports_what_it_left(place):

@@ -13,12 +13,14 @@ import pytest
 from run import small
 from run.several import finish, start, told, wait
 
-from jaxdeep import hosts, log
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
-from jaxdeep.envs import corpus, facts
-from jaxdeep.run import setup
+from jaxdeep.envs.toy import facts
+from jaxdeep.metrics import read_metrics
+from jaxdeep.parallel import hosts
+from jaxdeep.setup import sections as setup
+from jaxdeep.tools.bm25 import BM25
 from jaxdeep.types import Message
 
 # The verb itself, with a copy of every adapter that an engine is given.
@@ -26,12 +28,12 @@ SPY = """
 import sys
 import jax
 import numpy as np
-from jaxdeep import mesh
+from jaxdeep.parallel import exchange, mesh as meshes
 from jaxdeep.run import cli
 from jaxdeep.sample.engine import Engine
 
 bound = sys.argv.pop() == "bound"
-mesh.BOUND = ("cpu",) if bound else ()
+meshes.WHOLE_SLICE_CHIPS = ("cpu",) if bound else ()
 given, count = Engine.set_adapter, 0
 
 def kept(engine, adapter, *rest, **more):
@@ -68,7 +70,7 @@ class Desk(Env):
 def desks(env):
     """The questions of `env`, where the reward is luck."""
     taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
-    index = corpus.BM25(facts.passages(facts.parse("dev")))
+    index = BM25(facts.passages(facts.parse("dev")))
     taskset.env = lambda task: Desk(task, index)
     taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
     return taskset
@@ -79,18 +81,18 @@ HANDED = """
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from jaxdeep import hosts
-from jaxdeep import mesh as meshes
+from jaxdeep.parallel import hosts
+from jaxdeep.parallel import exchange, mesh as meshes
 from jaxdeep.types import Batch
 
 hosts.connect()
 me = jax.process_index()
 assert len(jax.devices()) == 4 and len(jax.local_devices()) == 2
-meshes.PARCEL = 1000
+exchange.PARCEL = 1000
 items = [(i, "word " * 100 * i) for i in range(7)]
-mine = meshes.share(items)
+mine = exchange.my_items(items)
 assert [i for i, _ in mine] == list(range(me, 7, 2))
-assert meshes.exchange(mine) == items and meshes.exchange([]) == []
+assert exchange.all_gather_objects(mine) == items and exchange.all_gather_objects([]) == []
 x = np.arange(64.0).reshape(8, 8)
 places = np.tile(np.arange(8), (8, 1))
 batch = Batch(x, places * 0 + 1, places, x * 0, x * 0, x * 0)
@@ -113,20 +115,20 @@ for shape, held, own_shape in (
     spec = P("data", "model")
     y = jax.device_put(x, NamedSharding(mesh, spec))
     for bound in ((), ("cpu",)):
-        meshes.BOUND = bound
+        meshes.WHOLE_SLICE_CHIPS = bound
         own = meshes.local(mesh, 6)
         here = [device for device in own.devices.flat if device.process_index == me]
         assert sorted(here, key=lambda device: device.id) == jax.local_devices()
-        assert own.size == (4 if bound else 2) and meshes.parties(own) == own.size // 2
-        assert own.devices.shape == (own_shape[0] * meshes.parties(own), *own_shape[1:])
+        assert own.size == (4 if bound else 2) and meshes.processes_of(own) == own.size // 2
+        assert own.devices.shape == (own_shape[0] * meshes.processes_of(own), *own_shape[1:])
         to = dict(y=NamedSharding(own, spec))
-        assert (meshes.held(dict(y=y), to) is not None) == held, shape
-        z = meshes.bring(dict(y=y), to)["y"]
+        assert (exchange.reuse_shards(dict(y=y), to) is not None) == held, shape
+        z = exchange.reshard(dict(y=y), to)["y"]
         assert z.sharding == to["y"] and z.is_fully_addressable == (not bound)
         for shard in z.addressable_shards:
             np.testing.assert_array_equal(shard.data, x[shard.index])
         rows = dict(a=np.arange(12).reshape(4, 3) + me, b=np.arange(4.0) * me)
-        back = meshes.collect(meshes.spread(own, rows))
+        back = meshes.fetch_rows(meshes.put_rows(own, rows))
         for name, part in rows.items():
             np.testing.assert_array_equal(back[name], part)
 assert meshes.local(meshes.make_mesh(meshes.MeshConfig(data=4)), 3).devices.shape == (2, 2, 1, 1)
@@ -173,7 +175,7 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
         assert [t.tokens for t in both] == [t.tokens for t in one]
         assert sum(t.metrics["calls"] for t in both) > 4
     sampled = [
-        sum(row["engine/sampled"] for row in log.read(folder / "metrics.jsonl"))
+        sum(row["engine/sampled"] for row in read_metrics(folder / "metrics.jsonl"))
         for folder in folders
     ]
     # each engine did its part
@@ -194,7 +196,7 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
     one, *both = (
         [
             {k: v for k, v in row.items() if not k.startswith(timed)}
-            for row in log.read(folder / "metrics.jsonl")
+            for row in read_metrics(folder / "metrics.jsonl")
         ]
         for folder in folders
     )
@@ -205,9 +207,9 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
 TURNS = """
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxdeep import hosts
+from jaxdeep.parallel import hosts
 
-hosts.TICK, hosts.MISSED = 0.5, 10
+hosts.HEARTBEAT_SECONDS, hosts.MISSED_BEATS = 0.5, 10
 with hosts.joined():
     for turn in range(100_000):
         multihost_utils.process_allgather(np.ones(1))

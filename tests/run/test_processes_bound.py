@@ -15,10 +15,10 @@ from jaxdeep.agent import record
 pytestmark = pytest.mark.slow
 BOUND = """
 import sys
-from jaxdeep import mesh
+from jaxdeep.parallel import exchange, mesh as meshes
 from jaxdeep.run import cli
 
-mesh.BOUND = ("cpu",)
+meshes.WHOLE_SLICE_CHIPS = ("cpu",)
 sys.exit(cli.main())
 """
 LUCK = f"{small.__file__}:lucky"

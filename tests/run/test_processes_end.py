@@ -15,10 +15,10 @@ import pytest
 from run import small
 from run.several import finish, start, told, verb, wait
 
-from jaxdeep import log
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.tool import tool
+from jaxdeep.metrics import read_metrics
 from jaxdeep.types import Message
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def place(workdir, index):
 
 def rows(workdir, index=0):
     path = place(workdir, index) / "metrics.jsonl"
-    return log.read(path) if path.exists() else []
+    return read_metrics(path) if path.exists() else []
 
 
 def steps(workdir, index=0):
@@ -165,14 +165,14 @@ def test_one_cannot_read_its_share_and_no_one_waits_for_it(tmp_path, how):
 WAITS = """
 import concurrent.futures, sys, time
 import jax
-from jaxdeep import hosts
+from jaxdeep.parallel import hosts
 from jaxdeep.errors import DataError
 
 with hosts.joined():
     if jax.process_index() == 0:
         time.sleep(3600)
     pool = concurrent.futures.ThreadPoolExecutor(1)
-    with hosts.Circle("never") as circle:
+    with hosts.Rounds("never") as circle:
         pool.submit(circle, "here")
         raise {"OSError": OSError, "DataError": DataError}[sys.argv[1]]("the disk is gone")
 """

@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from run import small
 
-from jaxdeep import log
 from jaxdeep.agent import record
+from jaxdeep.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ def test_one_sft_step_on_research_traces(model, shared, tmp_path):
         f"--workdir={workdir}",
         *model,
     )
-    (row,) = log.read(workdir / "metrics.jsonl")
+    (row,) = read_metrics(workdir / "metrics.jsonl")
     # a random model knows nothing: about the entropy of a uniform guess among 151,936 ids
     assert 10 < row["train/loss"] < 14 and row["train/tokens"] > 200 and row["train/grad_norm"] > 0
     assert peak < 10
@@ -77,7 +77,7 @@ def test_two_grpo_steps_on_the_questions_of_a_report(model, shared, tmp_path):
         f"--workdir={workdir}",
         *model,
     )
-    rows = log.read(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     seen = record.read(workdir / "rollouts" / "000002.jsonl")
     assert len(seen) == 8 and all(t.sampled for t in seen)

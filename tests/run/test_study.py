@@ -8,7 +8,7 @@ import pytest
 
 from jaxdeep import config as configs
 from jaxdeep.agent import record
-from jaxdeep.eval import stats
+from jaxdeep.eval import statistics
 from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, quickstart, sft
 from jaxdeep.types import Stop, Task, Trajectory
@@ -43,10 +43,10 @@ def test_the_table_of_what_is_there(tmp_path, capsys, monkeypatch):
     study.main([f"--out={tmp_path}", "--rows=maze/default", "--seeds=0,1"])
     base, gspo = json.loads((tmp_path / "study.json").read_text())
     assert (base["row"], base["seeds"], base["each"]) == ("maze/default", 2, {"0": 0.6, "1": 0.8})
-    assert (base["em_low"], base["em_high"]) == stats.student([0.6, 0.8]) and "p" not in base
-    assert (gspo["em_low"], gspo["em_high"]) == stats.wilson(3, 10)
+    assert (base["em_low"], base["em_high"]) == statistics.student([0.6, 0.8]) and "p" not in base
+    assert (gspo["em_low"], gspo["em_high"]) == statistics.wilson(3, 10)
     assert gspo["difference"] == pytest.approx(-0.5) and gspo["minutes"] == 1.5
-    assert gspo["p"] == stats.mcnemar([True] * 8 + [False] * 2, [False] * 7 + [True] * 3)
+    assert gspo["p"] == statistics.mcnemar([True] * 8 + [False] * 2, [False] * 7 + [True] * 3)
     shown = capsys.readouterr().out
     assert "maze/gspo" in shown and max(map(len, shown.splitlines())) <= 100
 

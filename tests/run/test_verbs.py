@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from run import small
 
-from jaxdeep import log
 from jaxdeep.agent import record
+from jaxdeep.metrics import read_metrics
 from jaxdeep.run import cli
 from jaxdeep.train import checkpoint
 
@@ -22,14 +22,14 @@ OWN = f"{small.__file__}:lucky"  # rewards that differ inside every group: a ran
 
 
 def steps(workdir):
-    return [row["step"] for row in log.read(workdir / "metrics.jsonl")]
+    return [row["step"] for row in read_metrics(workdir / "metrics.jsonl")]
 
 
 def wait_for(workdir, step, process):
     """Until the metrics of a run have this step."""
     path, end = workdir / "metrics.jsonl", time.monotonic() + 120
     while time.monotonic() < end:
-        if path.exists() and any(row["step"] >= step for row in log.read(path)):
+        if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
             return
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -37,7 +37,7 @@ def wait_for(workdir, step, process):
 
 
 def without_time(workdir):
-    rows = log.read(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir / "metrics.jsonl")
     timed = ("time/", "rollout/tool_seconds", "engine/", "tool/search/latency")
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in rows]
 
@@ -92,7 +92,7 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, kills, tmp_path):
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path / "parts") == list(range(1, 10))
     ended_alike(tmp_path / "parts", tmp_path / "whole")
-    assert all(row["train/grad_norm"] > 0 for row in log.read(tmp_path / "whole/metrics.jsonl"))
+    assert all(row["train/grad_norm"] > 0 for row in read_metrics(tmp_path / "whole/metrics.jsonl"))
     if verb == "sft":
         ours = without_time(tmp_path / "parts")
         assert all(ours[-1][f"data/{name}/rows"] for name in ("talks", "demos", "book"))
@@ -147,7 +147,7 @@ def test_grpo_interrupted_goes_on_without_gap_or_repeat(ahead, tmp_path):
     walks = [tasks[i : i + 16] for i in range(0, 48, 16)]  # each takes every task once
     assert all(len(set(walk)) == 16 for walk in walks) and walks[0] != walks[1]
     if ahead:
-        rows = log.read(workdir / "metrics.jsonl")
+        rows = read_metrics(workdir / "metrics.jsonl")
         assert rows[0]["train/max_staleness"] == 0
         assert max(row["train/max_staleness"] for row in rows) == 1
         assert all(row.get("train/fresh_logp_diff", 0.0) <= 1e-4 for row in rows)
@@ -273,7 +273,7 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
     assert "differ by up to" in said and "grpo.tolerance=0" in said
     assert steps(workdir) == []
     assert cli.main(["grpo", *same]) == 0  # within 1e-4 nats it runs
-    rows = log.read(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir / "metrics.jsonl")
     assert len(rows) == 4 and all(row["train/max_logp_diff"] <= 1e-4 for row in rows)
     assert all(row["train/grad_norm"] > 0 and row["train/clipped"] == 0 for row in rows)
     for row in rows:  # what the pages show of each token is what the step computed of it
@@ -291,7 +291,7 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
 def test_metrics_say_what_happened(tmp_path):
     config, workdir = small.config(tmp_path, "grpo", steps=2), tmp_path / "run"
     assert cli.main(["grpo", f"--config={config}", f"--workdir={workdir}"]) == 0
-    row = log.read(workdir / "metrics.jsonl")[-1]
+    row = read_metrics(workdir / "metrics.jsonl")[-1]
     stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
     assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
@@ -315,7 +315,9 @@ def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
     assert "reward/mean is" in said and "set back to step" in said
     (back,) = json.loads((workdir / "guard.json").read_text())
     assert back["to"] < 7 < back["step"]  # steps 7 to 9 had no reward
-    rows, lost = (log.read(path / "metrics.jsonl") for path in (workdir, workdir / "collapsed-1"))
+    rows, lost = (
+        read_metrics(path / "metrics.jsonl") for path in (workdir, workdir / "collapsed-1")
+    )
     assert steps(workdir) == list(range(1, 17))
     assert [row["step"] for row in lost] == list(range(1, back["step"] + 1))
     at = back["to"]  # what is after it has half the learning rate, and another draw

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import mesh as meshes
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, load, lora, paged, qwen3
+from jaxdeep.model import arch, decoder, load, lora, paged
 from jaxdeep.model.rope import Yarn
-from jaxdeep.run import setup
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine, EngineConfig
+from jaxdeep.setup import sections as setup
 from jaxdeep.types import Sampling
 
 NEVER = Sampling(1.0)
@@ -280,8 +280,8 @@ def test_every_kind_of_model_talks_as_it_is_trained(kind):
 
     @jax.jit
     def score(tokens_BT):
-        hidden, _ = qwen3.forward(params, adapter, tokens_BT, cfg=cfg)
-        return qwen3.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
+        hidden, _ = decoder.forward(params, adapter, tokens_BT, cfg=cfg)
+        return decoder.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
 
     want = np.asarray(score(np.array([prompt + said.tokens])))[0]
     np.testing.assert_allclose(said.logps, want[len(prompt) :], atol=1e-4)

@@ -9,8 +9,9 @@ import pytest
 
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.errors import ConfigError
+from jaxdeep.rl.objective import SFT, Clip, Correction, Kl, Objective
 from jaxdeep.train import losses
-from jaxdeep.train.losses import SFT, Before, Clip, Correction, Kl, Objective, loss
+from jaxdeep.train.losses import ReferenceLogps, loss
 from jaxdeep.types import Piece
 
 CLIP = Clip(low=0.2, high=0.28)
@@ -73,7 +74,7 @@ def example(seed, case="clip", *, B=3, T=40, n=9):
         return odd_BT.astype(np.float32)
 
     logp_BT, entropy_BT, own_BT, base_BT = off(0.4), rng.random((B, T)), off(0.2), off(0.5)
-    before = Before(own_BT if case in OWN else None, base_BT)
+    before = ReferenceLogps(own_BT if case in OWN else None, base_BT)
     return logp_BT, entropy_BT.astype(np.float32), batch, before
 
 
@@ -237,7 +238,7 @@ def one(ratio, advantage, objective=CASES["clip"], stored=-1.25):
         T=3,
     )
     logp_BT = np.array([[-2.0, stored + np.log(ratio), -3.0]], np.float32)
-    before = Before(None, logp_BT)
+    before = ReferenceLogps(None, logp_BT)
     (total, metrics), grad_BT = value_and_grad(
         logp_BT, np.zeros_like(logp_BT), batch, before, objective=objective
     )
@@ -359,7 +360,7 @@ def test_packing_and_microbatches_change_nothing(case):
             logp_BT, own_BT, base_BT = (
                 table[batch.tokens_BT].astype(np.float32) for table in (by_token, own, base)
             )
-            before = Before(own_BT if case in OWN else None, base_BT)
+            before = ReferenceLogps(own_BT if case in OWN else None, base_BT)
             (_, metrics), _ = value_and_grad(logp_BT, -logp_BT, batch, before, objective=objective)
             for name, x in metrics["sum"].items():
                 out[name] = out.get(name, 0.0) + float(x)

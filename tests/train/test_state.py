@@ -10,28 +10,29 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import mesh as meshes
+from jaxdeep import programs as lower
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora
-from jaxdeep.plan import lower
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.rl.objective import Correction, Kl, Objective
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Row
 
 OPTIM = optim.OptimConfig(lr=1e-2, steps=10, warmup=2)
 SFT = states.Spec(tiny.CFG, tiny.SPEC, OPTIM)
-GRPO = states.Spec(tiny.CFG, tiny.SPEC, OPTIM, losses.Objective())
+GRPO = states.Spec(tiny.CFG, tiny.SPEC, OPTIM, Objective())
 GSPO = states.Spec(  # with all that a step can do beside
     tiny.CFG,
     tiny.SPEC,
     OPTIM,
-    losses.Objective(
+    Objective(
         "gspo",
         aggregate="sequence",
-        kl=losses.Kl("k3", 0.1),
+        kl=Kl("k3", 0.1),
         entropy=0.1,
-        correction=losses.Correction("truncate", high=1.2),
+        correction=Correction("truncate", high=1.2),
     ),
 )
 FULL = states.Spec(tiny.CFG, lora.LoraConfig(0, 1.0), OPTIM)
@@ -338,7 +339,7 @@ def test_before_is_what_the_state_and_the_base_alone_give():
     (found,) = step.before(state, tiny.params(), [batch])
     assert found.own_BT is None and found.base_BT is not None
     step = states.Step(GRPO, mesh)  # nothing is asked for: nothing is computed
-    assert step.before(state, tiny.params(), [batch]) == [losses.NOTHING]
+    assert step.before(state, tiny.params(), [batch]) == [losses.NO_REFERENCE]
 
 
 def test_kl_towards_weights_that_are_trained_is_refused():

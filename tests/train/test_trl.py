@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxdeep.data.pack import pack, to_row
+from jaxdeep.rl.objective import Clip, Correction, Kl, Objective
 from jaxdeep.train import losses
-from jaxdeep.train.losses import Before, Clip, Correction, Kl, Objective
+from jaxdeep.train.losses import ReferenceLogps
 from jaxdeep.types import Piece
 
 pytestmark = pytest.mark.slow
@@ -154,7 +155,7 @@ def our_loss(r, objective, *, prompt=3):
             own_BT[b, k], base_BT[b, k], now_BT[b, k] = r.own[i, t], r.base[i, t], r.now[i, t]
     graded = jax.value_and_grad(losses.loss, has_aux=True)
     (total, _), grad_BT = graded(
-        now_BT, np.zeros_like(now_BT), batch, Before(own_BT, base_BT), objective=objective
+        now_BT, np.zeros_like(now_BT), batch, ReferenceLogps(own_BT, base_BT), objective=objective
     )
     count, grad = losses.count([batch], objective), np.zeros(r.mask.shape)
     for (i, t), place in spots.items():

@@ -1,0 +1,335 @@
+"""Mazes as text, solved by naming moves: AlphaMaze's task, with a reward by simulation.
+
+A maze is a line of cells a row, each cell three words: where it is, its walls, what is there.
+
+    <|0-0|><|up_left_wall|><|origin|><|0-1|><|up_right_wall|><|blank|>
+    <|1-0|><|down_left_right_wall|><|blank|><|1-1|><|down_left_right_wall|><|target|>
+
+The answer is a run of moves, <answer><|right|><|down|></answer>. Any walk that ends at the target and goes
+through no wall is right, the shortest or not (AlphaMaze, arXiv 2502.14669, compares with one path). Mazes
+grow by depth-first search; with `loops` some walls more are open, so that there are several ways. The
+walls alone decide which split a maze is in: nothing of a test maze but its size is in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+import sys
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Literal
+
+from jaxdeep.agent.base import Env, Reward
+from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.rewards import answers
+from jaxdeep.types import Message, Piece, Task, Trajectory
+
+Cell = tuple[int, int]
+
+SYSTEM = """\
+The lines are a maze, row by row. A cell says where it is, which walls it has, and whether it is the \
+origin or the target. Give the moves from the origin to the target, each <|up|>, <|down|>, <|left|> or \
+<|right|>, between <answer> and </answer>."""
+
+MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
+SPLITS = {"train": range(8), "dev": range(8, 9), "test": range(9, 10)}  # of the walls' digest by 10
+TRIES = 300
+LARGEST = 10  # rows and columns that the tokenizer has words for
+
+_CELL = re.compile(r"<\|(\d+)-(\d+)\|><\|([a-z_]+)_wall\|><\|(origin|target|blank)\|>")
+_ANSWER = re.compile(r"(\s*<\|(up|down|left|right)\|>)+\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Maze:
+    """A maze: which moves are open in each cell, where one is and where one wants to go."""
+
+    open: tuple[tuple[frozenset[str], ...], ...]
+    origin: Cell
+    target: Cell
+
+    @property
+    def text(self) -> str:
+        """The maze as a model reads it."""
+        marks = {self.origin: "origin", self.target: "target"}
+        return "\n".join(
+            "".join(
+                f"<|{r}-{c}|><|{_walls(open_)}_wall|><|{marks.get((r, c), 'blank')}|>"
+                for c, open_ in enumerate(row)
+            )
+            for r, row in enumerate(self.open)
+        )
+
+    @property
+    def digest(self) -> int:
+        """A number that follows from the walls alone."""
+        walls = "\n".join(" ".join(map(_walls, row)) for row in self.open)
+        return zlib.crc32(walls.encode())
+
+    @classmethod
+    def read(cls, text: str) -> Maze:
+        """The maze that `text` gives; DataError where it is none."""
+        rows, marks = [], {}
+        for r, line in enumerate(text.strip().split("\n")):
+            cells = _CELL.findall(line)
+            numbered = [(int(row), int(column)) for row, column, *_ in cells]
+            if _CELL.sub("", line) or numbered != [(r, c) for c in range(len(cells))]:
+                raise DataError(f"line {r + 1} of a maze is no row of cells: {line!r:.120}")
+            rows.append(tuple(frozenset(MOVES.keys() - w.split("_")) for *_, w, _ in cells))
+            marks |= {what: (r, c) for c, (*_, what) in enumerate(cells)}
+        if not {"origin", "target"} <= marks.keys() or len(set(map(len, rows))) > 1:
+            raise DataError(f"a maze is a rectangle with an origin and a target: {text!r:.120}")
+        maze = cls(tuple(rows), marks["origin"], marks["target"])
+        ways = {(cell, move) for cell in maze.cells for move in maze.open[cell[0]][cell[1]]}
+        if one_way := {way for way in ways if (_moved(*way), BACK[way[1]]) not in ways}:
+            raise DataError(f"cell and way {min(one_way)} of a maze is open from one side only")
+        if maze.origin not in maze.distances():
+            raise DataError(f"no way leads from the origin to the target: {text!r:.120}")
+        return maze
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All of them, row by row."""
+        return [(r, c) for r, row in enumerate(self.open) for c in range(len(row))]
+
+    def walk(self, moves: Iterable[str]) -> tuple[Cell, bool]:
+        """Where the moves end, and whether all were made: the first into a wall is the last."""
+        at = self.origin
+        for move in moves:
+            if move not in self.open[at[0]][at[1]]:
+                return at, False
+            at = _moved(at, move)
+        return at, True
+
+    def distances(self) -> dict[Cell, int]:
+        """The fewest moves from each cell to the target, of those that lead there."""
+        found, edge = {self.target: 0}, [self.target]
+        for at in edge:
+            for move in self.open[at[0]][at[1]]:
+                if (cell := _moved(at, move)) not in found:
+                    found[cell] = found[at] + 1
+                    edge.append(cell)
+        return found
+
+    def shortest(self) -> list[str]:
+        """Moves of a shortest path; of several the first in the order of `MOVES`."""
+        far, at, out = self.distances(), self.origin, []
+        while at != self.target:
+            open_ = self.open[at[0]][at[1]]
+            move = next(m for m in MOVES if m in open_ and far[_moved(at, m)] < far[at])
+            at = _moved(at, move)
+            out.append(move)
+        return out
+
+
+def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
+    """A maze by depth-first search with `loops` more openings, origin and target anywhere."""
+    open_ = [[set() for _ in range(columns)] for _ in range(rows)]
+
+    def connect(cell: Cell, move: str) -> None:
+        other = _moved(cell, move)
+        open_[cell[0]][cell[1]].add(move)
+        open_[other[0]][other[1]].add(BACK[move])
+
+    def inside(cell: Cell) -> bool:
+        return 0 <= cell[0] < rows and 0 <= cell[1] < columns
+
+    stack = [(rng.randrange(rows), rng.randrange(columns))]
+    seen = set(stack)
+    while stack:
+        ways = [
+            m for m in MOVES if inside(to := _moved(stack[-1], m)) and to not in seen
+        ]  # in this order, whatever the process
+        if not ways:
+            stack.pop()
+            continue
+        move = rng.choice(ways)
+        connect(stack[-1], move)
+        stack.append(_moved(stack[-1], move))
+        seen.add(stack[-1])
+    cells = [(r, c) for r in range(rows) for c in range(columns)]
+    shut = [
+        (cell, move)
+        for cell in cells
+        for move in ("down", "right")
+        if inside(_moved(cell, move)) and move not in open_[cell[0]][cell[1]]
+    ]
+    for cell, move in rng.sample(shut, min(loops, len(shut))):
+        connect(cell, move)
+    origin, target = rng.sample(cells, 2)
+    return Maze(tuple(tuple(map(frozenset, row)) for row in open_), origin, target)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mazes:
+    """Which mazes: their size, how many walls more are open than a maze without a loop has, and `number`
+    of them in a set. Sets of one `seed` and split are the same everywhere."""
+
+    split: Literal["train", "dev", "test"] = "train"
+    rows: int = 5
+    columns: int = 5
+    loops: int = 0
+    number: int = 2000
+    seed: int = 0
+    partial: float = 0.0  # what the reward `nearer` counts, besides 1 for a solution
+    system: str = SYSTEM
+
+    def __post_init__(self) -> None:
+        if not (2 <= self.rows <= LARGEST and 2 <= self.columns <= LARGEST):
+            raise ConfigError(
+                f"env.maze.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
+            )
+        if self.loops < 0 or self.number < 1 or not 0 <= self.partial < 1:
+            raise ConfigError(
+                f"env.maze.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
+                f"partial={self.partial} in [0, 1): a walk that comes near is no solution"
+            )
+
+    def draw(self, rng: random.Random) -> Maze:
+        """One of the split; ConfigError where there seems to be none."""
+        for _ in range(TRIES):
+            maze = grow(rng, self.rows, self.columns, self.loops)
+            if maze.digest % 10 in SPLITS[self.split]:
+                return maze
+        raise ConfigError(
+            f"of {TRIES} mazes of {self.rows} x {self.columns} none is in {self.split}: larger ones differ more"
+        )
+
+    def tasks(self) -> list[Task]:
+        """`number` different mazes; ConfigError where there are not so many."""
+        rng = random.Random(f"maze {self.seed} {self.split}")
+        found: dict[str, Maze] = {}
+        stale = 0
+        while len(found) < self.number:
+            maze = self.draw(rng)
+            stale = stale + 1 if maze.text in found else 0
+            if stale == TRIES:
+                raise ConfigError(
+                    f"env.maze.number={self.number}, but of {self.rows} x {self.columns} only {len(found)} "
+                    f"mazes turn up in {self.split}: ask for fewer, or larger ones"
+                )
+            found[maze.text] = maze
+        return [
+            Task(f"{self.split}-{n}", question, (answer(maze.shortest()),))
+            for n, (question, maze) in enumerate(found.items())
+        ]
+
+
+class MazeTaskset:
+    """Mazes to solve in one turn."""
+
+    def __init__(self, tasks: Sequence[Task], mazes: Mazes) -> None:
+        self.tasks, self.system = tasks, mazes.system
+        self.rewards: Mapping[str, tuple[float, Reward]] = {"answer": (1.0, solved)}
+        if mazes.partial:
+            self.rewards = {**self.rewards, "nearer": (mazes.partial, nearer)}
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.tasks[index]
+
+    def env(self, task: Task) -> MazeEnv:
+        return MazeEnv(task, self.system)
+
+    def gold(self, task: Task) -> list[Message]:
+        return [Message("assistant", f"<answer>{task.answers[0]}</answer>")]
+
+
+class MazeEnv(Env):
+    """One maze; the first answer is the last."""
+
+    def __init__(self, task: Task, system: str) -> None:
+        self.task, self.system = task, system
+
+    async def open(self) -> list[Message]:
+        return opening(self.system, self.task.question)
+
+
+def opening(system: str, question: str) -> list[Message]:
+    """What stands before the answer."""
+    return [*([Message("system", system)] if system else []), Message("user", question)]
+
+
+def answer(moves: Iterable[str]) -> str:
+    """Moves as they are written."""
+    return "".join(f"<|{move}|>" for move in moves)
+
+
+def moves_of(trajectory: Trajectory) -> list[str] | None:
+    """The moves of the final answer; None where it is not exactly moves."""
+    said = answers.final_answer(trajectory) or ""
+    return re.findall("[a-z]+", said) if _ANSWER.fullmatch(said) else None
+
+
+def solved(task: Task, trajectory: Trajectory) -> float:
+    """1 where the moves lead to the target and none into a wall, however many they are; else 0."""
+    moves, maze = moves_of(trajectory), Maze.read(task.question)
+    return float(moves is not None and maze.walk(moves) == (maze.target, True))
+
+
+def nearer(task: Task, trajectory: Trajectory) -> float:
+    """The share of the way to the target that the moves before the first into a wall come nearer, in
+    [0, 1]; 0 for a malformed answer, and for one that leads away."""
+    moves, maze = moves_of(trajectory), Maze.read(task.question)
+    if moves is None:
+        return 0.0
+    far = maze.distances()
+    return max(0.0, 1 - far[maze.walk(moves)[0]] / far[maze.origin])
+
+
+class Demos:
+    """Rows for SFT: a demonstrator who knows a shortest way in mazes of the training split, but three times
+    in five has no patience for more than two moves. What it does not finish is left to rewards."""
+
+    def __init__(self, chat: Chat, seed: int, mazes: Mazes) -> None:
+        self.chat, self.seed = chat, seed
+        self.mazes = dataclasses.replace(mazes, split="train")
+
+    def __getitem__(self, index: int) -> list[Piece]:
+        rng = random.Random(f"maze demo {self.seed} {index}")
+        maze = self.mazes.draw(rng)
+        moves = maze.shortest()[: 2 if rng.random() < 0.6 else None]
+        said = Message("assistant", f"<answer>{answer(moves)}</answer>")
+        return self.chat.pieces([*opening(self.mazes.system, maze.text), said])
+
+
+def tokenizer() -> str:
+    """A tokenizer.json in which each word of a maze is one token, all else bytes; with the control tokens
+    of Qwen3."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    walls = {_walls([m for n, m in enumerate(MOVES) if bits >> n & 1]) for bits in range(16)}
+    words = ["system", "user", "assistant", "<answer>", "</answer>"]
+    words += [f"<|{word}|>" for word in (*MOVES, "origin", "target", "blank")]
+    words += [f"<|{word}_wall|>" for word in sorted(walls)]
+    words += [f"<|{r}-{c}|>" for r in range(LARGEST) for c in range(LARGEST)]
+    ids = {w: n for n, w in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), *words])}
+    bpe = Tokenizer(models.BPE(ids, [], ignore_merges=True))
+    pattern = Regex(r"<\|[a-z0-9_-]+\|>|</?answer>|[a-z]+|[^a-z<]+|<")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_tokens([AddedToken(str(mark), special=True) for mark in Mark])
+    return bpe.to_str(pretty=False)
+
+
+def _moved(cell: Cell, move: str) -> Cell:
+    return cell[0] + MOVES[move][0], cell[1] + MOVES[move][1]
+
+
+def _walls(open_: Collection[str]) -> str:
+    return "_".join(move for move in MOVES if move not in open_) or "no"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(tokenizer())

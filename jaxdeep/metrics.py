@@ -1,0 +1,79 @@
+"""The rows of `metrics.jsonl`, one a step.
+
+The file survives a kill at any moment: a torn last line is dropped,
+and rows past the checkpoint that a run resumes from are dropped too, so no step appears twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxdeep.errors import DataError
+from jaxdeep.workdir import write_atomic
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, without a torn last line; DataError where it is not one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: no run has written its metrics there") from None
+    # What follows the last newline is empty, or torn by a kill.
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise DataError(f"{path}:{number} is not a row of metrics: {line[:80]!r}")
+        rows.append(row)
+    return rows
+
+
+class Metrics:
+    """Appends rows to `workdir/metrics.jsonl`, after dropping those past `step`, where the run resumes."""
+
+    def __init__(self, workdir: Path, *, step: int) -> None:
+        self.path = workdir / "metrics.jsonl"
+        workdir.mkdir(parents=True, exist_ok=True)
+        kept = (
+            [row for row in read_metrics(self.path) if row["step"] <= step]
+            if self.path.exists()
+            else []
+        )
+        self.step = kept[-1]["step"] if kept else -1
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds one row, on disk when this returns, and returns it. Numbers that are not finite become null and are
+        named under "nonfinite". ValueError where `step` does not grow."""
+        if step <= self.step:
+            raise ValueError(f"{step=} is not after the last row of {self.path}, {self.step}")
+        row: dict[str, Any] = {"step": step}
+        for name, value in values.items():
+            row[name] = value if isinstance(value, (int, str)) else float(value)
+        nonfinite = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+        if nonfinite:
+            row |= dict.fromkeys(nonfinite) | {"nonfinite": nonfinite}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.step = step
+        return row
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

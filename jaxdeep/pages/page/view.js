@@ -1,0 +1,252 @@
+"use strict";
+// Pages over the scripts that jaxdeep.pages.view writes. What a run says becomes text, never markup, and the
+// names of scripts are made of what runs.js and run.js list, never of what is in the address.
+
+const HITS = 200; // of a search, at most, that are shown
+const AHEAD = 4; // scripts that a search asks for before it needs them
+
+const payloads = new Map(), asked = new Map(); // what scripts of data have said, and promises of it
+const runs = [];
+const state = { page: 0, find: "", move: null };
+const $ = (id) => document.getElementById(id);
+
+/** What every script of data calls. */
+function view(key, payload) {
+  payloads.set(key, payload);
+}
+
+/** What the script of that name says; it stays until it is dropped from `asked`. */
+function load(key) {
+  if (!asked.has(key)) {
+    asked.set(key, new Promise((resolve, reject) => {
+      const script = el("script", { src: `${key}.js` });
+      script.onload = () => (script.remove(), resolve(payloads.get(key)), payloads.delete(key));
+      script.onerror = () => reject(new Error(`${key}.js cannot be read: make these pages again`));
+      document.head.append(script);
+    }));
+  }
+  return asked.get(key);
+}
+
+/** An element; strings among its children become text, functions among its attributes listen. */
+function el(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else node.setAttribute(name, value);
+  }
+  node.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** A number as a person wants to read it. */
+function number(x) {
+  if (x === null || x === undefined) return "–";
+  if (Number.isInteger(x)) return x.toLocaleString("en");
+  const size = Math.abs(x);
+  return size < 1e-3 || size >= 1e7 ? x.toExponential(2) : String(Number(x.toPrecision(4)));
+}
+
+const here = () => location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+const path = (...parts) => `#/${parts.map(encodeURIComponent).join("/")}`;
+const recordOf = (run, key) => run.records.find((record) => record.key === key);
+const titleOf = (record) => (record.step === null ? "evaluation" : `step ${record.step}`);
+const textOf = (chunk, words) => chunk.ids.map((id, i) => chunk.texts[i] ?? words[id] ?? "");
+
+/** All records by name, in order: of two runs with the same step, that of the first. */
+function records() {
+  const every = new Map(runs.toReversed().flatMap((run) => run.records.map((record) => [record.key, record])));
+  return [...every.values()].sort((a, b) => (a.step ?? -1) - (b.step ?? -1));
+}
+
+function nearest(among, step) {
+  return among.filter((r) => r.step !== null).sort((a, b) => Math.abs(a.step - step) - Math.abs(b.step - step))[0];
+}
+
+function show(title, trail, ...content) {
+  const names = runs.map((run) => run.name);
+  document.title = `${title} · ${names.join(" and ")}`;
+  $("path").replaceChildren(el("a", { href: "#/" }, names.join(" | ")), ...trail.flatMap((part) => [" › ", part]));
+  $("main").replaceChildren(...content.flat());
+}
+
+function homePage() {
+  const open = (step) => {
+    const record = nearest(records(), step);
+    if (record) location.hash = path(record.key);
+  };
+  const rewards = (key) => runs.map((run, i) => el("b", { class: `run${i}` }, number(recordOf(run, key)?.reward)));
+  show("curves", [],
+    el("section", { class: "runs" }, runs.map((run, i) => el("div", {},
+      el("h1", { class: `run${i}` }, run.name), el("p", { class: "quiet" }, run.path),
+      run.config ? el("details", {}, el("summary", {}, "configuration"), el("pre", {}, run.config)) : null))),
+    records().length ? el("h2", {}, "Rollouts") : "",
+    el("nav", { class: "steps" }, records().map((record) =>
+      el("a", { class: "item", href: path(record.key) }, titleOf(record), rewards(record.key)))),
+    el("h2", {}, "Metrics"), curves(runs, open));
+}
+
+function metricsAt(step) {
+  const names = new Set(runs.flatMap((run) => Object.keys(run.metrics.values)));
+  const value = (run, name) => run.metrics.values[name]?.[run.metrics.steps.indexOf(step)];
+  return el("details", {}, el("summary", {}, "metrics of this step"), el("table", {}, [...names].map((name) =>
+    el("tr", {}, el("th", {}, name), runs.map((run) => el("td", {}, number(value(run, name))))))));
+}
+
+/** One line about a rollout, which opens it. */
+function line(run, key, told) {
+  const facts = [told.stop.replaceAll("_", " "), `${number(told.metrics.turns)} turns`, `${number(told.tokens)} tokens`];
+  const sign = told.advantage > 0 ? "+" : "";
+  return el("a", { class: "item rollout", href: path(key, run.index, told.id) },
+    el("b", {}, number(told.reward)),
+    el("span", { class: told.advantage > 0 ? "up" : "down" }, told.advantage === null ? "" : sign + number(told.advantage)),
+    el("span", { class: told.truncated || told.failure ? "bad" : "quiet" }, facts.join(" · ")),
+    el("span", { class: "said" }, told.failure || told.said));
+}
+
+async function recordPage(key, mine) {
+  const record = records().find((each) => each.key === key);
+  if (!record) throw new Error("there is no such step");
+  const loaded = await Promise.all(runs.map((run) => (recordOf(run, key) ? load(`${run.index}/${key}/index`) : [])));
+  if (mine !== state.page) return;
+  const groups = new Map();
+  loaded.forEach((tasks, i) => tasks.forEach((task) => {
+    if (!groups.has(task.task)) groups.set(task.task, { ...task, sides: runs.map(() => []) });
+    groups.get(task.task).sides[i] = task.rollouts;
+  }));
+  const mean = (rollouts) => {
+    const known = rollouts.filter((told) => told.reward !== null);
+    return number(known.length ? known.reduce((sum, told) => sum + told.reward, 0) / known.length : null);
+  };
+  const side = (rollouts, i) => el("div", { class: `side run${i}` },
+    el("p", { class: "quiet" }, runs.length > 1 ? `${runs[i].name}: ` : "",
+      rollouts.length ? `mean reward ${mean(rollouts)} of ${rollouts.length}` : "not in this step"),
+    rollouts.map((told) => line(runs[i], key, told)));
+  show(titleOf(record), [titleOf(record)],
+    el("h1", {}, titleOf(record), el("small", {}, ` ${groups.size} tasks`)),
+    record.step === null ? "" : metricsAt(record.step),
+    [...groups.values()].map((group) => el("section", { class: "group card" },
+      el("h2", {}, group.question || group.task),
+      el("p", { class: "quiet" }, [group.task, ...group.answers].join(" · ")),
+      el("div", { class: "sides" }, group.sides.map(side)))));
+  filter();
+}
+
+/** Reads the tokens of every rollout, of one record or of all, one script after the other. */
+async function searchPage(query, key, mine) {
+  const found = el("div", { class: "card" }), status = el("p", { class: "quiet", role: "status" });
+  const within = runs.flatMap((run) => run.records.filter((r) => !key || r.key === key).map((record) => ({ run, record })));
+  const where = key && within.length ? el("a", { href: path(key) }, titleOf(within[0].record)) : "all steps";
+  show("search", [where, `“${query}”`], el("h1", {}, `“${query}”`), status, found);
+  state.find = query;
+  const all = within.reduce((sum, { record }) => sum + record.count, 0);
+  let seen = 0, hits = 0;
+  for (const { run, record } of within) {
+    const words = await load(`${run.index}/vocabulary`);
+    const tasks = await load(`${run.index}/${record.key}/index`);
+    const names = (n) => `${run.index}/${record.key}/${n}`;
+    const by = Map.groupBy(tasks.flatMap((task) => task.rollouts.map((told) => ({ task, told }))), ({ told }) => told.chunk);
+    for (let n = 0; by.has(n); n++) {
+      for (let next = n; by.has(next) && next <= n + AHEAD; next++) load(names(next)).catch(() => null);
+      const chunk = await load(names(n));
+      if (mine !== state.page) return;
+      for (const { task, told } of by.get(n).sort((a, b) => a.told.id - b.told.id)) {
+        const whole = textOf(chunk[told.place], words).join("");
+        const at = whole.toLowerCase().indexOf(query.toLowerCase());
+        if (at < 0 || hits++ >= HITS) continue;
+        const end = at + query.length;
+        const around = [whole.slice(Math.max(0, at - 60), at), whole.slice(end, end + 120)];
+        found.append(el("a", { class: "item hitline", href: path(record.key, run.index, told.id) },
+          el("b", { class: `run${run.index}` }, `${titleOf(record)}, ${told.id}`), ` ${task.question}`,
+          el("p", {}, around[0], el("mark", {}, whole.slice(at, end)), around[1])));
+      }
+      asked.delete(names(n));
+      seen += by.get(n).length;
+      status.textContent = `${hits} of ${seen} rollouts have it; ${all - seen} to read`
+        + (hits > HITS ? `; the first ${HITS} are shown` : "");
+    }
+  }
+  status.dataset.done = "";
+}
+
+function filter() {
+  const words = $("query").value.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const item of document.querySelectorAll("main .item:not(.hitline)")) {
+    const text = `${item.closest(".group")?.querySelector("h2").textContent} ${item.textContent}`.toLowerCase();
+    item.hidden = !words.every((word) => text.includes(word));
+  }
+  for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector(".item:not([hidden])");
+}
+
+async function route() {
+  const mine = ++state.page;
+  const [first, ...rest] = here();
+  const page = first === "search" ? "search" : rest.length ? "rollout" : first ? "record" : "home";
+  state.move = null;
+  if (page !== "rollout") state.find = "";
+  $("info").hidden = true;
+  document.body.dataset.page = page;
+  try {
+    if (page === "search") await searchPage(rest[0], rest[1] || "", mine);
+    else if (page === "rollout") await rolloutPage(first, ...rest.slice(0, 2).map(Number), Number(rest[2] ?? -1), mine);
+    else if (page === "record") await recordPage(first, mine);
+    else homePage();
+  } catch (error) {
+    show("trouble", [], el("p", { class: "bad" }, String(error.message)));
+  }
+  document.body.dataset.ready = String(mine);
+  if (!document.querySelector(".hit")) window.scrollTo(0, 0);
+}
+
+/** Goes to the next or previous of what the page is about: rollouts, or lines to choose from. */
+function move(by, other) {
+  if (state.move) return state.move(by, other);
+  const items = [...document.querySelectorAll("main .item:not([hidden])")];
+  items[Math.min(Math.max(items.indexOf(document.activeElement) + by, 0), items.length - 1)]?.focus();
+}
+
+function moveStep(by) {
+  const keys = records().map((record) => record.key);
+  const next = keys[keys.indexOf(here()[0]) + by];
+  if (next) location.hash = path(next);
+}
+
+const KEYS = {
+  j: () => move(1), k: () => move(-1), J: () => move(1, true), K: () => move(-1, true),
+  l: () => moveStep(1), h: () => moveStep(-1),
+  u: () => (location.hash = here().length > 1 && here()[0] !== "search" ? path(here()[0]) : "#/"),
+  c: () => {
+    $("colour").selectedIndex = ($("colour").selectedIndex + 1) % $("colour").length;
+    paint();
+  },
+  o: () => {
+    const all = [...document.querySelectorAll(".rolled details")], open = all.some((node) => !node.open);
+    all.forEach((node) => (node.open = open));
+  },
+  "/": () => $("query").focus(),
+  "?": () => $("keys").showModal(),
+};
+
+document.addEventListener("DOMContentLoaded", async () => {
+  const count = await load("runs");
+  for (let index = 0; index < count; index++) runs.push({ ...(await load(`${index}/run`)), index });
+  $("colour").addEventListener("change", paint);
+  $("help").addEventListener("click", KEYS["?"]);
+  $("main").addEventListener("pointerover", tell);
+  $("main").addEventListener("click", tell);
+  $("query").addEventListener("input", filter);
+  $("search").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const [key] = here();
+    if ($("query").value) location.hash = path("search", $("query").value, ...(key && key !== "search" ? [key] : []));
+  });
+  document.addEventListener("keydown", (event) => {
+    const typing = /^(INPUT|SELECT)$/.test(event.target.tagName);
+    if (typing && event.key === "Escape") event.target.blur();
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || $("keys").open || !KEYS[event.key]) return;
+    event.preventDefault();
+    KEYS[event.key]();
+  });
+  window.addEventListener("hashchange", route);
+  route();
+});

@@ -1,0 +1,193 @@
+"""Results for people: a table for the terminal, and one HTML page with table, curves and rollouts.
+
+The page stands alone: no script, no request to anywhere, and every text in it is escaped, so what a
+model or a web page wrote stays text. In rows, a value `em` that comes with `em_low` and `em_high` is
+shown with its interval.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jaxdeep.types import Message, ToolCall, Trajectory
+from jaxdeep.workdir import write_atomic
+
+WIDTH = 80
+TITLES = {"em": "EM", "f1": "F1", "em_low": "EM low", "em_high": "EM high"}
+COLOURS = 6  # series colours that the page's style defines; later series are dashed
+
+# Colours that matplotlib writes and the page's style replaces, so that the plot follows dark mode.
+AXIS, GRID = "#010101", "#020202"
+SERIES = [f"#0300{number:02x}" for number in range(COLOURS)]
+
+
+class Cell(NamedTuple):
+    """One value of a table: its text, whether it is a number, and its interval or None."""
+
+    text: str
+    number: bool
+    value: float
+    interval: tuple[float, float] | None
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The rows as text of at most 80 columns; longer values are folded, missing ones shown as a dash."""
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        number = bool(cells) and all(line[index].number for line in cells)
+        justify = "right" if number else "left"
+        drawn.add_column(Text(_title(column)), justify=justify, overflow="fold")
+    for line in cells:
+        drawn.add_row(*(Text(_written(cell)) for cell in line))
+    console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+    console.print(drawn)
+    lines = [line.rstrip() for line in console.file.getvalue().split("\n")]
+    return "\n".join(lines).strip("\n")
+
+
+def page(
+    path: Path,
+    *,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    trajectories: Mapping[str, Sequence[Trajectory]],
+    notes: Sequence[str],
+) -> None:
+    """Writes the page: `rows` as a table of the first row's keys, `curves` as named series of (step, value)
+    in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
+    columns = [key for key in rows[0] if not _is_bound(key, rows[0])] if rows else []
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "written": _arguments,
+        "call": _call,
+        "share": _share,
+    }
+    html = environment.get_template("report.html.jinja").render(
+        title=title,
+        notes=notes,
+        columns=[_title(column) for column in columns],
+        cells=[[_cell(row, column) for column in columns] for row in rows],
+        legend=[(name, points[-1][1]) for name, points in curves.items() if points],
+        plot=_plot(curves),
+        colours=COLOURS,
+        trajectories=trajectories,
+        answer=_last_answer,
+    )
+    # Half of a surrogate pair, which a tool can return, has no UTF-8.
+    write_atomic(path, html.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _is_bound(key: str, row: Mapping[str, Any]) -> bool:
+    return any(key == f"{other}_{end}" for other in row for end in ("low", "high"))
+
+
+def _title(column: str) -> str:
+    return TITLES.get(column, column.replace("_", " "))
+
+
+def _cell(row: Mapping[str, Any], column: str) -> Cell:
+    value = row.get(column)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    interval = None if low is None or high is None else (low, high)
+    return Cell(_number(value), number or value is None, value if number else 0.0, interval)
+
+
+def _written(cell: Cell) -> str:
+    if cell.interval is None:
+        return cell.text
+    low, high = cell.interval
+    return f"{cell.text} [{low:.2f},{high:.2f}]"  # one place to fold
+
+
+def _number(value: Any) -> str:
+    """A value as a person wants to read it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _share(value: float) -> str:
+    """A number of [0, 1] as a CSS percentage; what lies outside is moved to the edge."""
+    return f"{100 * min(max(value, 0.0), 1.0):.2f}%"
+
+
+def _arguments(call: ToolCall) -> str:
+    return json.dumps(dict(call.arguments), ensure_ascii=False, indent=2, default=str)
+
+
+def _call(call: ToolCall) -> str:
+    """The call on one line, as a person would write it."""
+    arguments = (
+        f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+        for name, value in call.arguments.items()
+    )
+    return f"{call.name}({', '.join(arguments)})"
+
+
+def _last_answer(messages: Sequence[Message]) -> str:
+    said = [message.content for message in messages if message.role == "assistant"]
+    return said[-1].strip() if said else ""
+
+
+def _plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> markupsafe.Markup:
+    """The curves as an SVG element whose colours are the page's variables, or nothing."""
+    if not any(curves.values()):
+        return markupsafe.Markup()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxdeep"}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for index, points in enumerate(points for points in curves.values() if points):
+            steps, values = zip(*points, strict=True)
+            style = "-" if index < COLOURS else "--"
+            marker = "o" if len(points) <= 30 else ""
+            colour = SERIES[index % COLOURS]
+            axes.plot(
+                steps, values, style, color=colour, marker=marker, markersize=4, linewidth=1.8
+            )
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GRID)
+        axes.tick_params(color=GRID, labelcolor=AXIS, labelsize=9)
+        axes.grid(axis="y", color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("step", color=AXIS, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    variables = {AXIS: "var(--muted)", GRID: "var(--line)"}
+    variables |= {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)}
+    for colour, variable in variables.items():
+        svg = svg.replace(colour, variable)
+    return markupsafe.Markup(svg)

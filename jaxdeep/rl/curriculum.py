@@ -1,0 +1,92 @@
+"""Which tasks come next: the set is walked again and again, shuffled anew each time.
+
+With a preference, tasks that are solved too rarely or too often are mostly passed by. Everything that
+decides the next tasks is in `position`, so a run that goes on draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from jaxdeep.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveRateFilter:
+    """Tasks that were never tried, or whose last group was solved at a rate from `low` to `high`, are
+    always taken; others with probability `rest`, since a policy changes."""
+
+    low: float = 0.1
+    high: float = 0.9
+    rest: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.low <= self.high <= 1 and 0 < self.rest <= 1):
+            raise ConfigError(
+                f"curriculum.low={self.low} and high={self.high} must be in [0, 1] in this order, and "
+                f"curriculum.rest={self.rest} in (0, 1]: with 0 a task would never be tried again"
+            )
+
+
+class TaskOrder:
+    """The tasks `0 .. count - 1` in the order of a run."""
+
+    def __init__(self, count: int, seed: int, prefer: SolveRateFilter | None = None) -> None:
+        self.count, self.seed, self.prefer = count, seed, prefer
+        self.at = 0  # tasks passed so far
+        self.rates: dict[int, float] = {}  # of those tried, when last tried
+        self._order: tuple[int, list[int]] = (-1, [])  # of which epoch, what
+
+    def draw(self, size: int, without: Collection[int] = ()) -> list[int]:
+        """The next `size` tasks, none of them twice and none of `without`; fewer where there are no more."""
+        out: list[int] = []
+        while len(out) < min(size, self.count - len(without)):
+            index = self._task(self.at)
+            self.at += 1
+            if index not in out and index not in without and self._wanted(index):
+                out.append(index)
+        return out
+
+    def note(self, index: int, rate: float | None) -> None:
+        """The share of a group that solved a task; None where it could not be judged."""
+        if self.prefer and rate is not None:
+            self.rates[index] = rate
+
+    @property
+    def epochs(self) -> float:
+        """How often the set was walked."""
+        return self.at / self.count
+
+    def position(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON holds it."""
+        rates = {str(i): rate for i, rate in sorted(self.rates.items())}
+        return {"at": self.at, "rates": rates, "of": [self.count, self.seed]}
+
+    def restore(self, position: Mapping[str, Any]) -> None:
+        """Go on where another walk over the same tasks stood; DataError where they are not the same."""
+        of = position.get("of", [self.count, self.seed])
+        if of != [self.count, self.seed]:
+            raise DataError(
+                f"the run has walked {of[0]} tasks in the order of train.seed={of[1]}; now there are "
+                f"{self.count} and train.seed={self.seed}. Use the same, or another --workdir with train.start"
+            )
+        self.at = position["at"]
+        self.rates = {int(index): rate for index, rate in position["rates"].items()}
+
+    def _task(self, at: int) -> int:
+        epoch, place = divmod(at, self.count)
+        if self._order[0] != epoch:
+            order = list(range(self.count))
+            random.Random(f"tasks {self.seed} {epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][place]
+
+    def _wanted(self, index: int) -> bool:
+        if self.prefer is None or index not in self.rates:
+            return True
+        if self.prefer.low <= self.rates[index] <= self.prefer.high:
+            return True
+        return random.Random(f"prefer {self.seed} {self.at}").random() < self.prefer.rest

@@ -1,0 +1,140 @@
+"""The rollouts of a run, step by step: tasks are drawn, talked through and scored, and all processes know
+of all.
+
+    explorer.groups(n, ending)      the scored groups of step n
+
+Conversations go on in a thread of their own, so that they can be those of later steps while the trainer is
+at work: step n is begun when the update of step n - 1 - `grpo.ahead` is made, and none of its tokens is from
+a policy more than `grpo.ahead` updates old. Tasks are drawn, and processes speak with each other, in
+`groups` alone: everywhere in the same order. What a curriculum knows is as old as the policy may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxdeep.agent.base import Taskset
+from jaxdeep.agent.rollout import group, score, together
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.parallel import exchange
+from jaxdeep.rl import advantages
+from jaxdeep.rl.curriculum import TaskOrder
+from jaxdeep.sample.engine import Engine
+from jaxdeep.signals import Terminated, Termination
+from jaxdeep.types import Sampling, Trajectory
+
+Groups = list[list[Trajectory]]
+
+
+class Explorer:
+    """The rollouts of the steps after `done`, by the sections `train`, `grpo` and `rollout` of a configuration.
+    `position` is that of a run that goes on here; one that was set back `rollbacks` times draws other
+    samples. Close it when done: what is begun is dropped."""
+
+    def __init__(
+        self,
+        taskset: Taskset,
+        engine: Engine,
+        chat: Chat,
+        part: Mapping[str, Any],
+        done: int = 0,
+        position: Mapping[str, Any] | None = None,
+        rollbacks: int = 0,
+    ) -> None:
+        config, settings = part["train"], part["grpo"]
+        self.taskset, self.engine, self.chat = taskset, engine, chat
+        self.settings, self.limits = settings, part["rollout"].limits
+        self.walk = TaskOrder(len(taskset), config.seed, settings.curriculum)
+        self._seed = config.seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
+        self._rules = settings.rules(self.limits)
+        self._begun, self._last = done, config.steps
+        self._drawn: collections.deque[Sequence[int]] = collections.deque()
+        if position:
+            self.walk.restore(position)
+            self._drawn.extend(position.get("drawn", ()))
+        self._flying: collections.deque[tuple[Sequence[int], concurrent.futures.Future]]
+        self._flying = collections.deque()
+        self._runner = asyncio.Runner()
+        self._loop = self._runner.get_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
+        self._thread.start()
+
+    def groups(self, n: int, ending: Termination) -> Groups | None:
+        """The groups of step n: `settings.prompts` of them; where groups of equal rewards are to be
+        replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times.
+        None where SIGTERM came to one of the processes."""
+        settings = self.settings
+        while self._begun < min(n + settings.ahead, self._last):
+            self._begun += 1
+            some = self._drawn.popleft() if self._drawn else self.walk.draw(settings.prompts)
+            self._flying.append((some, self._begin(self._begun, some)))
+        tasks, work = self._flying.popleft()
+        groups: Groups = []
+        drawn: list[int] = []
+        tries = settings.tries if settings.flat == "resample" else 1
+        while True:
+            found = self._end(work, ending)
+            if found is None:
+                return None
+            for index, group_ in zip(tasks, found, strict=True):
+                self.walk.note(index, advantages.solved_share(group_, settings.solved))
+            drawn += tasks
+            groups += found
+            tries -= 1
+            missing = settings.prompts - sum(advantages.informative(g, self._rules) for g in groups)
+            tasks = self.walk.draw(missing, drawn) if tries and missing > 0 else []
+            if not tasks:
+                return groups
+            work = self._begin(n, tasks)
+
+    def position(self) -> dict[str, Any]:
+        """Where the walk stands, and the tasks that were drawn for steps to come: a run that goes on from
+        here leaves none out and takes none twice."""
+        flying = [list(tasks) for tasks, _ in self._flying]
+        return self.walk.position() | {"drawn": [*flying, *map(list, self._drawn)]}
+
+    def close(self) -> None:
+        """Cancel what is begun; its environments are closed when this returns."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._runner.close()
+
+    def _begin(self, n: int, tasks: Sequence[int]) -> concurrent.futures.Future:
+        work = self._collect(exchange.my_items(tasks), self._seed + n)
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _end(self, work: concurrent.futures.Future, ending: Termination) -> Groups | None:
+        mine = None
+        with self.engine.serving(), contextlib.suppress(Terminated), ending.droppable():
+            mine = work.result()
+        if any(exchange.all_gather_objects([mine is None])):
+            return None
+        return exchange.all_gather_objects(mine)
+
+    async def _collect(self, tasks: Sequence[int], seed: int) -> Groups:
+        """Scored rollouts of each task, at temperature 1: any other would sample another density than the
+        one the loss compares with."""
+
+        async def one(index: int) -> list[Trajectory]:
+            found = await group(
+                self.taskset,
+                self.taskset[index],
+                self.engine,
+                self.chat,
+                size=self.settings.group,
+                limits=self.limits,
+                seed=seed,
+                sampling=Sampling(1.0),
+            )
+            await together(
+                score(self.taskset, trajectory, self.limits.seconds) for trajectory in found
+            )
+            return found
+
+        return await together(one(index) for index in tasks)

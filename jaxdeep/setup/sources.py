@@ -1,0 +1,224 @@
+"""From the section `data` to the rows that SFT walks over, and those it is measured on.
+
+jsonl:FILE or pattern      a conversation a line, read when it is its turn
+json:FILE or pattern       a list of conversations
+hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, a folder of Parquet or JSON, a saved data set
+tfds:NAME[:SPLIT]          by TFDS without TensorFlow: a name or folder, prepared as array_record
+text:FILE, FOLDER or pattern   plain .txt or .md, every token learned
+reading:SEED, choosing:SEED, demos:SEED   made-up worlds, without end
+mazes:SEED                 mazes such as env.maze describes, of its training split, without end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Mapping
+
+from jaxdeep import config as configs
+from jaxdeep.chat.learn import LearnConfig
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.data import mix, sources
+from jaxdeep.data.pack import pack
+from jaxdeep.envs.toy import maze, practice
+from jaxdeep.errors import ConfigError
+from jaxdeep.setup.sections import EnvConfig
+from jaxdeep.types import Batch
+
+WORLDS = ("reading", "choosing", "demos", "mazes")
+KINDS = {
+    "jsonl": "jsonl:traces.jsonl",
+    "json": "json:conversations.json",
+    "hf": "hf:NAME_or_FOLDER:train",
+    "tfds": "tfds:NAME_or_FOLDER:train",
+    "text": "text:chapters/",
+    **{kind: f"{kind}:0" for kind in WORLDS},
+}
+COLON = re.compile(r":(?![^\[]*\])")  # the one in train[:10%] is part of a split
+VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){2}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One of several sources. `weight` is its share of the rows beside the others' (set it for all or for
+    none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
+
+    source: str
+    weight: float | None = None
+    cap: int | None = None
+    name: str = ""  # in metrics; empty: the key in data.sources, or what the source is called
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source` names
+    them, of which the first `rows` are used; empty: so many are held out of each source."""
+
+    source: str = ""
+    rows: int = 64
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.every < 0:
+            raise ConfigError(
+                f"data.eval.rows={self.rows} must be at least 1, data.eval.every={self.every} at least 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows are cut
+    after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or is skipped.
+    All are counted. `accumulate` microbatches make a step."""
+
+    source: str = ""
+    sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
+    accumulate: int = 1
+    learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
+    long: mix.Long = "cut"
+    bad_rows: mix.Bad = "refuse"
+    eval: EvalConfig | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.source) == bool(self.sources):
+            raise ConfigError("set data.source or data.sources, one of them")
+        if self.accumulate < 1:
+            raise ConfigError(f"data.accumulate={self.accumulate} must be at least 1")
+
+    @property
+    def named(self) -> dict[str, SourceConfig]:
+        """The sources by name."""
+        if self.source:
+            return {name_of(self.source): SourceConfig(self.source)}
+        if isinstance(self.sources, Mapping):
+            return {entry.name or name: entry for name, entry in self.sources.items()}
+        out: dict[str, SourceConfig] = {}
+        for entry in self.sources:
+            name = entry.name or name_of(entry.source)
+            if name in out:
+                raise ConfigError(
+                    f"data.sources has two sources of the name {name!r}, {out[name].source} and "
+                    f"{entry.source}: give one another name="
+                )
+            out[name] = entry
+        return out
+
+
+def name_of(source: str) -> str:
+    """What a source is called in metrics: the file without its ending, the last part of a hub id, or the
+    kind where there is nothing to say."""
+    kind, _, rest = source.partition(":")
+    last = pathlib.PurePath(COLON.split(rest)[0]).name
+    last = re.sub(r"\.(jsonl|json|txt|md|parquet)$", "", last)
+    return kind if kind in WORLDS else last.strip("*") or kind
+
+
+def mixture(
+    data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int, seed: int
+) -> tuple[mix.Mix, sources.Source | None]:
+    """The walk to train on, and the rows to measure the loss on where `data.eval` asks for it."""
+    parts, held = {}, []
+    for name, entry in data.named.items():
+        source = source_of(entry.source, data, chat, env, T=T)
+        if data.eval and not data.eval.source:
+            source, apart = mix.held_out(source, data.eval.rows, seed)
+            held.append(apart)
+        parts[name] = mix.Part(source, entry.weight, entry.cap)
+    if data.eval and data.eval.source:
+        held = [source_of(data.eval.source, data, chat, env, T=T)]
+    return mix.Mix(parts, seed), held
+
+
+def source_of(
+    name: str, data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int
+) -> sources.Source:
+    """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T tokens."""
+    kind, colon, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        known = ", ".join(KINDS.values())
+        raise ConfigError(
+            f"{name!r} is no source of data.{configs.suggest(kind, KINDS) if colon else ''} "
+            f"Write its kind before a colon: {known}"
+        )
+    check = data.bad_rows == "refuse"
+    if kind == "text":
+        return sources.Texts(rest, chat, T)
+    if kind in ("jsonl", "json"):
+        return sources.Conversations(sources.files(rest, check=check), chat, data.learn)
+    if kind == "hf":
+        place, split, config, *more = [*COLON.split(rest), "", ""]
+        if any(more):
+            raise ConfigError(f"{name!r} has too many parts: hf:NAME:SPLIT:CONFIG")
+        rows = sources.hugging_face(place, split or "train", config)
+        return sources.Conversations(rows, chat, data.learn)
+    if kind == "tfds":
+        place, *more = COLON.split(rest)
+        if more and VERSION.fullmatch(more[0]):
+            place = f"{place}:{more.pop(0)}"
+        if len(more) > 1:
+            raise ConfigError(f"{name!r} has too many parts: tfds:NAME:SPLIT")
+        rows = sources.tensorflow_dataset(place, more[0] if more else "train")
+        return sources.Conversations(rows, chat, data.learn)
+    if not rest.isdigit():
+        raise ConfigError(f"{name!r} needs a number after the colon: {kind}:0")
+    if kind == "mazes":
+        if env is None or env.maze is None:
+            raise ConfigError(f"{name!r} needs env.maze: it says how large they are")
+        return maze.Demos(chat, int(rest), env.maze)
+    if kind != "demos":
+        return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
+    if env is None:
+        raise ConfigError(f"{name!r} needs the section env: demos use its tool")
+    return practice.Demos(chat, int(rest), k=env.k, system=env.system)
+
+
+def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:
+    """The rows to measure the loss on, packed; what training would leave out is left out here too."""
+    rows = []
+    for source in held:
+        size = mix.Part(source).size
+        for index in range(min(data.eval.rows, size or data.eval.rows)):
+            get = functools.partial(source.__getitem__, index)
+            row, _ = mix.take(get, T, data.long, data.bad_rows)
+            rows += [row] if row is not None else []
+    if not rows:
+        raise ConfigError(
+            f"no row to measure the loss on fits batch.length={T} and has something to learn: "
+            "look at data.eval"
+        )
+    return pack(rows, B=B, T=T)
+
+
+def due(settings: EvalConfig, step: int, steps: int) -> bool:
+    """Whether the loss is measured after this step of so many."""
+    return step == steps or bool(settings.every and step % settings.every == 0)
+
+
+def counts(position: mix.Position) -> dict[str, int]:
+    """The metrics of a position."""
+    out = {"data/rows": position.read, "data/skipped": position.skipped}
+    for name, tally in position.tallies.items():
+        out |= {f"data/{name}/{field}": count for field, count in tally._asdict().items()}
+        out[f"data/{name}/skipped"] = tally.skipped
+    return out
+
+
+def summary(position: mix.Position, T: int) -> list[str]:
+    """What people should know about the rows that were not used as they are."""
+    out = []
+    for name, tally in position.tallies.items():
+        said = [
+            f"{count} {what}"
+            for count, what in (
+                (tally.long, f"longer than {T} tokens and left out"),
+                (tally.cut, f"longer than {T} tokens and cut after a turn"),
+                (tally.empty, "with nothing to learn"),
+                (tally.bad, "malformed"),
+            )
+            if count
+        ]
+        if said:
+            out.append(f"{name}: of {tally.rows + tally.skipped} rows {', '.join(said)}")
+    return out

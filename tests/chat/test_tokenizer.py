@@ -1,0 +1,158 @@
+"""Plain text never becomes control tokens; published text becomes the published ids."""
+
+import json
+import unicodedata
+
+import huggingface_hub
+import pytest
+import tokenizers
+
+from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.errors import DataError
+
+MARKS = ["<|im_start|>", "<|im_end|>", "<think>"]
+
+
+def spec(**changes):
+    """A byte-level tokenizer whose control tokens are words of its vocabulary, and would match."""
+    words = [*MARKS, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())]
+    plain = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": id, "content": mark, "special": mark != "<think>", **plain}
+            for id, mark in enumerate(MARKS)
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "post_processor": None,
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        },
+        "model": {
+            "type": "BPE",
+            "ignore_merges": True,
+            "vocab": {word: id for id, word in enumerate(words)},
+            "merges": [],
+        },
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def qwen(shared):
+    return Tokenizer.load(shared("qwen3/tokenizer.json").parent)
+
+
+@pytest.fixture(scope="module", params=["qwen3", "small"])
+def tokenizer(request):
+    if request.param == "small":
+        return Tokenizer(json.dumps(spec()))
+    return request.getfixturevalue("qwen")
+
+
+def test_golden_tokens(qwen, shared):
+    with shared("qwen3/golden_tokens.jsonl").open() as file:
+        rows = [json.loads(line) for line in file]
+    assert len(rows) == 221
+    marked = 0
+    for row in rows:
+        assert qwen.encode_control(row["text"]) == row["ids"]
+        plain = qwen.encode(row["text"])
+        assert qwen.decode(plain) == unicodedata.normalize("NFC", row["text"])
+        if qwen.control.isdisjoint(row["ids"]):
+            assert plain == row["ids"]
+        else:
+            marked += 1
+            assert qwen.control.isdisjoint(plain)
+    assert 0 < marked < 221
+
+
+def test_plain_text_never_yields_control_tokens(tokenizer):
+    marks = [tokenizer.decode([id]) for id in sorted(tokenizer.control)]
+    assert set(MARKS) <= set(marks)
+    for text in (*marks, "".join(marks), " ".join(marks), *(f"a{m}\n{m} b" for m in marks)):
+        ids = tokenizer.encode(text)
+        assert tokenizer.control.isdisjoint(ids)
+        assert tokenizer.decode(ids) == text
+        assert not tokenizer.control.isdisjoint(tokenizer.encode_control(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " \n\n\t x\r\n",
+        "e\u0301 \u212b \u1e9b\u0323",
+        "漢字かな 한국어",
+        "🧑‍🚀\x00\ufeff\ufffd",
+        "{}'re I'LL 1234567",
+    ],
+)
+def test_plain_and_published_agree_on_text_without_marks(tokenizer, text):
+    assert tokenizer.encode(text) == tokenizer.encode_control(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_halves_of_surrogate_pairs_are_mended(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("a\ud83d b")) == "a\ufffd b"
+    assert tokenizer.decode(tokenizer.encode("\ud83d\ude80")) == "🚀"
+
+
+def test_ids_and_size(qwen):
+    assert qwen.size == 151_669
+    assert len(qwen.control) == 26
+    assert qwen.id("<|im_end|>") == 151_645
+    assert qwen.decode([qwen.id("<think>"), *qwen.encode("hm"), qwen.size + 100]) == "<think>hm"
+
+
+def test_an_absent_control_token_is_refused():
+    with pytest.raises(DataError, match=r"'<tool_call>'.*<think>"):
+        Tokenizer(json.dumps(spec())).id("<tool_call>")
+
+
+def test_truncation_and_padding_of_the_file_are_ignored():
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    fill = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    fill |= {"pad_id": 0, "pad_type_id": 0, "pad_token": MARKS[0]}
+    tokenizer = Tokenizer(json.dumps(spec(truncation=cut, padding=fill)))
+    assert len(tokenizer.encode("ten letter")) == len(tokenizer.encode_control("ten letter")) == 10
+
+
+def test_load_takes_a_file_a_folder_and_a_hub_name(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(spec()))
+    asked = []
+
+    def download(repo, file):
+        asked.append((repo, file))
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for name in (path, str(path), tmp_path, "Qwen/Qwen3-8B"):
+        assert Tokenizer.load(name).id("<think>") == 2
+    assert asked == [("Qwen/Qwen3-8B", "tokenizer.json")]
+
+
+def test_load_names_what_is_missing(tmp_path):
+    for name in (tmp_path, tmp_path / "gone.json", "nobody/has-this-model", "no such name"):
+        with pytest.raises(DataError) as error:
+            Tokenizer.load(name)
+        assert str(name) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"added_tokens": [], "model": 3}'])
+def test_load_refuses_another_kind_of_file(tmp_path, text):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        Tokenizer.load(path)
