@@ -37,6 +37,14 @@ def adapter() -> dict:
     return build()
 
 
+SCALE = SPEC.scale  # of the adapter: alpha / rank
+
+
+def scaled_adapter() -> lora.Adapter:
+    """The same, as it is handed to a model or an engine."""
+    return lora.Adapter(adapter(), SCALE)
+
+
 def pages(cfg: arch.Config, B: int, length: int, *, S: int = 4, seed: int = 0) -> paged.Pages:
     """Room for B rows of `length` tokens in pages of S, whose order is random. They are full of numbers
     that must not be read."""

@@ -47,6 +47,19 @@ class LoraConfig:
 
 
 @struct.dataclass
+class Adapter:
+    """One adapter as it is handed around: its effect on a linear is `x @ a @ b * scale`.
+
+    `factors` are those of all its linears, `scale` is alpha / rank (data: another one compiles nothing),
+    `base` says which frozen weights it belongs to (`identity.Base`), None where that is not known.
+    """
+
+    factors: dict[str, Any]
+    scale: float | jax.Array
+    base: Any = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
 class Bank:
     """Adapters of one shape, and how much of each every row uses.
 
