@@ -18,6 +18,7 @@ from jaxdeep.agent.rollout import rollout
 from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.envs.qa import SearchTaskset
 from jaxdeep.errors import ConfigError
+from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rewards.answers import final_answer
 from jaxdeep.run import eval as evaluate
@@ -56,7 +57,7 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
         programs.Workload("chat", spec, engine=setup.size_of(part["rollout"])), mesh, mesh
     )
     engine = setup.engine_of(part["rollout"], weights, spec, mesh)
-    engine.set_adapter(adapter)
+    engine.set_adapter(adapter and lora.Adapter(adapter, spec.lora.scale))
     console = Console()
 
     def ask(text: str, seed: int) -> None:

@@ -107,7 +107,7 @@ def run(config: ConfigDict, workdir: Path) -> list[Trajectory]:
             programs.Workload("eval", spec, engine=setup.size_of(part["rollout"])), mesh, mesh
         )
         engine = setup.engine_of(part["rollout"], weights, spec, mesh)
-        engine.set_adapter(adapter)
+        engine.set_adapter(adapter and lora.Adapter(adapter, spec.lora.scale))
         bar = progress(len(taskset), "eval", "question")
         try:
             seen = asyncio.run(

@@ -282,11 +282,12 @@ def check_length(part: dict[str, Any]) -> None:
 
 def sampled(
     spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
-) -> tuple[dict, dict | None]:
+) -> tuple[dict, lora.Adapter | None]:
     """Weights and adapter on the mesh of the sampler. Of all that a step changes, what it
     trained is what crosses from process to process."""
     trained = exchange.reshard(state.trained, states.shardings(spec, mesh).trained)
-    return states.policy(spec, frozen, trained)
+    weights, factors = states.policy(spec, frozen, trained)
+    return weights, factors and lora.Adapter(factors, spec.lora.scale)
 
 
 async def greedy(

@@ -377,8 +377,8 @@ def taskset_of(env: EnvConfig) -> Taskset:
 def size_of(rollout: RolloutConfig, adapters: int = 1) -> EngineConfig:
     """How large the sampler is; with room for so many adapters."""
     return EngineConfig(
-        rollout.slots,
-        rollout.limits.max_tokens,
+        slots=rollout.slots,
+        length=rollout.limits.max_tokens,
         cache_gb=rollout.cache_gb,
         chunk=rollout.chunk,
         steps=rollout.steps,
