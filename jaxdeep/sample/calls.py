@@ -38,8 +38,8 @@ class ModelRunner:
 
     @property
     def compilations(self) -> int:
-        """How often a program was compiled since this runner exists: the programs are shared with other
-        runners of the same model."""
+        """How often a program has been compiled since this runner began, by other runners of the same model
+        too: they share the programs."""
         return self._cached() - self._compiled_before
 
     def _cached(self) -> int:
@@ -68,9 +68,8 @@ class ModelRunner:
             raise ValueError(f"stops {sampling.stop}: at most {STOPS}, each of 1 to {WIDTH} tokens")
 
     def run(self, call: PrefillCall | DecodeCall, factors: dict | None) -> list[Drawn]:
-        """Run a call with a bank's factors (None: no adapters). Returns what each row in use drew, in the
-        order of `call.rows`; what a row of a prefill call drew means something at the end of its prompt
-        only."""
+        """Run a call with a bank's factors (None: no adapters). Returns what each of `call.rows` drew. In
+        a prefill call that means something only for a tile that ends its prompt."""
         if isinstance(call, PrefillCall):
             return self._run_prefill(call, factors)
         return self._run_decode(call, factors)
@@ -78,9 +77,9 @@ class ModelRunner:
     def warm(self, factors: dict | None) -> None:
         """Compile both programs at every batch size, by calls without rows."""
         engine, shards = self.engine, shards_of(self.mesh)
-        for _ in range(
-            2
-        ):  # the first call sees pages that no program has returned, which differ to jax
+        # twice, because the first call gets pages that no program has returned, and jax compiles again
+        # for those that one has
+        for _ in range(2):
             for fraction in CALL_FRACTIONS:
                 self.run(PrefillCall(engine.rows(engine.tiles, fraction, shards)), factors)
                 self.run(DecodeCall(engine.rows(engine.slots, fraction, shards)), factors)
@@ -114,8 +113,8 @@ class ModelRunner:
         factors: dict | None,
         *inputs: np.ndarray,
     ) -> tuple:
-        """What a program returns beside the pages, on the host: the rows of this process. `held_B` are the
-        tokens that each row has in its pages already."""
+        """Run a program and return what it returns beside the pages, on the host: the rows of this
+        process. `held_B` is how many tokens each row has in its pages already."""
         engine, size = self.engine, len(held_B)
         table_BX = np.zeros((size, engine.table), np.int32)
         mix_BA = np.zeros((size, engine.adapters), np.float32)
@@ -152,7 +151,7 @@ def _drawn(
     draws: sampler.Draws, rows: Sequence[tuple[int, Any]], count_B: np.ndarray
 ) -> list[Drawn]:
     """The first `count_B` draws of the rows in use, as lists."""
-    # one conversion for all rows: it is much cheaper than one a row
+    # all rows are converted at once, which is much cheaper than row by row
     arrays = (draws.token_B, draws.logp_B, draws.drawn_logp_B)
     lists = [x.reshape(len(count_B), -1).tolist() for x in arrays]
     counts = count_B.tolist()

@@ -185,13 +185,13 @@ class Engine:
         yield  # an error here ends the process: it does not wait for the others
         with self._wake:
             self._left = True
-            while self._open and not self._closed:
-                self._wake.wait()
+            self._wake.wait_for(lambda: self._closed or not self._open)
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
 
     def warm(self) -> None:
-        """Compile every program that requests need, with adapters if one has been set."""
+        """Compile every program that requests need, with adapters if one has been set. Only while no
+        request is in flight."""
         with self._wake, meshes.use(self.mesh):
             self._runner.warm(self._bank.factors)
 
@@ -221,7 +221,8 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
             mix = self._bank[adapter]
-            request = Request(prompt, seed & 0xFFFFFFFF, max_new, sampling, mix, future, on_part)
+            seed &= 0xFFFFFFFF  # a uint32 on devices
+            request = Request(prompt, seed, max_new, sampling, mix, future, on_part)
             self._scheduler.submit(request)
             self._wake.notify()
         return future
@@ -253,11 +254,10 @@ class Engine:
     def _ready(self) -> bool:
         """Wait for something to do and admit requests; False once the engine is closed."""
         with self._wake:
-            # with other processes there is always something to do: they may have requests
-            while not (
-                self._closed or (self._open and (self._rounds or self._scheduler.in_flight))
-            ):
-                self._wake.wait()
+            # other processes may have requests when this one has none, so it asks them in every round
+            self._wake.wait_for(
+                lambda: self._closed or (self._open and (self._rounds or self._scheduler.in_flight))
+            )
             if self._closed:
                 return False
             self._scheduler.admit()
@@ -265,7 +265,7 @@ class Engine:
 
     def _agreed_demand(self) -> Demand:
         """The largest demand of all processes; none once all have left `serving`."""
-        demand = self._scheduler.demand()
+        demand = self._scheduler.demand()  # no lock: only this thread moves requests between queues
         if self._rounds is None:
             return demand
         answers = self._rounds([*demand, self._left])
@@ -288,7 +288,7 @@ class Engine:
         drawn = self._runner.run(call, self._bank.factors)
         with self._wake:
             deliveries = self._scheduler.finish(call, drawn)
-        # not under the lock: it wakes the threads that wait, and the first thing they do is submit
+        # not under the lock: it wakes threads that will submit their next requests
         for delivery in deliveries:
             _hand_out(delivery)
 
