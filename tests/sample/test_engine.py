@@ -1,5 +1,5 @@
-"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and on a
-mesh."""
+"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and
+on a mesh."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def running(mesh=None, adapter=None, **sizes):
 
 
 def logps(tokens, *adapters):
-    """The log-probability of each token by one plain forward pass with the sum of these adapters, [T]."""
+    """By one plain forward pass with the sum of these adapters, [T]."""
     folded = [
         {
             name: pair | {"b": pair["b"] * (adapter.scale / tiny.SCALE)}
@@ -447,7 +447,8 @@ def random_request(rng, stems):
 
 class Soak:
     """Random requests to an engine with hardly any pages, some cancelled, while the names get other
-    adapters; then the same, each to the version it was asked of, to an engine with time and room."""
+    adapters; then the same, each to the version it was asked of, to an engine with time and
+    room."""
 
     def __init__(self, requests, seed):
         self.rng = random.Random(seed)
@@ -534,7 +535,8 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
-    """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
+    """With the base that comes with the package: its matmuls are large enough for kernels to
+    differ."""
     cfg = arch.Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
     params = load.load(str(setup.TINY), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
