@@ -29,7 +29,7 @@ from jaxdeep.data import mix
 from jaxdeep.data.share import Share
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.model import load, lora
-from jaxdeep.parallel import exchange, hosts
+from jaxdeep.parallel import exchange, hosts, rounds
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import SFT, Kl
 from jaxdeep.setup import monitor
@@ -114,7 +114,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
     spec = spec_of(part)
     setup.check_vocabulary(chat, spec.model)
     place = setup.folder_of(workdir)
-    with lock_workdir(place), Termination() as ending, hosts.Rounds("rows") as circle:
+    with lock_workdir(place), Termination() as ending, rounds.Rounds("rows") as circle:
         about = configs.save(config, place, sys.argv)
         where = setup.checkpoint_dir(train, workdir)
         params, state = setup.load_or_init(train, part["model"], spec, mesh, where)
@@ -186,7 +186,7 @@ def work_of(part: dict[str, Any], spec: states.Spec) -> programs.Workload:
     return programs.Workload("sft", spec, batch.rows, batch.length, part["data"].accumulate)
 
 
-def share_of(circle: hosts.Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
+def share_of(circle: rounds.Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
     """What this process loads of the rows; None where it is alone."""
     if circle.count == 1:
         return None
