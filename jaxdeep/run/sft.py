@@ -130,7 +130,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
         how = dict(
             seed=train.seed, long=data.long, bad=data.bad_rows, share=share_of(circle, mesh, **size)
         )
-        batches = mix.prefetch(mix.fill(walk, position, **size, **how), data.accumulate)
+        batches = mix.prefetch(mix.packed_batches(walk, position, **size, **how), data.accumulate)
         timer = trace.Timer(trace.Trace(place))
         watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
         with contextlib.closing(saved), watched as metrics:
