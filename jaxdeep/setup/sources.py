@@ -77,8 +77,8 @@ class DataConfig:
     sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
     accumulate: int = 1
     learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
-    long: mix.Long = "cut"
-    bad_rows: mix.Bad = "refuse"
+    long: mix.LongRows = "cut"
+    bad_rows: mix.BadRows = "refuse"
     eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
@@ -123,9 +123,9 @@ def mixture(
     for name, entry in data.named.items():
         source = source_of(entry.source, data, chat, env, T=T)
         if data.eval and not data.eval.source:
-            source, apart = mix.held_out(source, data.eval.rows, seed)
+            source, apart = mix.hold_out(source, data.eval.rows, seed)
             held.append(apart)
-        parts[name] = mix.Part(source, entry.weight, entry.cap)
+        parts[name] = mix.WeightedSource(source, entry.weight, entry.cap)
     if data.eval and data.eval.source:
         held = [source_of(data.eval.source, data, chat, env, T=T)]
     return mix.Mix(parts, seed), held
@@ -180,10 +180,10 @@ def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) ->
     """The rows to measure the loss on, packed; what training would leave out is left out here too."""
     rows = []
     for source in held:
-        size = mix.Part(source).size
+        size = mix.WeightedSource(source).size
         for index in range(min(data.eval.rows, size or data.eval.rows)):
             get = functools.partial(source.__getitem__, index)
-            row, _ = mix.take(get, T, data.long, data.bad_rows)
+            row, _ = mix.load_row(get, T, data.long, data.bad_rows)
             rows += [row] if row is not None else []
     if not rows:
         raise ConfigError(

@@ -11,7 +11,7 @@ from jaxdeep.chat.learn import PLAIN, LearnConfig
 from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.mix import fit
+from jaxdeep.data.mix import fit_row
 from jaxdeep.data.pack import to_row
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -349,7 +349,7 @@ def test_real_traces_by_span_and_cut_at_a_turn(qwen, shared):
         assert {text[:11] for text, w in calls if w == 2.0} == {"<tool_call>"}
         ((answer, _),) = [pair for pair in calls if pair[1] == 0.5]
         assert answer.startswith("<answer>") and answer.endswith("</answer>")
-        short, why = fit(plain[index], 4096, "cut")
+        short, why = fit_row(plain[index], 4096, "cut")
         assert why in ("", "cut") and len(short.tokens) <= 4096
         assert short.tokens[-1] == marks[Mark.END] and short.learn[-1] == 1
         assert (want.tokens[: len(short.tokens)] == short.tokens).all()

@@ -13,7 +13,7 @@ import pytest
 from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.mix import Position, fill
+from jaxdeep.data.mix import Position, packed_batches
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
@@ -256,7 +256,7 @@ START = Position()
 
 
 def walk(source, count, position=START, *, B=3, T=32, seed=5):
-    return list(itertools.islice(fill(source, position, B=B, T=T, seed=seed), count))
+    return list(itertools.islice(packed_batches(source, position, B=B, T=T, seed=seed), count))
 
 
 @pytest.mark.parametrize("name", SOURCES)
