@@ -13,8 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
+from jaxdeep.chat.format import WrittenArguments
 from jaxdeep.chat.learn import PLAIN, LearnConfig
-from jaxdeep.chat.qwen3 import INSIDE, Mark, Written, read_turn
+from jaxdeep.chat.qwen3_turn import INSIDE, Mark, read_turn
 from jaxdeep.errors import DataError
 from jaxdeep.types import Message, Role, ToolCall
 
@@ -175,7 +176,7 @@ def _openai_call(call: Any) -> ToolCall:
     name, arguments = function.get("name"), function.get("arguments")
     if isinstance(arguments, str):
         try:
-            text, arguments = arguments, Written(**json.loads(arguments))
+            text, arguments = arguments, WrittenArguments(**json.loads(arguments))
             arguments.text = text
         except (ValueError, TypeError, RecursionError) as error:
             raise DataError(f"arguments are not a JSON object: {call!r:.200}") from error

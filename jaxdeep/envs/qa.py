@@ -8,6 +8,7 @@ empty one, a copied question or endless searching get at most `Weights.format`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from jaxdeep.agent.tool import ToolResult, tool
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rewards import answers as text
 from jaxdeep.tools.corpus import read_rows
-from jaxdeep.tools.search import CachedRetriever, Retriever, show
+from jaxdeep.tools.search import SEARCH, CachedRetriever, Retriever, show
 from jaxdeep.types import Message, Task, ToolCall
 
 SYSTEM = """\
@@ -91,7 +92,7 @@ class SearchTaskset:
         self.rewards: Mapping[str, tuple[float, Reward]] = {
             "answer": (weights.answer, text.answer_em),
             "format": (weights.format, text.format_ok),
-            "retry": (weights.retry, text.retry),
+            "retry": (weights.retry, functools.partial(text.retry, tool=SEARCH)),
         }
 
     def __len__(self) -> int:
@@ -108,12 +109,12 @@ class SearchTaskset:
         messages: list[Message] = []
         for query in _queries(task):
             found = show(self.engine.search(query, self.k))
-            call = ToolCall(text.SEARCH, {"query": query})
+            call = ToolCall(SEARCH, {"query": query})
             messages += [
                 Message("assistant", calls=(call,)),
                 Message("tool", found, name=call.name),
             ]
-            if text.holds(found, task.answers):
+            if text.contains_answer(found, task.answers):
                 break
         return [*messages, Message("assistant", f"<answer>{task.answers[0]}</answer>")]
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from jaxdeep import programs
 from jaxdeep.agent.rollout import rollout
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.envs.qa import SearchTaskset
 from jaxdeep.errors import ConfigError
 from jaxdeep.parallel import mesh as meshes
@@ -85,7 +85,7 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
 async def answer(
     taskset: SearchTaskset,
     engine: Engine,
-    chat: Chat,
+    chat: ChatFormat,
     text: str,
     settings: setup.RolloutConfig,
     sampling: Sampling,

@@ -32,7 +32,7 @@ from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import tools_of
 from jaxdeep.chat import tokenizer
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data.pack import pack, unpack
 from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
@@ -124,7 +124,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
 
 def train(
     part: dict[str, Any],
-    chat: Chat,
+    chat: ChatFormat,
     taskset: Taskset,
     dev: Taskset | None,
     mesh: jax.sharding.Mesh,
@@ -292,7 +292,7 @@ def sampled(
 async def greedy(
     taskset: Taskset,
     engine: Engine,
-    chat: Chat,
+    chat: ChatFormat,
     rollout: setup.RolloutConfig,
     indices: Sequence[int],
     on_done: Any = None,
@@ -311,7 +311,9 @@ async def greedy(
     )
 
 
-def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
+def greedy_em(
+    taskset: Taskset, engine: Engine, chat: ChatFormat, rollout: setup.RolloutConfig
+) -> float:
     """The share of tasks that greedy rollouts get right, each process doing its part."""
     some = exchange.my_items(range(len(taskset)))
     with engine.serving():

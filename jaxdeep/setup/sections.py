@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import Limits
-from jaxdeep.chat.qwen3 import Chat, Thinking
+from jaxdeep.chat.families import chat_format, family_of
+from jaxdeep.chat.format import ChatFormat, Thinking
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts, maze
@@ -152,13 +153,16 @@ def sections(
     }
 
 
-def chat_of(model: ModelConfig) -> Chat:
+def chat_of(model: ModelConfig) -> ChatFormat:
     """The chat format with the model's tokenizer."""
     where = model.tokenizer or model.place
     path = pathlib.Path(where)
     if path.suffix == ".json" and path.name != "tokenizer.json" and not model.tokenizer:
         where = str(path.parent)  # the folder of a config.json
-    return Chat(Tokenizer.load(where), model.thinking, tools_in_prompt=model.tools_in_prompt)
+    tokenizer = Tokenizer.load(where)
+    return chat_format(
+        family_of(tokenizer), tokenizer, model.thinking, tools_in_prompt=model.tools_in_prompt
+    )
 
 
 def spec_of(
@@ -398,7 +402,7 @@ def engine_of(
     return Engine(params, spec.model, mesh, size_of(rollout, adapters))
 
 
-def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:
+def check_vocabulary(chat: ChatFormat, cfg: arch.Config) -> None:
     """A tokenizer with ids the model does not have is refused."""
     if chat.tokenizer.size > cfg.V:
         raise ConfigError(

@@ -12,7 +12,7 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts, maze
 from jaxdeep.envs.toy.maze import BACK, MOVES, Demos, Maze, Mazes, MazeTaskset
@@ -30,7 +30,7 @@ LIMITS = Limits(
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(PLACE), "none", tools_in_prompt=False)
+    return Qwen3Chat(Tokenizer.load(PLACE), "none", tools_in_prompt=False)
 
 
 def judged(grown, said):
