@@ -1,4 +1,5 @@
-"""Test doubles for the two sides of the tool loop: a policy that follows a script, a tool that echoes.
+"""Test doubles for the two sides of the tool loop: a policy that follows a script, a tool that
+echoes.
 
 With them the whole host half runs without a model: in tests, in examples, in a dry run of a config.
 """

@@ -81,10 +81,10 @@ class TurnParser(Protocol):
         for event in parser.flush(): ...    # empty where the turn ended with a stop token
         message = parser.finish()
 
-    However the tokens are split over `feed`, the texts of the events joined by kind, and the calls of
-    the `CallEnd`s, are those of `ChatFormat.parse` for the same tokens. An event is final: text is
-    held back while it is not known where it belongs, as are bytes that are not yet a character. The
-    work per token is constant on average.
+    However the tokens are split over `feed`, the texts of the events joined by kind, and the calls
+    of the `CallEnd`s, are those of `ChatFormat.parse` for the same tokens. An event is final: text
+    is held back while it is not known where it belongs, as are bytes that are not yet a character.
+    The work per token is constant on average.
     """
 
     def feed(self, tokens: Sequence[int]) -> list[Event]:
@@ -128,9 +128,9 @@ class ChatFormat(Protocol):
         ...
 
     def reply(self, messages: Sequence[Message], *, closed: bool = True) -> list[int]:
-        """What the world appends to a policy turn: the rest of that turn, the messages, and the next
-        generation prompt. `closed=False`: the turn lacks its own end token (see `is_closed`), which
-        is added. DataError for a message of the assistant."""
+        """What the world appends to a policy turn: the rest of that turn, the messages, and the
+        next generation prompt. `closed=False`: the turn lacks its own end token (see `is_closed`),
+        which is added. DataError for a message of the assistant."""
         ...
 
     def pieces(
@@ -142,13 +142,13 @@ class ChatFormat(Protocol):
         ...
 
     def encode_turn(self, text: str) -> list[int]:
-        """The ids of a policy turn with its end token. Control tokens in the text count, so it may be
-        broken in any way a policy's turn can be; for trusted text only."""
+        """The ids of a policy turn with its end token. Control tokens in the text count, so it may
+        be broken in any way a policy's turn can be; for trusted text only."""
         ...
 
     def parse(self, tokens: Sequence[int]) -> Message:
-        """The message that a policy turn says, read up to its first stop token. Never raises: a call
-        that cannot be read keeps its place and says why in `error`."""
+        """The message that a policy turn says, read up to its first stop token. Never raises: a
+        call that cannot be read keeps its place and says why in `error`."""
         ...
 
     def parser(self) -> TurnParser:
@@ -156,7 +156,8 @@ class ChatFormat(Protocol):
         ...
 
     def is_closed(self, tokens: Sequence[int]) -> bool:
-        """Whether a policy turn ended with its own end token, rather than cut or by another stop."""
+        """Whether a policy turn ended with its own end token, rather than cut or by another
+        stop."""
         ...
 
     def spans(self, tokens: Sequence[int], author: Author) -> list[Span]:
@@ -165,7 +166,7 @@ class ChatFormat(Protocol):
 
 
 class WrittenArguments(dict):
-    """The arguments of a call that came as JSON text, which is kept: it is rendered letter by letter,
-    as the published templates do."""
+    """The arguments of a call that came as JSON text, which is kept: it is rendered letter by
+    letter, as the published templates do."""
 
     text = ""

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from jaxdeep.chat.format import Author, Span, Thinking, Tools
-from jaxdeep.chat.learn import PLAIN, LearnConfig, Weighed
+from jaxdeep.chat.learn import PLAIN, LearnConfig, WeightedPart
 from jaxdeep.chat.qwen3_turn import INSIDE, STRAY_TAG, Mark, Qwen3TurnParser, read_turn
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
@@ -36,8 +36,9 @@ TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
-# The template names the marks of calls in the system turn, and published tokenizers read them there as
-# control tokens: they are Marks here too, so that the prompt is the one the models were trained with.
+# The template names the marks of calls in the system turn, and published tokenizers read them there
+# as control tokens: they are Marks here too, so that the prompt is the one the models were trained
+# with.
 TOOLS_TAIL = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
     "within ",
@@ -55,8 +56,8 @@ WORLD_SPANS = {Mark.RESULT: "result"}
 
 
 class Qwen3Chat:
-    """Qwen3's `ChatFormat`. `thinking` says who writes the think block of a turn: the policy ("write"),
-    the generation prompt, empty ("skip"), or nobody ("none": the 2507 instruct models).
+    """Qwen3's `ChatFormat`. `thinking` says who writes the think block of a turn: the policy
+    ("write"), the generation prompt, empty ("skip"), or nobody ("none": the 2507 instruct models).
 
     `tools_in_prompt=False` leaves the schemas of tools out, for a policy that was taught its tools.
     ConfigError: another `thinking`. DataError: the tokenizer lacks a control token that is needed.
@@ -69,14 +70,16 @@ class Qwen3Chat:
         self, tokenizer: Tokenizer, thinking: Thinking = "write", *, tools_in_prompt: bool = True
     ) -> None:
         if thinking not in get_args(Thinking):
-            raise ConfigError(f"{thinking=}: choose one of {', '.join(get_args(Thinking))}")
+            known = ", ".join(get_args(Thinking))
+            raise ConfigError(f"model.thinking={thinking!r}: choose one of {known}")
         self.tokenizer = tokenizer
         self.thinking = thinking
         self.tools_in_prompt = tools_in_prompt
         unused = (Mark.THINK, Mark.UNTHINK) if thinking == "none" else ()
         self._ids = {mark: tokenizer.id(mark) for mark in Mark if mark not in unused}
         self._turn_marks = {id: mark for mark, id in self._ids.items() if mark in INSIDE}
-        # A record is shown with the marks that its tokenizer has, whether its policy uses them or not.
+        # A record is shown with the marks that its tokenizer has, whether its policy uses them or
+        # not.
         self._shown_marks = {tokenizer.id(mark): mark for mark in Mark if tokenizer.has(mark)}
         think = _think_block("") if thinking == "skip" else ()
         self._generation_prompt = [Mark.START, "assistant\n", *think]
@@ -133,9 +136,9 @@ class Qwen3Chat:
     def pieces(
         self, messages: Sequence[Message], tools: Tools = (), learn: LearnConfig = PLAIN
     ) -> list[Piece]:
-        """A whole conversation by author: an assistant's text and its end are the policy's, except for
-        spans in it that `learn` names as the world's. A piece has `weights` where a token's is not the
-        usual one, 1 for the policy and 0 for the world.
+        """A whole conversation by author: an assistant's text and its end are the policy's, except
+        for spans in it that `learn` names as the world's. A piece has `weights` where a token's is
+        not the usual one, 1 for the policy and 0 for the world.
 
         With thinking "write" every such turn has a think block, empty where the message has no
         reasoning; with "skip" and "none" reasoning is left out.
@@ -174,8 +177,8 @@ class Qwen3Chat:
         return tokens[-1:] == [self.turn_end]
 
     def spans(self, tokens: Sequence[int], author: Author) -> list[Span]:
-        """Runs of a piece as people read them: thoughts, calls and results with their marks, the turns
-        of the world by role, and text."""
+        """Runs of a piece as people read them: thoughts, calls and results with their marks, the
+        turns of the world by role, and text."""
         spans, begun = [], 0
         for end, block in self._span_ends(tokens, author):
             run = list(tokens[begun:end])
@@ -211,7 +214,7 @@ class Qwen3Chat:
 
     def _render(
         self, messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
-    ) -> tuple[list[Piece], list[Weighed]]:
+    ) -> tuple[list[Piece], list[WeightedPart]]:
         """The pieces up to the last policy turn, and the parts of the world after it."""
         pieces: list[Piece] = []
         world, turns = _system_turn(messages, tools if self.tools_in_prompt else (), learn)
@@ -228,9 +231,9 @@ class Qwen3Chat:
     def _turn_pieces(self, turn: Message, learn: LearnConfig) -> list[Piece]:
         """An assistant's turn: one piece of the policy, or its text between spans of the world."""
         base = _weight(turn, learn)
-        if not learn.of_world(turn.content):
+        if not learn.has_world_span(turn.content):
             return [self._piece(learn.weigh(self._turn_parts(turn), base), "policy")]
-        pieces, authored = [], learn.authored(turn.content)
+        pieces, authored = [], learn.split_by_author(turn.content)
         for index, (text, of_world) in enumerate(authored):
             end = [Mark.END] if index == len(authored) - 1 else []
             if of_world:
@@ -281,7 +284,7 @@ class Qwen3Chat:
         """The ids of parts: marks by id, everything between two of them joined, as plain text."""
         return self._piece(_unlearned(parts), "world").tokens
 
-    def _piece(self, parts: Iterable[Weighed], author: Author) -> Piece:
+    def _piece(self, parts: Iterable[WeightedPart], author: Author) -> Piece:
         """The parts encoded, with their weights where these are not the usual ones."""
         ids: list[int] = []
         weights: list[float] = []
@@ -310,19 +313,19 @@ def _runs(turns: Sequence[Message]) -> Iterator[tuple[Role, list[Message]]]:
         yield role, list(run)
 
 
-def _texts(parts: Iterable[Weighed]) -> list[str]:
+def _texts(parts: Iterable[WeightedPart]) -> list[str]:
     return [part for part, _ in parts]
 
 
-def _unlearned(parts: Iterable[str]) -> list[Weighed]:
+def _unlearned(parts: Iterable[str]) -> list[WeightedPart]:
     return [(part, 0.0) for part in parts]
 
 
 def _system_turn(
     messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
-) -> tuple[list[Weighed], Sequence[Message]]:
+) -> tuple[list[WeightedPart], Sequence[Message]]:
     """The parts of the system turn (a first system message, the tools), and the turns after it."""
-    parts: list[Weighed] = []
+    parts: list[WeightedPart] = []
     weight = 0.0
     if messages and messages[0].role == "system":
         weight = _weight(messages[0], learn)
@@ -336,9 +339,9 @@ def _system_turn(
     return [*header, *parts, *end], messages
 
 
-def _world_parts(role: Role, run: list[Message], learn: LearnConfig = PLAIN) -> list[Weighed]:
+def _world_parts(role: Role, run: list[Message], learn: LearnConfig = PLAIN) -> list[WeightedPart]:
     """The parts of neighbouring turns of one role other than the assistant's."""
-    parts: list[Weighed] = []
+    parts: list[WeightedPart] = []
     if role == "tool":  # the format has no such role: results are a user's turn
         for turn in run:
             parts += _unlearned(["\n", Mark.RESULT, "\n"])

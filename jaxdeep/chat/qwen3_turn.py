@@ -1,15 +1,15 @@
 """A policy's turn in the chat format of Qwen3: its control tokens, and how it is read.
 
-`read_turn` reads a whole turn, `Qwen3TurnParser` one that is still being sampled; they agree on every
-turn, broken ones included. The rules:
+`read_turn` reads a whole turn, `Qwen3TurnParser` one that is still being sampled; they agree on
+every turn, broken ones included. The rules:
 
-- `<think>` opens a block of reasoning and `</think>` closes it. Where the turn has had no block yet,
-  a `</think>` that nothing opened means that the prompt opened it: all text before it is reasoning,
-  and calls before it were only thought about. Once a block was closed (by the turn, or by a prompt
-  that leaves it empty), another such `</think>` is text.
+- `<think>` opens a block of reasoning and `</think>` closes it. Where the turn has had no block
+  yet, a `</think>` that nothing opened means that the prompt opened it: all text before it is
+  reasoning, and calls before it were only thought about. Once a block was closed (by the turn, or
+  by a prompt that leaves it empty), another such `</think>` is text.
 - A call inside reasoning is part of the reasoning. A block that nothing closes goes to the end.
-- `<tool_call>` to `</tool_call>` is one call in JSON. One that cannot be read, or that is not closed
-  before the next begins or the turn ends, keeps its place and says why in `error`.
+- `<tool_call>` to `</tool_call>` is one call in JSON. One that cannot be read, or that is not
+  closed before the next begins or the turn ends, keeps its place and says why in `error`.
 - Line ends around blocks belong to the format; those at the start of the turn, to the text.
 """
 
@@ -53,8 +53,8 @@ State = Literal["say", "think", "call"]
 
 
 def read_turn(parts: Iterable[str], *, think_closed: bool = False) -> Message:
-    """The message of a policy's turn, given as its marks and the texts between them. `think_closed`:
-    the prompt had a block of reasoning and closed it."""
+    """The message of a policy's turn, given as its marks and the texts between them.
+    `think_closed`: the prompt had a block of reasoning and closed it."""
     content, reasoning, calls = [""], [""], []
     call_body: list[str] = []
     state: State = "say"
@@ -127,9 +127,9 @@ class Qwen3TurnParser:
     - the bytes of a character that is not whole, until it is or the run of text ends;
     - line ends, until other text follows or the block ends, since those around blocks are dropped;
     - if the prompt did not write the block of reasoning but the policy may (thinking "write"):
-      everything before the turn's first `<think>` or `</think>` outside a call, because a `</think>`
-      makes it reasoning. A turn that begins with `<think>` waits for nothing; one that has no such
-      block comes whole at its end.
+      everything before the turn's first `<think>` or `</think>` outside a call, because a
+      `</think>` makes it reasoning. A turn that begins with `<think>` waits for nothing; one that
+      has no such block comes whole at its end.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Qwen3TurnParser:
         *,
         undecided: bool,
     ) -> None:
-        """`marks`: those that structure the turn, by id. `undecided`: a `</think>` that makes reasoning
-        of all before it may come."""
+        """`marks`: those that structure the turn, by id. `undecided`: a `</think>` that makes
+        reasoning of all before it may come."""
         self._marks = marks
         self._stop_ids = frozenset(stop_ids)
         self._decoder = TextDecoder(tokenizer)
@@ -223,7 +223,8 @@ class Qwen3TurnParser:
         return [event for part in parts for event in self._read(part)]
 
     def _reason_waiting(self) -> list[Event]:
-        """The prompt opened a block of reasoning: the text that waited is in it, its calls are gone."""
+        """The prompt opened a block of reasoning: the text that waited is in it, its calls are
+        gone."""
         (*parts, _), self._waiting = self._waiting, None
         reasoning, events = self._segments["think"], []
         in_call = False
@@ -284,8 +285,8 @@ class Qwen3TurnParser:
 class _Segments:
     """The text between blocks as it comes, one segment after another: those that are not empty are
     joined by a line end, and line ends at the start of a segment are dropped (of the first one with
-    `strip_first`). Line ends at its end are held back until `end` says how many are dropped; those of
-    a segment that is followed by another without an `end` all are."""
+    `strip_first`). Line ends at its end are held back until `end` says how many are dropped; those
+    of a segment that is followed by another without an `end` all are."""
 
     def __init__(self, *, strip_first: bool) -> None:
         self._at_start = strip_first  # of a segment whose line ends there are dropped

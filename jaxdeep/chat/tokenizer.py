@@ -1,8 +1,8 @@
 """Text to token ids and back, where no text can forge a control token.
 
-`Tokenizer.load` takes a `tokenizer.json`: a file, a folder that holds one, or a model on the Hugging
-Face hub. `encode` is for text of any origin: whatever it says, no control token comes out. Only
-`encode_control` reads `<|im_end|>` and its like in a text, as the published tokenizer does.
+`Tokenizer.load` takes a `tokenizer.json`: a file, a folder that holds one, or a model on the
+Hugging Face hub. `encode` is for text of any origin: whatever it says, no control token comes out.
+Only `encode_control` reads `<|im_end|>` and its like in a text, as the published tokenizer does.
 `TextDecoder` turns ids into text while they are still being sampled.
 """
 
@@ -21,8 +21,9 @@ FILE = "tokenizer.json"
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for, as GPT-2 assigned them: printable
-    Latin-1 characters stand for themselves, the other bytes for the characters from U+0100 on."""
+    """The byte that each letter of a byte-level vocabulary stands for, as GPT-2 assigned them:
+    printable Latin-1 characters stand for themselves, the other bytes for the characters from
+    U+0100 on."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)}
     printable |= set(range(ord("®"), ord("ÿ") + 1))
     others = (byte for byte in range(256) if byte not in printable)
@@ -44,8 +45,8 @@ class Tokenizer:
         self.text = text
         spec = json.loads(text) | {"truncation": None, "padding": None}
         names = {token["content"] for token in spec["added_tokens"]}
-        # Some tokenizers have control tokens in their vocabulary as well, where plain text that spells
-        # one would match it: the plain reading has neither.
+        # Some tokenizers have control tokens in their vocabulary as well, where plain text that
+        # spells one would match it: the plain reading has neither.
         vocab = {word: id for word, id in spec["model"]["vocab"].items() if word not in names}
         plain = {
             "added_tokens": [],
@@ -89,18 +90,18 @@ class Tokenizer:
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def encode_control(self, text: str) -> list[int]:
-        """Ids of the text as the published tokenizer reads it: control tokens in it count. For trusted
-        text only."""
+        """Ids of the text as the published tokenizer reads it: control tokens in it count. For
+        trusted text only."""
         return self._published.encode(_mend(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens included; ids from `size` up (padding of the embedding) have
-        none. Bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids, control tokens included; ids from `size` up (padding of the embedding)
+        have none. Bytes that are not UTF-8 become U+FFFD."""
         return self._published.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of a token of a byte-level tokenizer, which need not be whole characters; none for
-        ids from `size` up."""
+        """The bytes of a token of a byte-level tokenizer, which need not be whole characters; none
+        for ids from `size` up."""
         token = self._published.id_to_token(id) or ""
         try:
             return bytes(BYTES[letter] for letter in token)
@@ -120,8 +121,8 @@ class Tokenizer:
 
 
 class TextDecoder:
-    """`Tokenizer.decode` for ids that come bit by bit, at constant work per id: the texts of `feed` and
-    `flush` joined are what `decode` says of all ids between two flushes."""
+    """`Tokenizer.decode` for ids that come bit by bit, at constant work per id: the texts of `feed`
+    and `flush` joined are what `decode` says of all ids between two flushes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         if not tokenizer.byte_level:

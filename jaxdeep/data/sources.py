@@ -1,8 +1,8 @@
 """Where training data comes from: rows by number, each a list of pieces.
 
 A source is anything with `source[i] -> list[Piece]`; a finite one also has a length. Files of JSON
-lines are read by byte offset, `datasets` by memory map and TFDS by array_record, so that none of them
-is ever in memory whole; a JSON list and plain text are.
+lines are read by byte offset, `datasets` by memory map and TFDS by array_record, so that none of
+them is ever in memory whole; a JSON list and plain text are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Source(Protocol):
 
 
 class Rows(Protocol):
-    """Rows of a data set as they were written, by number; `location` says where one is, for people."""
+    """Rows of a data set as they were written, by number; `location` says where one is, for
+    people."""
 
     def __len__(self) -> int: ...
 
@@ -45,8 +46,8 @@ class Rows(Protocol):
 
 
 class Conversations:
-    """Rows with `messages` or `conversations` (`formats.read`) as pieces of tokens. A DataError for a
-    row that cannot be read says where it is."""
+    """Rows with `messages` or `conversations` (`formats.read`) as pieces of tokens. A DataError for
+    a row that cannot be read says where it is."""
 
     def __init__(self, rows: Rows, chat: ChatFormat, learn: LearnConfig | None = None) -> None:
         self.rows, self.chat, self.learn = rows, chat, learn or LearnConfig()
@@ -73,7 +74,8 @@ class Lines:
         self._starts, self._sizes = array.array("Q"), array.array("I")
         offset = 0
         with path.open("rb") as file:
-            # As bytes, because a line of text would also end at U+2028 and its like, inside a string.
+            # As bytes, because a line of text would also end at U+2028 and its like, inside a
+            # string.
             for number, line in enumerate(file, 1):
                 body = line.removeprefix(b"\xef\xbb\xbf").strip()
                 if body:
@@ -155,8 +157,8 @@ class Joined:
 
 
 def files(pattern: str | Path, *, check: bool = True) -> Rows:
-    """The rows of a file, or of all files that a pattern matches: JSON lines or a JSON list, told apart
-    by the first character. DataError: nothing there, unreadable, no rows."""
+    """The rows of a file, or of all files that a pattern matches: JSON lines or a JSON list, told
+    apart by the first character. DataError: nothing there, unreadable, no rows."""
     readers: list[Rows] = []
     for path in _paths(pattern):
         try:
@@ -172,7 +174,8 @@ def files(pattern: str | Path, *, check: bool = True) -> Rows:
 
 
 class Table:
-    """A data set that another library opened: any sequence of mappings, made plain Python row by row."""
+    """A data set that another library opened: any sequence of mappings, made plain Python row by
+    row."""
 
     def __init__(self, rows: Sequence[Any], name: str) -> None:
         self._rows, self._name = rows, name
@@ -191,8 +194,8 @@ class Table:
 
 
 def _clean(value: Any) -> Any:
-    """The value as plain Python: bytes as text, arrays as lists, and without keys whose value is None:
-    a table gives every object the keys of all objects in its column."""
+    """The value as plain Python: bytes as text, arrays as lists, and without keys whose value is
+    None: a table gives every object the keys of all objects in its column."""
     match value:
         case bytes():
             try:
@@ -210,7 +213,8 @@ def _clean(value: Any) -> Any:
 
 def hugging_face(name: str, split: str, config: str) -> Rows:
     """A data set opened by `datasets`: a folder written by `save_to_disk`, a folder of data files
-    (Parquet, Arrow, JSON), or a name on the hub. DataError where there is none, or no such split."""
+    (Parquet, Arrow, JSON), or a name on the hub. DataError where there is none, or no such
+    split."""
     import datasets  # slow to import, and only needed here
 
     saved = any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json"))
@@ -225,16 +229,16 @@ def hugging_face(name: str, split: str, config: str) -> Rows:
             dataset = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"hf:{name}: no split {split!r} of it can be had ({error}). Check the name, the split, the "
-            "configuration and the network, or give a folder"
+            f"hf:{name}: no split {split!r} of it can be had ({error}). Check the name, the split, "
+            "the configuration and the network, or give a folder"
         ) from error
     return Table(dataset, f"hf:{name}:{split}")
 
 
 def tensorflow_dataset(name: str, split: str) -> Rows:
-    """A data set of TFDS, by its name (`data_dir` is $TFDS_DATA_DIR) or by its folder; it must have been
-    prepared in a format with random access. TensorFlow is not needed. DataError where it cannot be
-    read."""
+    """A data set of TFDS, by its name (`data_dir` is $TFDS_DATA_DIR) or by its folder; it must have
+    been prepared in a format with random access. TensorFlow is not needed. DataError where it
+    cannot be read."""
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets as tfds
@@ -251,18 +255,19 @@ def tensorflow_dataset(name: str, split: str) -> Rows:
     except (OSError, ValueError, KeyError, NotImplementedError, AssertionError) as error:
         first_line = str(error).split("\n")[0]
         raise DataError(
-            f"tfds:{name}: no split {split!r} of it can be read by number ({first_line}). Prepare it with "
-            f"download_and_prepare(file_format='array_record'), and give its folder or set TFDS_DATA_DIR"
+            f"tfds:{name}: no split {split!r} of it can be read by number ({first_line}). Prepare "
+            "it with download_and_prepare(file_format='array_record'), and give its folder or set "
+            "TFDS_DATA_DIR"
         ) from error
     return Table(dataset, f"tfds:{name}:{split}")
 
 
 class Texts:
-    """Plain text in windows of at most T tokens. All tokens of a window are learned but the first, which
-    has none before it to be predicted from.
+    """Plain text in windows of at most T tokens. All tokens of a window are learned but the first,
+    which has none before it to be predicted from.
 
-    Windows end at the end of a paragraph where one fits; a paragraph longer than T is cut. Each file
-    ends with the format's `document_end`. The tokens are kept in memory, 4 bytes each.
+    Windows end at the end of a paragraph where one fits; a paragraph longer than T is cut. Each
+    file ends with the format's `document_end`. The tokens are kept in memory, 4 bytes each.
     """
 
     def __init__(self, pattern: str | Path, chat: ChatFormat, T: int) -> None:
@@ -274,7 +279,8 @@ class Texts:
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} cannot be read: {error}") from error
             if text.strip():
-                # One paragraph at a time: the tokenizer would need several times the memory for a book.
+                # One paragraph at a time: the tokenizer would need several times the memory for a
+                # book.
                 encoded = [chat.tokenizer.encode(part) for part in paragraphs(text)]
                 encoded[-1].append(chat.document_end)
                 tokens += [np.asarray(ids, np.int32) for ids in encoded]
@@ -312,8 +318,8 @@ def _window_ends(lengths: Iterable[int], T: int) -> list[int]:
 
 
 def _paths(pattern: str | Path, suffixes: Sequence[str] = ()) -> list[Path]:
-    """The file itself, all files that match the pattern, or all files below the folder with one of the
-    suffixes; in order. DataError where there is none."""
+    """The file itself, all files that match the pattern, or all files below the folder with one of
+    the suffixes; in order. DataError where there is none."""
     path = Path(pattern)
     if path.is_dir() and suffixes:
         inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())

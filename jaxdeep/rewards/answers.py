@@ -1,8 +1,9 @@
 """Rewards for short answers: read the final answer, compare it with the right ones, check its form.
 
-A reward takes a `Task` with its right answers and a `Trajectory` with its messages, and gives a number
-from 0 to 1. An answer is right when it equals a right one after SQuAD's normalisation. Where the answer
-is wrong every reward is bounded: `answer_em` and `retry` are 0, `format_ok` is at most 1.
+A reward takes a `Task` with its right answers and a `Trajectory` with its messages, and gives a
+number from 0 to 1. An answer is right when it equals a right one after SQuAD's normalisation. Where
+the answer is wrong every reward is bounded: `answer_em` and `retry` are 0, `format_ok` is at most
+1.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def normalize(text: str) -> str:
     """Text in lower case without ASCII punctuation, English articles and repeated white space.
 
-    SQuAD's rule (Rajpurkar et al., 2016), in the same order. Punctuation is deleted, not replaced by a
-    space: "10.8" becomes "108" and "Nov.7" becomes "nov7".
+    SQuAD's rule (Rajpurkar et al., 2016), in the same order. Punctuation is deleted, not replaced
+    by a space: "10.8" becomes "108" and "Nov.7" becomes "nov7".
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
@@ -34,8 +35,8 @@ def normalize(text: str) -> str:
 def exact_match(prediction: str, answers: Iterable[str]) -> float:
     """1 where the normalised prediction equals a normalised answer, else 0.
 
-    An empty prediction is never right: an answer that normalises to nothing ("A", "?") is compared as
-    it is written, apart from case and outer white space.
+    An empty prediction is never right: an answer that normalises to nothing ("A", "?") is compared
+    as it is written, apart from case and outer white space.
     """
     return float(any(_equal(prediction, answer) for answer in answers))
 
@@ -69,14 +70,14 @@ def answer_em(task: Task, trajectory: Trajectory) -> float:
 
 
 def answer_f1(task: Task, trajectory: Trajectory) -> float:
-    """`f1` of the final answer, 0 without one. For evaluation and not for RL, since a copied question can
-    score here."""
+    """`f1` of the final answer, 0 without one. For evaluation and not for RL, since a copied
+    question can score here."""
     return f1(final_answer(trajectory) or "", task.answers)
 
 
 def format_ok(task: Task, trajectory: Trajectory) -> float:
-    """1 where the last assistant message has exactly one <answer>, not empty, and no call, and every
-    call before it could be read; else 0. Whether the answer is right does not matter."""
+    """1 where the last assistant message has exactly one <answer>, not empty, and no call, and
+    every call before it could be read; else 0. Whether the answer is right does not matter."""
     last = _last(trajectory)
     if last is None or last.content.count(_OPEN) != 1 or last.content.count(_CLOSE) != 1:
         return 0.0
@@ -88,9 +89,9 @@ def retry(task: Task, trajectory: Trajectory, *, tool: str, argument: str = "que
     """Pays for searching again after a miss, in [0, 1], and only where the final answer is right. A
     search is a call of `tool`, and its query is that `argument` of the call.
 
-    1 once a result had an answer in it, so that a first hit needs no second search and more searches
-    add nothing. Without a hit, the number of turns with a query not asked before, divided by `RETRIES`
-    and at most 1: asking the same again, or several queries in one turn, counts once.
+    1 once a result had an answer in it, so that a first hit needs no second search and more
+    searches add nothing. Without a hit, the number of turns with a query not asked before, divided
+    by `RETRIES` and at most 1: asking the same again, or several queries in one turn, counts once.
     """
     if not answer_em(task, trajectory):
         return 0.0
@@ -112,7 +113,8 @@ def retry(task: Task, trajectory: Trajectory, *, tool: str, argument: str = "que
 
 
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
-    """Whether the normalised text has the words of a normalised answer, in a row and as whole words."""
+    """Whether the normalised text has the words of a normalised answer, in a row and as whole
+    words."""
     padded = f" {normalize(text)} "
     return any((words := normalize(answer)) and f" {words} " in padded for answer in answers)
 

@@ -13,8 +13,8 @@ from jaxdeep.errors import DataError
 from jaxdeep.tools.corpus import Passage
 
 # bm25s starts JAX when it is imported, only for its own top-k, which is done with numpy below. That
-# would claim the accelerator in host processes, and before jax.distributed is initialized elsewhere:
-# while it is imported, it must not find JAX.
+# would claim the accelerator in host processes, and before jax.distributed is initialized
+# elsewhere: while it is imported, it must not find JAX.
 _lax = sys.modules.get("jax.lax")
 sys.modules["jax.lax"] = None  # type: ignore[assignment]
 try:
@@ -34,8 +34,8 @@ class BM25:
     """Ranks passages by BM25 in Lucene's form.
 
     The words of a passage are the runs of letters, digits and underscores in its title and text, in
-    lower case and through `stem` if given. `k1` says how much a repeated word counts, `b` how much a
-    long passage is discounted. DataError without a passage.
+    lower case and through `stem` if given. `k1` says how much a repeated word counts, `b` how much
+    a long passage is discounted. DataError without a passage.
     """
 
     def __init__(

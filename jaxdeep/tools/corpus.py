@@ -1,7 +1,7 @@
 """A corpus to search: files to documents, documents to passages.
 
-    read_corpus(path)      a file or a folder of .md, .txt, .jsonl, .json    -> documents
-    chunk(document, size)  one document                                      -> passages with offsets
+    read_corpus(path)      a file or a folder of .md, .txt, .jsonl, .json   -> documents
+    chunk(document, size)  one document                                     -> passages with offsets
 
 What cannot be used raises `DataError` with the file, and with the line where there is one.
 """
@@ -23,7 +23,8 @@ TEXT_FIELDS = ("text", "contents", "paragraph_text")
 
 _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _VISIBLE = re.compile(r"\S")
-# Where a text may be cut, best first (paragraph, line, sentence, word); a cut is at the end of a match.
+# Where a text may be cut, best first (paragraph, line, sentence, word); a cut is at the end of a
+# match.
 _BORDERS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s", r"\s")))
 
 
@@ -54,10 +55,10 @@ class Passage:
 def read_corpus(path: str | Path) -> list[Document]:
     """The documents of a file or of all such files below a folder, in order of their paths.
 
-    .md and .txt are one document each; .jsonl has one row per line and .json a list of rows, where a
-    row is an object with `text`, `contents` or `paragraph_text`, and optionally `title` and `id`. Blank
-    texts and hidden files are left out. DataError: nothing there, unreadable, not JSON, no text, the
-    same id twice.
+    .md and .txt are one document each; .jsonl has one row per line and .json a list of rows, where
+    a row is an object with `text`, `contents` or `paragraph_text`, and optionally `title` and `id`.
+    Blank texts and hidden files are left out. DataError: nothing there, unreadable, not JSON, no
+    text, the same id twice.
     """
     path = Path(path)
     if not path.exists():
@@ -86,8 +87,8 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The JSON objects of a .jsonl file or of the list in a .json file, each with its location: the file
-    and the line, or the index in the list."""
+    """The JSON objects of a .jsonl file or of the list in a .json file, each with its location: the
+    file and the line, or the index in the list."""
     text = read_text(path)
     if path.suffix == ".json":
         rows = _json(text, str(path))
@@ -177,8 +178,8 @@ def _title(document: Document, start: int) -> str:
 
 
 def _passage_end(text: str, start: int, fresh: int, size: int) -> int:
-    """Where a passage from `start` ends: after `fresh`, the first character that no passage has yet, so
-    that each passage moves on."""
+    """Where a passage from `start` ends: after `fresh`, the first character that no passage has
+    yet, so that each passage moves on."""
     if len(text) - start <= size:
         return len(text)
     # The white space at a border is stripped, so it may stand one past the window.

@@ -1,4 +1,5 @@
-"""What a search tool needs: an engine that ranks passages, a cache in front of it, results as text."""
+"""What a search tool needs: an engine that ranks passages, a cache in front of it, results as
+text."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ class Retriever(Protocol):
 
 
 class CachedRetriever:
-    """A search engine with a cache of its last `size` answers (LRU; 0 keeps none), for one that is slow or
-    is paid for by the query."""
+    """A search engine with a cache of its last `size` answers (LRU; 0 keeps none), for one that is
+    slow or is paid for by the query."""
 
     def __init__(self, engine: Retriever, size: int) -> None:
         self.engine, self.size = engine, size

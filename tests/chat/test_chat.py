@@ -489,7 +489,8 @@ def test_an_unclosed_call_is_an_error(small):
 
 def test_a_mark_inside_a_call_is_part_of_its_text(small):
     chat = Qwen3Chat(small)
-    text = '<think>\n\n</think>\n\n<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>'
+    call = '<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>'
+    text = f"<think>\n\n</think>\n\n{call}"
     assert chat.parse(tokens(chat, text)).calls == (ToolCall("f", {"a": "<think></think>"}),)
 
 

@@ -1,4 +1,5 @@
-"""What is learned of a conversation: by role, turn and span, to the token, and never other tokens."""
+"""What is learned of a conversation: by role, turn and span, to the token, and never other
+tokens."""
 
 import itertools
 import json

@@ -1,5 +1,5 @@
-"""A turn read while it is sampled says what the same turn says when it is read whole, and no event is
-taken back."""
+"""A turn read while it is sampled says what the same turn says when it is read whole, and no event
+is taken back."""
 
 import itertools
 import json

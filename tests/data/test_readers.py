@@ -1,4 +1,5 @@
-"""Each kind of source, from files written here: the same rows, none of them in memory before its turn."""
+"""Each kind of source, from files written here: the same rows, none of them in memory before its
+turn."""
 
 import itertools
 import json
@@ -180,7 +181,12 @@ for name, split in ((f"{folder}/talks/1.0.0", "train"), (f"{folder}/talks/1.0.0"
     source = sources.Conversations(found, chat)
     ids = [found[i]["id"] for i in range(len(found))]
     out[split] = [(i, source[n]) for n, i in enumerate(ids)]
-for name, split in ((f"{folder}/talks/1.0.0", "dev"), ("no_such_data_set", "train"), ("mnist", "train"), (folder, "train")):
+for name, split in (
+    (f"{folder}/talks/1.0.0", "dev"),
+    ("no_such_data_set", "train"),
+    ("mnist", "train"),
+    (folder, "train"),
+):
     try:
         sources.tensorflow_dataset(name, split)
     except DataError as error:

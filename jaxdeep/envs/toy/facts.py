@@ -1,13 +1,14 @@
-"""A small closed world to learn searching in: real facts as passages, and made-up worlds to practise on.
+"""A small closed world to learn searching in: real facts as passages, and made-up worlds to
+practise on.
 
 The tables in `assets/facts` (elements, countries, states, moons) are rendered into short passages,
 each with some of the facts of its entity, and into questions with one hop ("What is the currency of
-Cyprus?") or two ("... of the country with the capital Nicosia?"). Entities are split into train, dev
-and test, so that a question's facts are new at test time.
+Cyprus?") or two ("... of the country with the capital Nicosia?"). Entities are split into train,
+dev and test, so that a question's facts are new at test time.
 
-Made-up worlds use the same sentences with all names drawn at random ("The capital of Zinc is Peru."):
-memorising them is useless, reading them is not. What a model sees before reinforcement learning comes
-from these worlds alone, and a made-up fact that happens to be real is drawn again.
+Made-up worlds use the same sentences with all names drawn at random ("The capital of Zinc is
+Peru."): memorising them is useless, reading them is not. What a model sees before reinforcement
+learning comes from these worlds alone, and a made-up fact that happens to be real is drawn again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ Split = Literal["train", "dev", "test"]
 
 
 class Kind(NamedTuple):
-    """The texts about one kind of entity, with a field for its name and for each attribute. Sentences
-    whose attribute is unknown are left out."""
+    """The texts about one kind of entity, with a field for its name and for each attribute.
+    Sentences whose attribute is unknown are left out."""
 
     table: str
     passages: tuple[tuple[str, ...], ...]
@@ -142,8 +143,8 @@ class Text(NamedTuple):
 
 
 class Quiz(NamedTuple):
-    """A question about one attribute of one entity. In a two-hop question the entity is described by
-    the attribute `bridge` instead of its name."""
+    """A question about one attribute of one entity. In a two-hop question the entity is described
+    by the attribute `bridge` instead of its name."""
 
     id: str
     question: str
@@ -163,7 +164,8 @@ def _fields(sentence: str) -> set[str]:
 
 
 def _capital(value: str) -> str:
-    # One spelling everywhere, so that the tiny tokenizer has the same token for a name in every place.
+    # One spelling everywhere, so that the tiny tokenizer has the same token for a name in every
+    # place.
     return " ".join(word[:1].upper() + word[1:] for word in value.split())
 
 
@@ -197,8 +199,8 @@ def texts(entity: Entity) -> list[Text]:
     return out
 
 
-# The words of all passages and questions. No entity is described by one of them, as indium would be by
-# its symbol "In": a search for it finds anything.
+# The words of all passages and questions. No entity is described by one of them, as indium would be
+# by its symbol "In": a search for it finds anything.
 _WORDS = frozenset(
     word.strip(".?").lower()
     for kind in KINDS.values()
@@ -245,8 +247,8 @@ def _pools() -> dict[str, tuple[str, ...]]:
 
 
 def _claims(entity: Entity) -> set[tuple[str, str, str]]:
-    """What questions say of an entity, as (subject, attribute, value): the subject is its name or one
-    of its bridges."""
+    """What questions say of an entity, as (subject, attribute, value): the subject is its name or
+    one of its bridges."""
     facts, bridges = entity.facts, KINDS[entity.kind].bridges
     direct = {(entity.name, a, v) for a, v in facts.items()}
     return direct | {
@@ -260,9 +262,10 @@ def _real() -> frozenset[tuple[str, str, str]]:
 
 
 def made_up(seed: int, size: int = 120) -> list[Entity]:
-    """A world of `size` entities that do not exist, named by real names and by mixtures of their words.
-    As with the real ones, some attributes of each are unknown. It follows from the seed alone: rows
-    of training data are made from it by number, so the order of the draws must not change."""
+    """A world of `size` entities that do not exist, named by real names and by mixtures of their
+    words. As with the real ones, some attributes of each are unknown. It follows from the seed
+    alone: rows of training data are made from it by number, so the order of the draws must not
+    change."""
     rng, pools = random.Random(f"world {seed}"), _pools()
     real = _real()
     words = sorted({word for name in pools["names"] for word in name.split() if word.istitle()})
@@ -279,8 +282,8 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
             yield name
 
     names, singles = fresh(), fresh()
-    # Half the worlds keep the real continents and planets, and half call them something else: a model
-    # must neither know them by heart nor think that they are always new.
+    # Half the worlds keep the real continents and planets, and half call them something else: a
+    # model must neither know them by heart nor think that they are always new.
     few = {
         a: pools[a] if rng.random() < 0.5 else [next(names) for _ in pools[a]]
         for a in ("continent", "planet")
@@ -351,8 +354,8 @@ def tasks(world: Sequence[Entity]) -> list[Task]:
 
 
 def query(quiz: Quiz, hop: int, *, name: bool = True, word: bool = True) -> str:
-    """Keywords for one hop of a question, counted from 0: with `name` what is known at that hop (the
-    bridge's value or the entity's name), with `word` the attribute's word."""
+    """Keywords for one hop of a question, counted from 0: with `name` what is known at that hop
+    (the bridge's value or the entity's name), with `word` the attribute's word."""
     of_bridge = bool(quiz.bridge) and hop == 0
     attribute = quiz.bridge if of_bridge else quiz.attribute
     subject = quiz.entity.facts[attribute] if of_bridge else quiz.entity.name
@@ -360,15 +363,15 @@ def query(quiz: Quiz, hop: int, *, name: bool = True, word: bool = True) -> str:
 
 
 def tokenizer(size: int) -> str:
-    """A byte-level BPE tokenizer.json of `size` ids for texts of this world, with the control tokens of
-    Qwen3. It is trained on sentences without values and on names without relations, so that it has
-    seen no fact."""
+    """A byte-level BPE tokenizer.json of `size` ids for texts of this world, with the control
+    tokens of Qwen3. It is trained on sentences without values and on names without relations, so
+    that it has seen no fact."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     control = control_names("qwen3")
     bpe = Tokenizer(models.BPE())
-    # A capitalised word never takes in the space or the quote before it, so that a name has the same
-    # tokens in a question, a query, a passage and an answer.
+    # A capitalised word never takes in the space or the quote before it, so that a name has the
+    # same tokens in a question, a query, a passage and an answer.
     pattern = Regex(r" ?[a-z]+|[A-Z][A-Za-z]*|[0-9]+|\n|[^A-Za-z0-9\n]+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [

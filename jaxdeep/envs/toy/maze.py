@@ -1,16 +1,16 @@
-"""Mazes as text, solved by naming moves: the task of AlphaMaze (arXiv 2502.14669), with a reward that
-simulates the moves.
+"""Mazes as text, solved by naming moves: the task of AlphaMaze (arXiv 2502.14669), with a reward
+that simulates the moves.
 
-The text of a maze has one line per row of cells, and three words per cell: its place, its walls, and
-whether it is the origin or the target.
+The text of a maze has one line per row of cells, and three words per cell: its place, its walls,
+and whether it is the origin or the target.
 
     <|0-0|><|up_left_wall|><|origin|><|0-1|><|up_right_wall|><|blank|>
     <|1-0|><|down_left_right_wall|><|blank|><|1-1|><|down_left_right_wall|><|target|>
 
-The answer is a run of moves, <answer><|right|><|down|></answer>. Every walk that ends at the target and
-goes through no wall is right, the shortest or not (AlphaMaze compares with one path). Mazes are made by
-depth-first search; `loops` opens more walls, so that there are several paths. The split of a maze
-follows from its walls alone: no maze has the walls of a test maze in training.
+The answer is a run of moves, <answer><|right|><|down|></answer>. Every walk that ends at the target
+and goes through no wall is right, the shortest or not (AlphaMaze compares with one path). Mazes are
+made by depth-first search; `loops` opens more walls, so that there are several paths. The split of
+a maze follows from its walls alone: no maze has the walls of a test maze in training.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from jaxdeep.types import Message, Piece, Task, Trajectory
 Cell = tuple[int, int]
 
 SYSTEM = """\
-The lines are a maze, row by row. A cell says where it is, which walls it has, and whether it is the \
-origin or the target. Give the moves from the origin to the target, each <|up|>, <|down|>, <|left|> or \
-<|right|>, between <answer> and </answer>."""
+The lines are a maze, row by row. A cell says where it is, which walls it has, and whether it is \
+the origin or the target. Give the moves from the origin to the target, each <|up|>, <|down|>, \
+<|left|> or <|right|>, between <answer> and </answer>."""
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
@@ -51,8 +51,8 @@ _ANSWER = re.compile(r"(\s*<\|(up|down|left|right)\|>)+\s*")
 
 @dataclasses.dataclass(frozen=True)
 class Maze:
-    """A maze: the moves that are open in each cell, by row and column; the cell to start from, and the
-    one to reach."""
+    """A maze: the moves that are open in each cell, by row and column; the cell to start from, and
+    the one to reach."""
 
     open: tuple[tuple[frozenset[str], ...], ...]
     origin: Cell
@@ -103,7 +103,8 @@ class Maze:
         return [(r, c) for r, row in enumerate(self.open) for c in range(len(row))]
 
     def walk(self, moves: Iterable[str]) -> tuple[Cell, bool]:
-        """The cell where the moves end, and whether all were made: the first into a wall ends the walk."""
+        """The cell where the moves end, and whether all were made: the first into a wall ends the
+        walk."""
         at = self.origin
         for move in moves:
             if move not in self.open[at[0]][at[1]]:
@@ -112,7 +113,8 @@ class Maze:
         return at, True
 
     def distances(self) -> dict[Cell, int]:
-        """The fewest moves from each cell to the target, for the cells that it can be reached from."""
+        """The fewest moves from each cell to the target, for the cells that it can be reached
+        from."""
         distances, queue = {self.target: 0}, [self.target]
         for at in queue:  # grows meanwhile: breadth-first search
             for move in self.open[at[0]][at[1]]:
@@ -134,14 +136,14 @@ class Maze:
 
 @functools.lru_cache(maxsize=256)
 def _read_once(text: str) -> Maze:
-    """The maze of a task, read once for all rollouts and rewards of it. A task has the text alone, since
-    records of rollouts have to be JSON."""
+    """The maze of a task, read once for all rollouts and rewards of it. A task has the text alone,
+    since records of rollouts have to be JSON."""
     return Maze.read(text)
 
 
 def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
-    """A maze made by depth-first search with `loops` more walls opened; its origin and target are drawn
-    from all cells."""
+    """A maze made by depth-first search with `loops` more walls opened; its origin and target are
+    drawn from all cells."""
     open_ = [[set() for _ in range(columns)] for _ in range(rows)]
 
     def connect(cell: Cell, move: str) -> None:
@@ -179,8 +181,9 @@ def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
 
 @dataclasses.dataclass(frozen=True)
 class Mazes:
-    """A set of `number` mazes of one size, each with `loops` more walls open than a maze without a loop
-    has. Sets of one `seed` and split are the same everywhere, and a smaller one begins a larger one."""
+    """A set of `number` mazes of one size, each with `loops` more walls open than a maze without a
+    loop has. Sets of one `seed` and split are the same everywhere, and a smaller one begins a
+    larger one."""
 
     split: Literal["train", "dev", "test"] = "train"
     rows: int = 5
@@ -198,8 +201,8 @@ class Mazes:
             )
         if self.loops < 0 or self.number < 1 or not 0 <= self.partial < 1:
             raise ConfigError(
-                f"env.maze.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
-                f"partial={self.partial} in [0, 1): a walk that comes near is not a solution"
+                f"env.maze.loops={self.loops} must not be below 0, number={self.number} at least "
+                f"1 and partial={self.partial} in [0, 1): a walk that comes near is not a solution"
             )
 
     def draw(self, rng: random.Random) -> Maze:
@@ -209,8 +212,8 @@ class Mazes:
             if maze.digest % 10 in SPLITS[self.split]:
                 return maze
         raise ConfigError(
-            f"of {TRIES} mazes of {self.rows} x {self.columns} none is in {self.split}: larger ones "
-            "differ more"
+            f"of {TRIES} mazes of {self.rows} x {self.columns} none is in {self.split}: larger "
+            "ones differ more"
         )
 
     def tasks(self) -> list[Task]:
@@ -288,8 +291,8 @@ def solved(task: Task, trajectory: Trajectory) -> float:
 
 
 def nearer(task: Task, trajectory: Trajectory) -> float:
-    """How much of the distance to the target is gone when the moves end or run into a wall, in [0, 1]; 0
-    for a malformed answer, and for one that ends farther away."""
+    """How much of the distance to the target is gone when the moves end or run into a wall, in [0,
+    1]; 0 for a malformed answer, and for one that ends farther away."""
     moves, maze = moves_of(trajectory), _read_once(task.question)
     if moves is None:
         return 0.0
@@ -298,8 +301,8 @@ def nearer(task: Task, trajectory: Trajectory) -> float:
 
 
 class Demos:
-    """Rows for SFT: a demonstrator who knows the shortest path in mazes of the training split, but three
-    times in five gives only its first two moves. To go all the way is left to rewards."""
+    """Rows for SFT: a demonstrator who knows the shortest path in mazes of the training split, but
+    three times in five gives only its first two moves. To go all the way is left to rewards."""
 
     def __init__(self, chat: ChatFormat, seed: int, mazes: Mazes) -> None:
         self.chat, self.seed = chat, seed
@@ -314,8 +317,8 @@ class Demos:
 
 
 def tokenizer() -> str:
-    """A tokenizer.json in which each word of a maze is one token and all else is bytes, with the control
-    tokens of Qwen3."""
+    """A tokenizer.json in which each word of a maze is one token and all else is bytes, with the
+    control tokens of Qwen3."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     walls = {_walls([m for n, m in enumerate(MOVES) if bits >> n & 1]) for bits in range(16)}

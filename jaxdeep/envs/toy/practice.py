@@ -1,9 +1,10 @@
 """Conversations in made-up worlds: what the tiny base model learns reading from, and the imperfect
 demonstrations that teach it the search tool.
 
-Both are sources of training data (`data.sources.Source`). A row follows from the seed and its number
-alone, so a run can go on anywhere; the order in which random numbers are drawn must not change. A block
-of `BLOCK` rows shares one world, because making a world takes much longer than making a row.
+Both are sources of training data (`data.sources.Source`). A row follows from the seed and its
+number alone, so a run can go on anywhere; the order in which random numbers are drawn must not
+change. A block of `BLOCK` rows shares one world, because making a world takes much longer than
+making a row.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
 
 
 class Reading:
-    """Rows for the base model: answering from passages, asking a librarian for them, naming keywords, and
-    repeating random tokens. Half the time the librarian is a tool: not the one that `Demos` teach, but
-    called in the same syntax.
+    """Rows for the base model: answering from passages, asking a librarian for them, naming
+    keywords, and repeating random tokens. Half the time the librarian is a tool: not the one that
+    `Demos` teach, but called in the same syntax.
 
-    Questions whose passage states other attributes too, which could be mistaken for the answer, come
-    `choosing` times as often as others.
+    Questions whose passage states other attributes too, which could be mistaken for the answer,
+    come `choosing` times as often as others.
     """
 
     def __init__(self, chat: ChatFormat, seed: int, *, choosing: int = 1) -> None:
@@ -129,8 +130,8 @@ class Reading:
         return [Message("user", quiz.question), Message("assistant", facts.query(quiz, 0))]
 
     def _repeat(self, rng: random.Random) -> list[Piece]:
-        """Random tokens and the same again: this teaches copying, and trains every embedding, of which
-        most would otherwise never get a gradient."""
+        """Random tokens and the same again: this teaches copying, and trains every embedding, of
+        which most would otherwise never get a gradient."""
         start, end = self.chat.turn_start, self.chat.turn_end
         ids = [id for id in range(self.chat.tokenizer.size) if id not in (start, end)]
         tokens = rng.sample(ids, rng.randint(4, 40))
@@ -139,7 +140,8 @@ class Reading:
 
 @functools.lru_cache(maxsize=4)
 def _engine(seed: int) -> tuple[BM25, dict[str, frozenset[str]]]:
-    """A search engine over a made-up world, and the attributes that each passage states, by its id."""
+    """A search engine over a made-up world, and the attributes that each passage states, by its
+    id."""
     world = facts.made_up(seed)
     states = {
         passage.id: text.states
@@ -150,13 +152,13 @@ def _engine(seed: int) -> tuple[BM25, dict[str, frozenset[str]]]:
 
 
 class Demos:
-    """Rows for SFT: a demonstrator who knows the search tool and is lazy with it. `k` is the number of
-    results that a search shows.
+    """Rows for SFT: a demonstrator who knows the search tool and is lazy with it. `k` is the number
+    of results that a search shows.
 
     It searches with the name and the attribute one time in four, with the name alone two times, and
-    with the attribute alone one time. After a miss it searches again, with both, two times in five; it
-    goes on to a second hop four times in five; else it answers "Unknown". So there is much left to
-    learn from rewards.
+    with the attribute alone one time. After a miss it searches again, with both, two times in five;
+    it goes on to a second hop four times in five; else it answers "Unknown". So there is much left
+    to learn from rewards.
     """
 
     def __init__(self, chat: ChatFormat, seed: int, *, k: int, system: str) -> None:

@@ -109,7 +109,8 @@ def test_a_row_follows_from_seed_and_number_alone(chat):
 def digest(source, seed):
     """Of 200 rows, made by a process that hashes texts its own way."""
     code = (
-        "import hashlib; from jaxdeep.chat.qwen3 import Qwen3Chat; from jaxdeep.envs.toy import facts, practice; "
+        "import hashlib; from jaxdeep.chat.qwen3 import Qwen3Chat; "
+        "from jaxdeep.envs.toy import facts, practice; "
         "from jaxdeep.chat.tokenizer import Tokenizer; "
         "chat = Qwen3Chat(Tokenizer.load(facts.ASSETS / 'tiny'), 'none'); "
         f"source = {source}; rows = [source[number] for number in range(200)]; "
