@@ -218,7 +218,7 @@ class Qwen3TurnParser:
         return []
 
     def _read_waiting(self) -> list[Event]:
-        """The parts that waited are what they seem."""
+        """Reads the parts that waited as content and calls."""
         parts, self._waiting = self._waiting, None
         return [event for part in parts for event in self._read(part)]
 
