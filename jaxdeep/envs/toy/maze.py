@@ -181,9 +181,9 @@ def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
 
 @dataclasses.dataclass(frozen=True)
 class Mazes:
-    """A set of `number` mazes of one size, each with `loops` more walls open than a maze without a
-    loop has. Sets of one `seed` and split are the same everywhere, and a smaller one begins a
-    larger one."""
+    """The task set `maze`: `number` mazes of one size, each with `loops` more walls open than a
+    maze without a loop has. Sets of one `seed` and split are the same everywhere, and a smaller one
+    begins a larger one."""
 
     split: Literal["train", "dev", "test"] = "train"
     rows: int = 5
@@ -197,12 +197,12 @@ class Mazes:
     def __post_init__(self) -> None:
         if not (2 <= self.rows <= LARGEST and 2 <= self.columns <= LARGEST):
             raise ConfigError(
-                f"env.maze.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
+                f"env.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
             )
         if self.loops < 0 or self.number < 1 or not 0 <= self.partial < 1:
             raise ConfigError(
-                f"env.maze.loops={self.loops} must not be below 0, number={self.number} at least "
-                f"1 and partial={self.partial} in [0, 1): a walk that comes near is not a solution"
+                f"env.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
+                f"partial={self.partial} in [0, 1): a walk that comes near is not a solution"
             )
 
     def draw(self, rng: random.Random) -> Maze:
@@ -226,7 +226,7 @@ class Mazes:
             repeats = repeats + 1 if maze.text in mazes else 0
             if repeats == TRIES:
                 raise ConfigError(
-                    f"env.maze.number={self.number}, but of {self.rows} x {self.columns} only "
+                    f"env.number={self.number}, but of {self.rows} x {self.columns} only "
                     f"{len(mazes)} mazes turn up in {self.split}: ask for fewer, or larger ones"
                 )
             mazes[maze.text] = maze
@@ -234,6 +234,10 @@ class Mazes:
             Task(f"{self.split}-{n}", question, (answer(maze.shortest()),))
             for n, (question, maze) in enumerate(mazes.items())
         ]
+
+    def load(self) -> MazeTaskset:
+        """The task set of these mazes."""
+        return MazeTaskset(self.tasks(), self)
 
 
 class MazeTaskset:
