@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep import programs, trace
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data import mix
 from jaxdeep.data.share import Share
@@ -236,7 +236,7 @@ def blame(step: int, metrics: dict[str, float], before: mix.Position, after: mix
     )
 
 
-def export(path: Path, trained: Any, spec: states.Spec, chat: Chat) -> None:
+def export(path: Path, trained: Any, spec: states.Spec, chat: ChatFormat) -> None:
     """The trained weights in the Hugging Face layout, with their tokenizer."""
     cfg = dataclasses.replace(spec.model, dtype="float32")
     load.save(path, trained, cfg, beside={"tokenizer.json": chat.tokenizer.text}, replace=True)

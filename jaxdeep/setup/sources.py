@@ -18,8 +18,8 @@ import re
 from collections.abc import Mapping
 
 from jaxdeep import config as configs
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.learn import LearnConfig
-from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.data import mix, sources
 from jaxdeep.data.pack import pack
 from jaxdeep.envs.toy import facts, maze, practice
@@ -116,7 +116,7 @@ def name_of(source: str) -> str:
 
 
 def mixture(
-    data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int, seed: int
+    data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int, seed: int
 ) -> tuple[mix.Mix, sources.Source | None]:
     """The walk to train on, and the rows to measure the loss on where `data.eval` asks for it."""
     parts, held = {}, []
@@ -132,7 +132,7 @@ def mixture(
 
 
 def source_of(
-    name: str, data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int
+    name: str, data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int
 ) -> sources.Source:
     """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T tokens."""
     kind, colon, rest = name.partition(":")
