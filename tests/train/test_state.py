@@ -192,7 +192,9 @@ def gradient_memory(adapter, L):
     mesh = tiny.one_device()
     memory = programs.compile_traced(programs.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
-    assert memory.alias_size_in_bytes == size(programs.state_shapes(spec, tiny.one_device()).trained)
+    assert memory.alias_size_in_bytes == size(
+        programs.state_shapes(spec, tiny.one_device()).trained
+    )
     return memory, 4 * arch.count(cfg)
 
 
