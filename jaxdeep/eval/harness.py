@@ -56,6 +56,29 @@ async def evaluate(
     return await together(run(index) for index in indices)
 
 
+async def greedy(
+    taskset: Taskset,
+    policy: Policy,
+    chat: Chat,
+    limits: Limits,
+    concurrency: int,
+    indices: Iterable[int] | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """One scored rollout of each task that always takes the most likely token."""
+    return await evaluate(
+        taskset,
+        policy,
+        chat,
+        limits=limits,
+        sampling=Sampling(0.0),
+        seed=0,
+        indices=indices,
+        concurrency=concurrency,
+        on_done=on_done,
+    )
+
+
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """The row of a report: `n` rollouts, exact match with its 95 % interval, F1, mean tool calls and turns of
     the policy, and how many failed or were cut by a limit."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +45,14 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
     for stop in Stop:
         out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
     return out
+
+
+def engine_counts(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """What an engine has done between two readings of its metrics."""
+    names = ("sampled", "prefilled", "reused", "paused", "compilations")
+    done = {f"engine/{name}": now[name] - before[name] for name in names}
+    entered = done["engine/reused"] + done["engine/prefilled"]
+    return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
 
 
 def staleness(

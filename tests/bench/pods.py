@@ -104,7 +104,7 @@ def work_of(row: Row, folder: pathlib.Path) -> tuple[programs.Workload, meshes.M
     if row.cache or row.full:
         flags["model.remat"] = "full"
     given = [f"--config.{name}={value}" for name, value in flags.items() if value != ""]
-    ((work, axes),) = verb.works(configs.load(f"configs/{row.stage}_search.py", given))
+    ((work, axes),) = verb.works(configs.load(f"configs/search/{row.stage}.py", given))
     return work, axes
 
 
@@ -121,7 +121,9 @@ def made(name: str, out: pathlib.Path) -> dict:
         work, axes = work_of(row, out)
         try:
             found = estimate.plan(work, chips.topology(row.topology), axes, whole=False)
-            facts = report.facts(found) | {"says": [report.verdict(found), *report.sentences(found)]}
+            facts = report.facts(found) | {
+                "says": [report.verdict(found), *report.sentences(found)]
+            }
         except ConfigError as error:
             facts = {"says": [f"{name}: {error}"]}
         facts["seconds"] = time.perf_counter() - begun

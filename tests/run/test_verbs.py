@@ -18,7 +18,7 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.run import cli
 from jaxdeep.train import checkpoint
 
-OWN = f"{small.__file__}:lucky"  # rewards that differ inside every group: a random model is never right
+OWN = f"{small.__file__}:Lucky"  # rewards that differ inside every group: a random model is never right
 
 
 def steps(workdir):
@@ -307,7 +307,7 @@ def test_metrics_say_what_happened(tmp_path):
 def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
     config, workdir = small.config(tmp_path, "grpo", steps=16), tmp_path / "run"
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.train.keep=4"]
-    flags += [f"--config.env.taskset={small.__file__}:collapsing"]
+    flags += [f"--config.env.taskset={small.__file__}:Collapsing"]
     guard = {"action": "rollback", "window": 2, "patience": 2, "flat": 0.0}
     guarded = [f"--config.guard.{name}={value}" for name, value in guard.items()]
     assert cli.main(["grpo", *flags, *guarded]) == 0
