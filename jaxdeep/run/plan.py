@@ -116,7 +116,8 @@ def works(config: ConfigDict) -> list[tuple[programs.Workload, meshes.MeshConfig
         run = load_run(SftRun, config)
     else:
         raise ConfigError(
-            "a plan is of a configuration of sft, grpo or the quickstart: it has a section data or grpo"
+            "a plan is of a configuration of sft, grpo or the quickstart: it has a section data or "
+            "grpo"
         )
     return [(run.workload(run.spec(hf=published_of(run.model))), run.mesh)]
 
