@@ -24,6 +24,7 @@ from jaxdeep.agent.rollout import group, score
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.data.pack import pack
 from jaxdeep.metrics import Metrics
+from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
 from jaxdeep.rl.advantages import rows as to_rows
@@ -55,7 +56,7 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
             for n in range(1, run.train.steps + 1):
                 # the policy of this step samples every token of this step: on-policy, ratio 1
                 _, adapter = states.policy(spec, params, state.trained)
-                engine.set_adapter(adapter, version=n - 1)
+                engine.set_adapter(lora.Adapter(adapter, spec.lora.scale), version=n - 1)
 
                 tasks = [order[i % len(order)] for i in places(n, run.grpo.prompts)]
                 groups = asyncio.run(sample(taskset, tasks, engine, chat, run, seed=n))
