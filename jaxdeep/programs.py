@@ -81,14 +81,14 @@ def frozen(spec: states.Spec, mesh: jax.sharding.Mesh) -> dict | None:
 def batch(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
     """B packed rows of T positions. ConfigError where they do not divide over the mesh."""
     meshes.check_size(mesh, B, T)
-    where = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
+    where = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
     types = [jnp.int32] * 3 + [jnp.float32] * 3
     return Batch(*(jax.ShapeDtypeStruct((B, T), kind, sharding=where) for kind in types))
 
 
 def reference_logps(work: Workload, mesh: jax.sharding.Mesh) -> losses.ReferenceLogps:
     """What the loss compares with."""
-    where = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
+    where = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
     logp_BT = jax.ShapeDtypeStruct((work.rows, work.length), jnp.float32, sharding=where)
     kl = work.spec.objective.kl.coef
     return losses.ReferenceLogps(logp_BT if work.own else None, logp_BT if kl else None)
@@ -134,7 +134,7 @@ def update(spec: states.Spec, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
 def pages(work: Workload, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """All keys and values that the engine holds."""
     cfg, engine = work.spec.model, work.engine
-    count = sizes.pages(engine, cfg, mesh) * meshes.processes_of(mesh)
+    count = sizes.pages(engine, cfg, mesh) * meshes.process_count(mesh)
     return paged.shape(cfg, mesh, count, engine.page)
 
 
@@ -164,7 +164,7 @@ def calls(
 
     def like(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
-            (shape[0] * meshes.processes_of(mesh), *shape[1:]), dtype, sharding=rows
+            (shape[0] * meshes.process_count(mesh), *shape[1:]), dtype, sharding=rows
         )
 
     def call(program: Any, B: int, *new: jax.ShapeDtypeStruct) -> jax.stages.Traced:

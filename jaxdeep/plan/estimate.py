@@ -284,7 +284,7 @@ def engine_of(
     """The engines, one a host: pages and rows at the limits of the configuration, of all chips together,
     and the speed of a call of all rows that are half full."""
     engine, cfg = work.engine, work.spec.model
-    share, shards = own.size // meshes.processes_of(own), sizes.shards_of(own)
+    share, shards = own.size // meshes.process_count(own), sizes.shards_of(own)
     engines = mesh.size // share
     page = paged.page_bytes(cfg, own, engine.page) / own.shape["model"]
     left = chip.memory - sum(memory.values()) + memory["keys and values"]

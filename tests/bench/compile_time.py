@@ -106,10 +106,10 @@ def of_a_run(how: str) -> None:
     mesh, work = meshes.make_mesh(run.mesh), run.workload(run.spec())
     start, busy = time.perf_counter(), time.process_time()
     if how == "singly":
-        for _, traced, where in lower.listed(work, mesh, mesh, parts=sizes.PARTS):
+        for _, traced, where in lower.listed(work, mesh, mesh, parts=sizes.CALL_FRACTIONS):
             lower.compiled(traced, where)
     else:
-        lower.ready(work, mesh, mesh)
+        lower.compile_all(work, mesh, mesh)
     print(json.dumps(dict(both=time.perf_counter() - start, cpu=time.process_time() - busy)))
 
 

@@ -197,7 +197,7 @@ import dataclasses
 import tiny
 from jax.experimental import topologies
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.plan import lower
+from jaxdeep import programs
 from jaxdeep.train import optim, state
 
 cfg = dataclasses.replace(tiny.CFG, D=256, F=512, H=128, dtype="bfloat16", remat="full", chunk=256)
@@ -205,7 +205,7 @@ spec = state.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 for axes in (dict(data=2, context=2, model=2), dict(data=8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    text = lower.compiled(lower.gradients(spec, mesh, 8, 8192), mesh).as_text()
+    text = programs.compiled(programs.gradients(spec, mesh, 8, 8192), mesh).as_text()
     print("calls", text.count('custom_call_target="tpu_custom_call"'))
     for name in ("fwd", "dq", "dkv"):
         print("kernel", name, f"splash_mha_{name}" in text)
