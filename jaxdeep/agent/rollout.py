@@ -30,7 +30,7 @@ import numpy as np
 from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import ConfigError, WorldError
 from jaxdeep.types import Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
 
@@ -70,7 +70,7 @@ async def rollout(
     env: Env,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     limits: Limits,
     seed: int,
@@ -101,7 +101,7 @@ async def group(
     taskset: Taskset,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     size: int,
     limits: Limits,
@@ -177,7 +177,7 @@ class _Loop:
     env: Env
     tools: dict[str, Tool]
     policy: Policy
-    chat: Chat
+    chat: ChatFormat
     limits: Limits
     sampling: Sampling
     tokens: list[int] = dataclasses.field(default_factory=list)  # all so far: the next prompt
@@ -236,7 +236,7 @@ class _Loop:
         self.trajectory.metrics["sampled_tokens"] += len(said.tokens)
         message = self.chat.parse(said.tokens)
         self.trajectory.messages.append(message)
-        closed = said.tokens[-1:] == [self.chat.tokenizer.id(Mark.END)]
+        closed = self.chat.is_closed(said.tokens)
         return message, closed, said.stop == "length"
 
     async def _answer(self, calls: Sequence[ToolCall]) -> list[ToolResult]:

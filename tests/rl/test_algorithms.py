@@ -20,6 +20,7 @@ from jaxdeep.rl.objective import Clip, Kl, Objective
 from jaxdeep.run import cli, grpo
 from jaxdeep.setup.sections import BatchConfig
 from jaxdeep.train import losses, passes
+from jaxdeep.train.optim import OptimConfig
 from jaxdeep.types import Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
@@ -87,7 +88,7 @@ def test_an_unknown_algorithm_is_refused_with_all_names():
 
 
 def test_the_schedule_of_the_optimizer_follows_the_passes():
-    optimizer = grpo.optim.OptimConfig(lr=1.0, steps=10, warmup=2)
+    optimizer = OptimConfig(lr=1.0, steps=10, warmup=2)
     found = optimizer.in_updates(3)
     assert (found.steps, found.warmup) == (30, 6) and optimizer.in_updates(1) == optimizer
 

@@ -35,12 +35,13 @@ def get_config():
         thinking="none", tools_in_prompt=False, remat="dots"))
     config.lora = ConfigDict(dict(rank=4, alpha=4.0))
     config.mesh = ConfigDict(dict(data=-1, model=1))
-    config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start="", seed=0))
     {rest}
     return config
 """
 ENV = """config.env = ConfigDict(dict(taskset="facts", corpus="dev", questions="dev", k=1, system="Go.",
         first=0, count=16, rewards=dict(answer=1.0, format=0.0, retry=0.0)))"""
+TRAIN = "config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start='', seed=0))"
+START = "config.train = ConfigDict(dict(start='', seed=0))"
 OPTIM = "config.optim = ConfigDict(dict(lr=1e-3, warmup=2, steps=config.train.get_ref('steps')))"
 ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_turns=3, max_calls=2,
         turn_tokens=16, max_tokens=224, result_tokens=32, seconds=60.0)))"""
@@ -50,9 +51,9 @@ SFT = "config.sft = ConfigDict(dict(kl=dict(kind='k3', coef=0.0)))"
 GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
 GUARD = "config.guard = ConfigDict(dict(action='warn', window=10, patience=3, flat=0.98))"
 PARTS = {
-    "sft": [ENV, OPTIM, BATCH, DATA, SFT],
-    "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
-    "eval": [ENV, ROLLOUT],
+    "sft": [TRAIN, ENV, OPTIM, BATCH, DATA, SFT],
+    "grpo": [TRAIN, ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
+    "eval": [START, ENV, ROLLOUT],
 }
 
 
@@ -64,8 +65,8 @@ def config(folder: pathlib.Path, verb: str, steps: int = 4) -> str:
         (model / "config.json").write_text(json.dumps(MODEL))
         (model / "tokenizer.json").write_text(facts.tokenizer(VOCABULARY))
     path = folder / f"{verb}.py"
-    rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip()
-    path.write_text(CONFIG.format(model=str(model), steps=steps, rest=rest))
+    rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip().replace("{steps}", str(steps))
+    path.write_text(CONFIG.format(model=str(model), rest=rest))
     return str(path)
 
 

@@ -27,7 +27,7 @@ def steps(workdir):
 
 def wait_for(workdir, step, process):
     """Until the metrics of a run have this step."""
-    path, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    path, end = workdir / "metrics.jsonl", time.monotonic() + 900  # only where it hangs
     while time.monotonic() < end:
         if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
             return
@@ -212,8 +212,20 @@ WRONG = {
         ["--config.grpo.curriculum.low=0.9", "--config.grpo.curriculum.high=0.5"],
         "curriculum.low=0.9",
     ),
-    "a missing corpus": ("grpo", ["--config.env.corpus={tmp}/nowhere"], "nowhere"),
-    "no answer": ("grpo", ["--config.env.questions={tmp}/bad.jsonl"], "bad.jsonl:2"),
+    "a missing corpus": (
+        "grpo",
+        [
+            "--config.env.taskset=search",
+            "--config.env.questions={tmp}/good.jsonl",
+            "--config.env.corpus={tmp}/nowhere",
+        ],
+        "there is no corpus at {tmp}/nowhere",
+    ),
+    "no answer": (
+        "grpo",
+        ["--config.env.taskset=search", "--config.env.questions={tmp}/bad.jsonl"],
+        "bad.jsonl:2",
+    ),
     "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
     "a typo": ("grpo", ["--config.grpo.promps=1"], '"prompts"'),
     "a typo in a section": ("grpo", ["--config.gpro.group=4"], "grpo.group"),
@@ -229,7 +241,7 @@ WRONG = {
     "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
     "a batch that does not divide": ("grpo", ["--config.batch.rows=3"], "3 rows"),
     "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
-    "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
+    "a bad split": ("grpo", ["--config.env.questions=all-of-it"], "none of 'train', 'dev'"),
     "a taskset that is not there": (
         "grpo",
         ["--config.env.taskset={tmp}/no.py:mine"],
@@ -246,6 +258,7 @@ def test_wrong_input_is_named_without_a_traceback(name, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     rows = [{"question": "Who?", "answer": "I"}, {"question": "Why?", "answer": ""}]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "good.jsonl").write_text(json.dumps(rows[0]))
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     config = small.config(tmp_path, verb)
     status = cli.main([verb, f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags])

@@ -9,14 +9,15 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.metrics import read_metrics
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Kl
-from jaxdeep.run import cli, sft
+from jaxdeep.run import cli
+from jaxdeep.setup import runs
 from jaxdeep.setup import sources as rows
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]}
@@ -27,7 +28,7 @@ BROKEN = {"messages": [{"role": "robot", "content": "a"}]}
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+    return Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 
 
 @pytest.fixture
@@ -123,8 +124,8 @@ def test_the_shipped_configuration_takes_what_it_advertises():
 
 def test_a_kl_that_only_lowers_the_learning_rate_is_refused():
     with pytest.raises(ConfigError, match="use k2 or k3"):
-        sft.SftConfig(Kl("k1", 0.1))
-    assert sft.SftConfig(Kl("k1", 0.0))
+        runs.SftConfig(Kl("k1", 0.1))
+    assert runs.SftConfig(Kl("k1", 0.0))
 
 
 def run(tmp_path, *flags, steps=3):
