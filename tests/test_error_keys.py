@@ -59,9 +59,9 @@ def exists(hint, parts):
             names = fields if parts[0] == VALUE else {parts[0]} & {*fields}
             if any(exists(fields[name], parts[1:]) for name in names):
                 return True
-        elif origin in (dict, collections.abc.Mapping) and exists(args[1], parts[1:]):
-            return True
-        elif kind is typing.Any:
+        elif (
+            origin in (dict, collections.abc.Mapping) and exists(args[1], parts[1:])
+        ) or kind is typing.Any:
             return True
     return False
 
