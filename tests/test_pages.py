@@ -26,7 +26,6 @@ import pytest
 from jobs.scripts import CLOUD, lines, stand_in
 
 import jaxdeep.run
-from jaxdeep import config as configs
 from jaxdeep.agent import rollout
 from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.errors import ConfigError
@@ -201,7 +200,7 @@ def accept(name: str, words: list[str]) -> None:
         cli.split(verb, words)
         return
     command = cli.parse(verb, words)
-    config = configs.load(command.config, command.overrides)
+    config = tasksets.load_config(command.config, command.overrides)
     for run, section in stages(name, config):
         load_run(run, algorithms.expand(section))
 
@@ -348,7 +347,7 @@ def configured(marker: str, workspace: pathlib.Path, record: pathlib.Path):
     (block,) = [b for b in blocks(HOW_TO) if b.language == "sh" and marker in b.text]
     (words,) = calls(block.text, workspace, record)
     command = cli.parse(cli.describe(words[3]), words[4:])
-    return configs.load(command.config, command.overrides)
+    return tasksets.load_config(command.config, command.overrides)
 
 
 def play(taskset, turns: list[Message]) -> Trajectory:
@@ -377,7 +376,7 @@ def test_the_tool_of_the_example_is_called(inside, tmp_path):
 
 
 def test_the_environment_of_the_example_is_played(inside, tmp_path, capsys):
-    config = configured("guess_grpo.py", inside, tmp_path / "record")
+    config = configured("guess.py:Guess", inside, tmp_path / "record")
     assert load_run(GrpoRun, algorithms.expand(config)).env.settings.largest == 20
     taskset = tasksets.EnvConfig.build(config.env).load()
     assert len(taskset) == 20
@@ -400,7 +399,7 @@ def test_an_environment_and_its_tasks_are_short():
 
 
 def test_the_reward_of_the_example_counts(inside, tmp_path):
-    config = configured("brevity:brief", inside, tmp_path / "record")
+    config = configured("brevity.py:brief", inside, tmp_path / "record")
     taskset = tasksets.EnvConfig.build(config.env).load()
     weights_of = {name: weight for name, (weight, _) in taskset.rewards.items()}
     assert weights_of == {"answer": 1.0, "format": 0.1, "brief": 0.1}

@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdeep import config as configs
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score
 from jaxdeep.chat.format import ChatFormat
@@ -32,6 +31,7 @@ from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.tasksets import load_config
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch, Sampling, Trajectory
 
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     """`--config=FILE.py`, overrides and `--workdir=DIR`, as for every verb."""
     flags = dict(word.removeprefix("--").split("=", 1) for word in argv)
     path, workdir = flags.pop("config"), Path(flags.pop("workdir"))
-    config = configs.load(path, [f"--{key}={value}" for key, value in flags.items()])
+    config = load_config(path, [f"--{key}={value}" for key, value in flags.items()])
     train(load_run(GrpoRun, algorithms.expand(config)), workdir)
 
 
