@@ -1,8 +1,8 @@
 """Results for people: a table for the terminal, and one HTML page with table, curves and rollouts.
 
 The page stands alone: no script, no request to anywhere, and every text in it is escaped, so what a
-model or a web page wrote stays text. In rows, a value `em` that comes with `em_low` and `em_high` is
-shown with its interval.
+model or a web page wrote stays text. In rows, a value `em` that comes with `em_low` and `em_high`
+is shown with its interval.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Cell(NamedTuple):
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """The rows as text of at most 80 columns; longer values are folded, missing ones shown as a dash."""
+    """The rows as text of at most 80 columns; longer values are folded, missing ones shown as a
+    dash."""
     cells = [[_cell(row, column) for column in columns] for row in rows]
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
@@ -69,8 +70,8 @@ def page(
     trajectories: Mapping[str, Sequence[Trajectory]],
     notes: Sequence[str],
 ) -> None:
-    """Writes the page: `rows` as a table of the first row's keys, `curves` as named series of (step, value)
-    in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
+    """Writes the page: `rows` as a table of the first row's keys, `curves` as named series of
+    (step, value) in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
     columns = [key for key in rows[0] if not _is_bound(key, rows[0])] if rows else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

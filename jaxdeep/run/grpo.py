@@ -49,7 +49,7 @@ from jaxdeep.setup.explore import Explorer
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint, guard, optim, passes
 from jaxdeep.train import state as states
-from jaxdeep.types import Batch, Row, Sampling, Trajectory
+from jaxdeep.types import Batch, Row, Trajectory
 from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
@@ -168,7 +168,9 @@ def train(
                 break
             every, logps = [t for g in groups for t in g], []
             with timer("data"):
-                rows, shares = advantages.rows(groups, rules)
+                rewards = advantages.assign_advantages(groups, rules)
+                rows = advantages.to_rows(groups)
+                shares = summary.advantage_metrics(groups, rewards, rules)
                 if place == workdir:
                     gaps_at(workdir, n).unlink(missing_ok=True)  # of a try that was set back
                     record.write(rollouts_of(workdir, n), every, chat.tokenizer)
@@ -295,16 +297,8 @@ async def greedy(
     on_done: Any = None,
 ) -> list[Trajectory]:
     """One rollout of each task of `indices` that always takes the most likely token."""
-    return await harness.evaluate(
-        taskset,
-        engine,
-        chat,
-        limits=rollout.limits,
-        sampling=Sampling(0.0),
-        seed=0,
-        indices=indices,
-        concurrency=rollout.slots,
-        on_done=on_done,
+    return await harness.greedy(
+        taskset, engine, chat, rollout.limits, rollout.slots, indices, on_done
     )
 
 

@@ -11,7 +11,7 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.errors import DataError, WorldError
 from jaxdeep.eval import harness, statistics
 from jaxdeep.rewards import answers
-from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Completion, Message, Sampling, Stop, Task, ToolCall, Trajectory
 
 LIMITS = Limits(
     max_turns=2, max_calls=2, turn_tokens=4, max_tokens=64, result_tokens=8, seconds=10.0
@@ -150,8 +150,8 @@ def test_a_dead_world_counts_as_wrong_and_is_reported():
 def trajectory(id, answer, *, stop=Stop.FINISHED, calls=0, turns=1):
     messages = [Message("assistant", calls=(ToolCall("search"),)) for _ in range(calls)]
     messages += [Message("assistant", f"<answer>{answer}</answer>")]
-    pieces = [Piece([1], "world"), Piece([2], "policy", [0.0])] * turns
-    return Trajectory(Task(id, "?", ("right",)), messages=messages, pieces=pieces, stop=stop)
+    metrics = {"calls": float(calls), "turns": float(turns)}
+    return Trajectory(Task(id, "?", ("right",)), messages=messages, stop=stop, metrics=metrics)
 
 
 def test_summary_counts_calls_turns_and_stops():

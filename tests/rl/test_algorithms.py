@@ -48,9 +48,9 @@ WANT = {  # what each paper states: norm, groups of equal rewards, objective
         "keep",
         Objective(clip=Clip(None, None), aggregate="constant", length=1),
     ),
-    "gspo": (GROUP, "keep", Objective("gspo", Clip(3e-4, 4e-4), "sequence")),
-    "cispo": (GROUP, "keep", Objective("cispo", Clip(None, 4.0))),
-    "binary_tv": (Norm(), "drop", Objective("binary_tv", Clip(0.2, 0.2))),
+    "gspo": (GROUP, "keep", Objective("gspo", clip=Clip(3e-4, 4e-4), aggregate="sequence")),
+    "cispo": (GROUP, "keep", Objective("cispo", clip=Clip(None, 4.0))),
+    "binary_tv": (Norm(), "drop", Objective("binary_tv", clip=Clip(0.2, 0.2))),
     "reinforce_pp": (Norm("batch", "batch"), "keep", Objective(clip=Clip(0.2, 0.2))),
 }
 

@@ -77,8 +77,9 @@ function column({ run, record, told, among, data, words }) {
     el("p", { class: "legend" }), el("div", { class: "rolled" }, cell.parts.map((each) => each.node)));
 }
 
-/** Tokens that are shown as one; what is folded is filled when it is opened. */
+/** Tokens that are shown as one, or the heading of a branch; what is folded is filled when it is opened. */
 function part(cell, start, end, who, kind, label) {
+  if (kind === "branch") return { start, end, fill: () => null, node: el("h3", { class: "branch" }, label) };
   const body = el("div", { class: "tokens" });
   const fill = () => body.childNodes.length || body.append(...spans(cell, start, end));
   const title = [el("b", {}, kind === "text" ? who : kind), ` ${label}`, el("small", {}, ` ${end - start}`)];
