@@ -11,6 +11,7 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.errors import DataError, WorldError
 from jaxdeep.eval import harness, statistics
 from jaxdeep.rewards import answers
+from jaxdeep.rl import summary
 from jaxdeep.types import Completion, Message, Sampling, Stop, Task, ToolCall, Trajectory
 
 LIMITS = Limits(
@@ -73,7 +74,7 @@ class Policy:
         self.seeds[number] = seed
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(0.002 * (10 - number))
+        await asyncio.sleep(0.01 * (10 - number))
         self.running -= 1
         said = 99 if number >= self.wrong else number
         return Completion([said], [0.0], "stop")
@@ -166,6 +167,32 @@ def test_summary_counts_calls_turns_and_stops():
     assert (row["em"], row["calls"], row["turns"]) == (0.25, 0.75, 7 / 4)
     assert row["f1"] == pytest.approx((1 + 2 / 3) / 4)
     assert (row["failed"], row["truncated"]) == (1, 2)
+
+
+def test_calls_are_those_that_were_made_here_as_in_training():
+    run = trajectory("a", "right", calls=3)
+    run.metrics["calls"] = 2.0  # a limit refused the third
+    assert harness.summarize([run])["calls"] == 2
+    assert summary.summarize([[run]])["rollout/calls"] == 2
+
+
+def test_greedy_rollouts_take_the_most_likely_token_with_the_seeds_of_an_evaluation():
+    class Noting(Policy):
+        async def __call__(self, prompt, *, sampling, **options):
+            samplings.append(sampling)
+            return await super().__call__(prompt, sampling=sampling, **options)
+
+    samplings, policy, same, done = [], Noting(), Policy(), []
+    found = asyncio.run(
+        harness.greedy(Numbers(), policy, Chat(), LIMITS, 2, [7, 2], on_done=done.append)
+    )
+    assert [t.task.id for t in found] == ["7", "2"] and len(done) == 2
+    assert {sampling.temperature for sampling in samplings} == {0.0}
+    evaluate(Numbers(), same)
+    assert policy.seeds == {number: same.seeds[number] for number in (7, 2)}
+    policy = Policy()
+    assert len(asyncio.run(harness.greedy(Numbers(), policy, Chat(), LIMITS, 3))) == 10
+    assert policy.most == 3
 
 
 def test_the_reward_named_answer_decides_where_there_is_one():
