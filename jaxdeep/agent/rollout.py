@@ -75,7 +75,8 @@ SAMPLING = Sampling()
 NO_CALLS_LEFT = "No tool calls are left: this one was not made. Give your final answer now."
 
 ENV_SEED = 2**31
-"""Which of the seeds below a rollout's is its environment's; turns have 0, 1, 2, ..."""
+"""The environment's seed is derived from the rollout's with this number, those of turns with 0, 1,
+2, ..."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -112,8 +113,8 @@ async def rollout(
     trajectory = Trajectory(task, seed, metrics=dict.fromkeys(METRICS, 0.0))
     stop = tuple(dict.fromkeys((*sampling.stop, *chat.stop_ids)))
     sampling = dataclasses.replace(sampling, stop=stop)
-    env.seed = _derive(seed, ENV_SEED)
     try:
+        env.seed = _derive(seed, ENV_SEED)
         with trace.span("", task.id, seed=seed), _noted(trajectory, void=True):
             opening = await _world("env.open", env.open(), limits.seconds)
             loop = _Loop(trajectory, env, _by_name(env.tools), policy, chat, limits, sampling)
@@ -281,7 +282,7 @@ class _Loop:
         metrics = self.trajectory.metrics
         left = self.limits.max_calls - int(metrics["calls"])
         made, refused = calls[:left], calls[left:]
-        # A model that was told once and still calls is stopped.
+        # A model that is told so and calls again is stopped, see `run`.
         self.warned = bool(refused)
         metrics["calls"] += len(made)
         results = await together(self._call(call) for call in made)
@@ -324,7 +325,7 @@ class _Loop:
         tool = self.tools.get(call.name)
         if tool is None:
             return ToolResult(f"There is no tool {call.name!r}. {available}", failed=True)
-        # Counted as failed until there is an answer: one that never comes raises out of here.
+        # Counted as failed until there is an answer: without one, the error leaves from here.
         self._count(tool.name, calls=1, failed=1)
         with trace.span("tools", tool.name):
             result = await _world(f"tool {tool.name}", tool.call(call.arguments))
@@ -433,5 +434,5 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _derive(seed: int, number: int) -> int:
-    """A seed of 31 bits that follows from a seed and a number below it."""
+    """A seed of 31 bits that follows from a seed and a number."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1

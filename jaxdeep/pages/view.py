@@ -215,8 +215,8 @@ class Reader:
         """The tokens of a rollout, its branches one after the other.
 
         ids     in order
-        parts   runs of tokens that are shown as one: [end, sampled (1 or 0), kind, label]. An empty run
-                of the kind "branch" stands before each branch where there are several. A label
+        parts   runs of tokens that are shown as one: [end, sampled (1 or 0), kind, label]. An empty
+                run of the kind "branch" stands before each branch where there are several. A label
                 says the version of the policy at the begin of a turn, where turns differ in it
         logps   of the sampled tokens, in thousandths of a nat
         gaps    of the sampled tokens, in millionths of a nat, or None
@@ -239,7 +239,7 @@ class Reader:
         }
 
     def _parts(self, trajectory: Trajectory) -> Iterator[tuple[int, int, str, str]]:
-        # Calls are the policy's, so the branches together have each once, in order. Results are not:
+        # Calls are the policy's: the branches together have each once, in order. Results are not:
         # a branch may repeat or drop them, so a result is recognised by its text.
         calls = (call for m in trajectory.messages for call in m.calls)
         tools: dict[str, list[str]] = {}

@@ -1,4 +1,5 @@
-"""Conversations that fork: what each branch begins with, which limits are whose, and how they stop."""
+"""Conversations that fork: what each branch begins with, which limits are whose, and how they
+stop."""
 
 import asyncio
 import dataclasses
@@ -18,7 +19,8 @@ QUESTION = Message("user", "what do the pages say?")
 
 
 class Reader(Env):
-    """Pages to read. A new branch begins with notes wherever `fork_at` says so of the tokens left."""
+    """Pages to read. A new branch begins with notes wherever `fork_at` says so of the tokens
+    left."""
 
     def __init__(self, fork_at=lambda room: room < 400):
         self.tools, self.fork_at, self.asked = [self.read], fork_at, []
@@ -39,7 +41,8 @@ class Reader(Env):
 
 
 def script(chat, *turns):
-    """A policy that says the turns one after the other, whatever the prompt, and what it was asked."""
+    """A policy that says the turns one after the other, whatever the prompt, and what it was
+    asked."""
     prompts, left = [], list(turns)
 
     async def policy(prompt, *, seed, max_new, sampling):

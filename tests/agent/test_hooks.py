@@ -1,4 +1,5 @@
-"""What the loop tells an environment and what it takes from a policy: seeds, results, forced tokens."""
+"""What the loop tells an environment and what it takes from a policy: seeds, results, forced
+tokens."""
 
 import asyncio
 import dataclasses

@@ -1,4 +1,5 @@
-"""Evaluation with a chat of whole messages as tokens: order, seeds, limits, counting and comparing."""
+"""Evaluation with a chat of whole messages as tokens: order, seeds, limits, counting and
+comparing."""
 
 import asyncio
 import dataclasses
@@ -20,7 +21,8 @@ LIMITS = Limits(
 
 
 class Chat:
-    """A token is the number of a task; what the policy says to it is the answer of the same number."""
+    """A token is the number of a task; what the policy says to it is the answer of the same
+    number."""
 
     stop_ids = ()
     tokenizer = types.SimpleNamespace(id=lambda name: -1)
@@ -64,7 +66,8 @@ class Numbers:
 
 
 class Policy:
-    """Says what it was asked, later tasks first; odd numbers from `wrong` on are answered with 99."""
+    """Says what it was asked, later tasks first; odd numbers from `wrong` on are answered with
+    99."""
 
     def __init__(self, wrong=10):
         self.wrong, self.running, self.most, self.seeds = wrong, 0, 0, {}

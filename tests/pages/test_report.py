@@ -45,7 +45,8 @@ def rollout(**changes):
 
 
 class Document(html.parser.HTMLParser):
-    """Elements with their attributes, the text by element, and whether every tag is closed in order."""
+    """Elements with their attributes, the text by element, and whether every tag is closed in
+    order."""
 
     def __init__(self, source):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Pages of runs: every token once and in its place, nothing that a run says is code, nothing made twice."""
+"""Pages of runs: every token once and in its place, nothing that a run says is code, nothing made
+twice."""
 
 import itertools
 import json
@@ -24,7 +25,8 @@ TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
 
 
 def rollout(chat, task, reward, said=EVIL, **given):
-    """A conversation with thoughts, two calls in one turn, and text that would like to be markup."""
+    """A conversation with thoughts, two calls in one turn, and text that would like to be
+    markup."""
     calls = (ToolCall("search", {"query": EVIL}), ToolCall("search", {"query": "é 🎉"}))
     messages = [
         Message("system", "Search."),

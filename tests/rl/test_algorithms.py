@@ -96,7 +96,8 @@ def test_the_schedule_of_the_optimizer_follows_the_passes():
 
 
 class Step:
-    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each call."""
+    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each
+    call."""
 
     def __init__(self, *numbers):
         self.numbers, self.updates, self.own = list(numbers), 0, None

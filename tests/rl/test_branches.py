@@ -1,5 +1,5 @@
-"""A conversation that starts over from its own summaries, from the rollout to the page: every sampled
-token is learned once, wherever it was said."""
+"""A conversation that starts over from its own summaries, from the rollout to the page: every
+sampled token is learned once, wherever it was said."""
 
 import asyncio
 import collections

@@ -1,5 +1,5 @@
-"""The walk over tasks: each once an epoch, in an order of its own, resumed to the task; with a preference,
-by how often a task was solved."""
+"""The walk over tasks: each once an epoch, in an order of its own, resumed to the task; with a
+preference, by how often a task was solved."""
 
 import collections
 import json

@@ -1,5 +1,5 @@
-"""Normalisations against numpy and the published formulas; rollouts in and out of baseline and loss; and
-what length takes from a reward."""
+"""Normalisations against numpy and the published formulas; rollouts in and out of baseline and
+loss; and what length takes from a reward."""
 
 import itertools
 import random
@@ -177,7 +177,7 @@ def test_groups_of_equal_rewards_are_kept_or_left_out():
         assert len(found) == want and metrics["grpo/flat_groups"] == 0.5
         assert metrics["grpo/rows"] == want and metrics["grpo/loss_tokens"] == 3 * want
     assert not informative(flat, Rules()) and informative(live, Rules())
-    # under the mean of a batch equal rewards are a signal; left out, they are not in that mean either
+    # Under the mean of a batch equal rewards are a signal; left out, they are not in it either.
     norm = Norm(mean="batch")
     assert advantages([flat, live], Rules(norm, "keep"))[0] == [0.25, 0.25]
     assert advantages([flat, live], Rules(norm, "drop")) == [[None, None], [-0.5, 0.5]]
