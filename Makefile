@@ -61,8 +61,8 @@ study: $(VENV)/.installed
 base: $(VENV)/.installed
 	$(PY) -m jaxdeep.envs.toy.maze > jaxdeep/assets/maze/tokenizer.json
 	$(PY) -m jaxdeep.envs.toy.facts 3072 > jaxdeep/assets/tiny/tokenizer.json
-	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:reading --workdir=runs/tiny_base-reading
-	$(PY) -m jaxdeep sft --config=configs/tiny_base.py:choosing --workdir=runs/tiny_base-choosing
+	$(PY) -m jaxdeep sft --config=configs/toy/tiny_base.py:reading --workdir=runs/tiny_base-reading
+	$(PY) -m jaxdeep sft --config=configs/toy/tiny_base.py:choosing --workdir=runs/tiny_base-choosing
 	cp runs/tiny_base-choosing/model/model.safetensors jaxdeep/assets/tiny/
 
 clean:

@@ -18,6 +18,7 @@ import asyncio
 import functools
 import importlib.util
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -27,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 TRIES = 4  # times that a call is made whose worker or host dies
+FROM_FILE = "jaxdeep_file_"  # names of modules that were imported from a file begin with this
 
 
 @overload
@@ -74,6 +76,8 @@ def on_ray(function: Callable[..., Any] | None = None, /, *, cpus: float = 1.0) 
 def _remote(function: Callable[..., Any], cpus: float) -> Any:
     import ray
 
+    if function.__module__.startswith(FROM_FILE):  # workers could not import it by this name
+        ray.cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     return ray.remote(num_cpus=cpus, max_retries=TRIES - 1)(function)

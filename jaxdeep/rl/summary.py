@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -72,6 +72,14 @@ def advantage_metrics(
         present = [reward for group in rewards for reward in group if reward is not None]
         out["reward/shaped"] = float(np.mean(present)) if present else float("nan")
     return out
+
+
+def engine_counts(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """What an engine has done between two readings of its metrics."""
+    names = ("sampled", "prefilled", "reused", "paused", "compilations")
+    done = {f"engine/{name}": now[name] - before[name] for name in names}
+    entered = done["engine/reused"] + done["engine/prefilled"]
+    return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
 
 
 def staleness(

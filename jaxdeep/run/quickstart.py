@@ -1,8 +1,9 @@
 """Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never met.
 
 The base comes with the package; the corpus, the questions and the search engine are real and local.
-With --config=configs/maze.py it learns to find its way through mazes instead. Every stage is the verb of its name with a section of the configuration, in a folder of the workdir; the
-same command goes on where it was stopped. It ends with a table, `index.html` and `summary.json`.
+With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is the verb
+of its name with a section of the configuration, in a folder of the workdir; the same command resumes a run
+that was stopped. It ends with a table, `index.html` and `summary.json`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
 from jaxdeep.pages import report
-from jaxdeep.run import eval as evaluate
+from jaxdeep.rl import algorithms
 from jaxdeep.run import grpo, sft
+from jaxdeep.run.eval import evaluate
+from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.signals import Termination
 from jaxdeep.types import Trajectory
 from jaxdeep.workdir import write_atomic
 
-DEFAULT_CONFIG = "configs/quickstart.py"
+DEFAULT_CONFIG = "configs/search/quickstart.py"
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
 HOPS = {"one_hop": 1, "two_hops": 2}
@@ -38,7 +42,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
     # a mistake in a late stage is told before the first one starts
-    sft.parts(config.sft), grpo.parts(config.grpo), evaluate.parts(test_config(config, ""))
+    load_run(SftRun, config.sft)
+    load_run(GrpoRun, algorithms.expand(config.grpo))
+    load_run(EvalRun, test_config(config, ""))
     begun = time.perf_counter()
     same_run(config, workdir)
     evaluated = {}
@@ -58,7 +64,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
             place = workdir / f"eval-{stage}"
             if not ending.asked and not (place / "eval.jsonl").exists():
                 print(f"test: {STAGES[stage]}", file=sys.stderr)
-                evaluate.run(test_config(config, start), place)
+                test = test_config(config, start)
+                evaluate(load_run(EvalRun, test), test, place)
             if ending.asked:
                 print(f"terminated {STAGES[stage]}: the same command continues")
                 return 0
@@ -99,7 +106,7 @@ def test_config(config: ConfigDict, start: str) -> ConfigDict:
     """The configuration of one evaluation on the test questions."""
     out = ConfigDict({name: config.grpo[name] for name in ("model", "lora", "mesh", "rollout")})
     out.env = config.test
-    out.train = ConfigDict({"steps": 1, "start": start, "seed": config.seed})
+    out.train = ConfigDict({"start": start, "seed": config.seed})
     return out
 
 

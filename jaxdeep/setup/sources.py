@@ -6,7 +6,7 @@ hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, a folder of Parquet or JSON,
 tfds:NAME[:SPLIT]          by TFDS without TensorFlow: a name or folder, prepared as array_record
 text:FILE, FOLDER or pattern   plain .txt or .md, every token learned
 reading:SEED, choosing:SEED, demos:SEED   made-up worlds, without end
-mazes:SEED                 mazes such as env.maze describes, of its training split, without end
+mazes:SEED                 mazes as env.taskset=maze describes, of its training split, without end
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jaxdeep.chat.learn import LearnConfig
 from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.data import mix, sources
 from jaxdeep.data.pack import pack
-from jaxdeep.envs.toy import maze, practice
+from jaxdeep.envs.toy import facts, maze, practice
 from jaxdeep.errors import ConfigError
-from jaxdeep.setup.sections import EnvConfig
+from jaxdeep.setup.tasksets import EnvConfig
 from jaxdeep.types import Batch
 
 WORLDS = ("reading", "choosing", "demos", "mazes")
@@ -164,14 +164,16 @@ def source_of(
     if not rest.isdigit():
         raise ConfigError(f"{name!r} needs a number after the colon: {kind}:0")
     if kind == "mazes":
-        if env is None or env.maze is None:
-            raise ConfigError(f"{name!r} needs env.maze: it says how large they are")
-        return maze.Demos(chat, int(rest), env.maze)
+        if env is None or not isinstance(env.settings, maze.Mazes):
+            raise ConfigError(f"{name!r} needs env.taskset=maze, which says how large they are")
+        return maze.Demos(chat, int(rest), env.settings)
     if kind != "demos":
         return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
-    if env is None:
-        raise ConfigError(f"{name!r} needs the section env: demos use its tool")
-    return practice.Demos(chat, int(rest), k=env.k, system=env.system)
+    if env is None or not isinstance(env.settings, facts.Facts):
+        raise ConfigError(
+            f"{name!r} needs env.taskset=facts: demonstrations use its tool and prompt"
+        )
+    return practice.Demos(chat, int(rest), k=env.settings.k, system=env.settings.system)
 
 
 def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:

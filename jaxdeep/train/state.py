@@ -41,7 +41,7 @@ class Spec:
 
     model: arch.Config
     lora: lora.LoraConfig
-    optim: optim.OptimConfig
+    optim: optim.OptimConfig | None = None  # None: nothing is trained
     objective: Objective = SFT
 
     def __post_init__(self) -> None:
@@ -57,10 +57,16 @@ class Spec:
         return self.lora.rank == 0
 
 
+def trained_shardings(spec: Spec, mesh: jax.sharding.Mesh) -> Any:
+    """The sharding of each array that is trained."""
+    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    return arch.shardings(spec.model, mesh, tree)
+
+
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> State:
     """Where each leaf of the state lives: moments beside the parameter they belong to."""
     tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
-    trained = arch.shardings(spec.model, mesh, tree)
+    trained = trained_shardings(spec, mesh)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree, is_leaf=arch.is_leaf
     )

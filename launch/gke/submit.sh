@@ -2,7 +2,7 @@
 # Starts one command on every host of a slice of TPUs, or of several, as a JobSet.
 #
 #   NAME=grpo IMAGE=REGISTRY/jaxdeep:1 TPU=v5e:4x4 SLICES=1 WORKDIR=gs://bucket/runs/grpo \
-#       launch/gke/submit.sh python -m jaxdeep grpo --config=configs/grpo_search.py
+#       launch/gke/submit.sh python -m jaxdeep grpo --config=configs/search/grpo.py
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=grpo -c jaxdeep --prefix
 #   kubectl delete jobset grpo
 #

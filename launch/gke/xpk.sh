@@ -3,7 +3,7 @@
 #
 #   NAME=grpo CLUSTER=pod ZONE=us-west4-a IMAGE=REGISTRY/jaxdeep:1 TPU=v5litepod-16 SLICES=1 \
 #       STORAGE=runs WORKDIR=/gcs/runs/grpo launch/gke/xpk.sh \
-#       python -m jaxdeep grpo --config=configs/grpo_search.py
+#       python -m jaxdeep grpo --config=configs/search/grpo.py
 #
 # STORAGE is a bucket that `xpk storage attach` has made known to the cluster with a mount point that
 # WORKDIR lies under. Pods that are taken back save, and all start again, RESTARTS (100) times. DRY=1

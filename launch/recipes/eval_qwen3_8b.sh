@@ -12,5 +12,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 help 0 "$@"
 
 runs=$(dirname "${WORKDIR:-runs/eval_qwen3_8b}")
-become python -m jaxdeep eval --config=configs/eval_search.py --workdir=runs/eval_qwen3_8b \
+become python -m jaxdeep eval --config=configs/search/eval.py --workdir=runs/eval_qwen3_8b \
   "--config.train.start=${START-$runs/grpo_qwen3_8b}" "$@"

@@ -13,6 +13,6 @@ help 0 "$@"
 
 to=${TO:-models/qwen3_8b}
 for what in adapter merged; do
-  run python -m jaxdeep export --config=configs/grpo_search.py --workdir=runs/grpo_qwen3_8b "$@" \
+  run python -m jaxdeep export --config=configs/search/grpo.py --workdir=runs/grpo_qwen3_8b "$@" \
     "--to=$to-$what" "--what=$what"
 done

@@ -13,5 +13,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 help 0 "$@"
 
 runs=$(dirname "${WORKDIR:-runs/grpo_qwen3_8b}")
-become python -m jaxdeep grpo --config=configs/grpo_search.py --workdir=runs/grpo_qwen3_8b \
+become python -m jaxdeep grpo --config=configs/search/grpo.py --workdir=runs/grpo_qwen3_8b \
   "--config.train.start=$runs/sft_qwen3_8b" --config.mesh.model=4 --config.rollout.cache_gb=18 "$@"

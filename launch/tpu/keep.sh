@@ -4,7 +4,7 @@
 # its last checkpoint. When the command is done the TPU is deleted.
 #
 #   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 SPOT=1 WORKDIR=gs://bucket/runs/grpo launch/tpu/keep.sh \
-#       python -m jaxdeep grpo --config=configs/grpo_search.py
+#       python -m jaxdeep grpo --config=configs/search/grpo.py
 #
 # The variables are those of create.sh and setup.sh. It runs here, not on the TPU: in tmux, or on a small
 # machine. A command that cannot be run (status 2), or fails RETRIES (5) times on one TPU, ends it and leaves

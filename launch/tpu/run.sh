@@ -2,7 +2,7 @@
 # Starts one command on every worker, in the background: it goes on when this machine is switched off.
 #
 #   NAME=pod ZONE=us-west4-a WORKDIR=gs://bucket/runs/grpo launch/tpu/run.sh \
-#       python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/
+#       python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/
 #
 # The command gets --workdir, a folder that all workers and all later TPUs see: in a bucket (mounted by
 # gcsfuse), or a path of a file system that is mounted on every worker. It runs in the repository as setup.sh

@@ -98,11 +98,12 @@ def of_a_run(how: str) -> None:
     from jaxdeep import config as configs
     from jaxdeep import programs as lower
     from jaxdeep.parallel import mesh as meshes
-    from jaxdeep.run import grpo
     from jaxdeep.sample import sizes
+    from jaxdeep.setup.runs import GrpoRun
+    from jaxdeep.setup.sections import load_run
 
-    part = grpo.parts(configs.load("configs/quickstart.py", ()).grpo)
-    mesh, work = meshes.make_mesh(part["mesh"]), grpo.work_of(part, grpo.spec_of(part))
+    run = load_run(GrpoRun, configs.load("configs/search/quickstart.py", ()).grpo)
+    mesh, work = meshes.make_mesh(run.mesh), run.workload(run.spec())
     start, busy = time.perf_counter(), time.process_time()
     if how == "singly":
         for _, traced, where in lower.listed(work, mesh, mesh, parts=sizes.PARTS):

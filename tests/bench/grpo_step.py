@@ -93,7 +93,7 @@ def opening(task: Task) -> list[Message]:
 def workload(steps: int, spread: float) -> list[list[Talk]]:
     """The conversations of each step, group by group."""
     rng, chat = np.random.default_rng(0), Searching()
-    world = facts.parse("train")
+    world = facts.entities_of("train")
     tasks, passages = facts.tasks(world), facts.passages(world)
     out = []
     for step in range(steps):

@@ -37,7 +37,7 @@ def texts(rows: int) -> dict[str, list[Batch]]:
     source = practice.Reading(Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2)
     said = [to_row(source[index]) for index in range(rows)]
     read = []
-    for passage in facts.passages(facts.parse("test")):
+    for passage in facts.passages(facts.entities_of("test")):
         tokens = np.asarray(tokenizer.encode(passage.text), np.int32)
         all_but_first = (np.arange(len(tokens)) > 0).astype(np.float32)
         read.append(Row(tokens, all_but_first, all_but_first, all_but_first))

@@ -104,7 +104,7 @@ def work_of(row: Row, folder: pathlib.Path) -> tuple[programs.Workload, meshes.M
     if row.cache or row.full:
         flags["model.remat"] = "full"
     given = [f"--config.{name}={value}" for name, value in flags.items() if value != ""]
-    ((work, axes),) = verb.works(configs.load(f"configs/{row.stage}_search.py", given))
+    ((work, axes),) = verb.works(configs.load(f"configs/search/{row.stage}.py", given))
     return work, axes
 
 

@@ -3,7 +3,7 @@
     python tests/bench/study.py [--rows=maze/default,maze/grpo] [--seeds=0,1,2] [--minutes=60]
                                 [--out=runs/study] [--config.grpo.train.steps=9 ...]
 
-A row is one change to `configs/quickstart.py` (search) or `configs/maze.py` (maze). SFT, GRPO and the test of
+A row is one change to `configs/search/quickstart.py` (search) or `configs/toy/maze.py` (maze). SFT, GRPO and the test of
 the last checkpoint are the verbs' own; rows whose SFT is the same share it. What is done is not done again,
 and a run that was stopped goes on, so a study can be had in parts. `--minutes`: no run begins after that.
 
@@ -29,12 +29,14 @@ from jaxdeep.agent import record
 from jaxdeep.eval import harness, statistics
 from jaxdeep.metrics import read_metrics
 from jaxdeep.pages import report
-from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, quickstart, sft
+from jaxdeep.run.eval import evaluate
+from jaxdeep.setup.runs import EvalRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Trajectory
 from jaxdeep.workdir import write_atomic
 
-WORLDS = {"search": "configs/quickstart.py", "maze": "configs/maze.py"}
+WORLDS = {"search": "configs/search/quickstart.py", "maze": "configs/toy/maze.py"}
 ALGORITHMS = ("default", "grpo", "dr_grpo", "rloo", "gspo", "cispo", "binary_tv")
 BASE = "default"
 
@@ -49,7 +51,7 @@ def rank(number: int, **rates: float) -> dict[str, Any]:
 # world's stand here.
 CHANGES: dict[str, dict[str, Any]] = {
     **{f"{world}/{name}": {"grpo.grpo.algorithm": name} for world in WORLDS for name in ALGORITHMS},
-    "search/retry": {"grpo.env.weights.retry": 0.1},
+    "search/retry": {"grpo.env.rewards.retry": 0.1},
     "search/rank1": rank(1),
     "search/rank8": rank(8),
     "search/rank64": rank(64),
@@ -117,7 +119,7 @@ def shared_sft(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
 def tested(config: ConfigDict, place: pathlib.Path) -> None:
     """Evaluate, once."""
     if not (place / "eval.jsonl").exists():
-        evaluate.run(config, place)
+        evaluate(load_run(EvalRun, config), config, place)
 
 
 def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.chat.tokenizer import Tokenizer
-from jaxdeep.envs.qa import SYSTEM, SearchTaskset, Weights, read_questions
+from jaxdeep.envs.qa import SYSTEM, WEIGHTS, SearchTaskset
+from jaxdeep.envs.search.tasks import read_questions
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rewards import answers
 from jaxdeep.tools.bm25 import BM25
@@ -161,7 +162,7 @@ HACKS = {
 def test_hacks_get_at_most_the_weight_of_the_format(name):
     reward = total(TASKSET, TASK, *HACKS[name])
     print(f"{name}: {reward}")
-    assert 0 <= reward <= Weights().format < total(TASKSET, TASK, say("<answer>Mars</answer>"))
+    assert 0 <= reward <= WEIGHTS["format"] < total(TASKSET, TASK, say("<answer>Mars</answer>"))
 
 
 def test_a_right_answer_is_worth_more_when_it_was_searched_for_until_found():
@@ -176,15 +177,12 @@ def test_a_right_answer_is_worth_more_when_it_was_searched_for_until_found():
 
 
 def test_weights_keep_the_answer_first():
-    taskset = SearchTaskset(TASKS, ENGINE, weights=Weights(format=0.0, retry=0.5))
-    assert {name: weight for name, (weight, _) in taskset.rewards.items()} == {
-        "answer": 1.0,
-        "format": 0.0,
-        "retry": 0.5,
-    }
+    taskset = SearchTaskset(TASKS, ENGINE)
+    assert {name: weight for name, (weight, _) in taskset.rewards.items()} == WEIGHTS
+    taskset.check_rewards(WEIGHTS | {"format": 0.0, "retry": 0.5})
     for wrong in ({"format": 0.5, "retry": 0.5}, {"format": -0.1}, {"answer": 0.0}):
-        with pytest.raises(ConfigError, match="answer > format"):
-            Weights(**wrong)
+        with pytest.raises(ConfigError, match="answer must count more than format and retry"):
+            taskset.check_rewards(WEIGHTS | wrong)
 
 
 def test_the_system_prompt_names_what_is_there():
@@ -222,4 +220,4 @@ def test_real_questions_have_gold_episodes(shared):
             asyncio.run(loop.score(taskset, gold))
             assert gold.reward == pytest.approx(MOST)
             copied = [say(f"<answer>{task.question}</answer>")]
-            assert total(taskset, task, *copied) <= Weights().format
+            assert total(taskset, task, *copied) <= WEIGHTS["format"]

@@ -27,7 +27,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def work():
-    config = configs.load("configs/quickstart.py", SMALL)
+    config = configs.load("configs/search/quickstart.py", SMALL)
     (_, _), (found, axes) = verb.works(config)
     # two layers of the tiny base compile sooner than all
     spec = dataclasses.replace(found.spec, model=dataclasses.replace(found.spec.model, L=2))
@@ -127,7 +127,7 @@ def test_the_verb_sweeps_meshes_and_names_the_cheapest(
 
     monkeypatch.setattr(verb.estimate, "plan", plan)
     argv = ["plan", "--topology=v5e:2x2,v6e:2x2", "--sweep=model,context", f"--workdir={tmp_path}"]
-    argv += ["--config=configs/sft_search.py", "--config.model.path=tiny"]
+    argv += ["--config=configs/search/sft.py", "--config.model.path=tiny"]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert (
@@ -165,7 +165,7 @@ def test_what_cannot_be_planned_is_refused(virtual, tmp_path, capsys, flags, say
 
 
 def test_a_configuration_of_another_verb_is_refused(virtual, tmp_path, capsys):
-    assert cli.main(["plan", "--config=configs/eval_search.py", f"--workdir={tmp_path}"]) == 2
+    assert cli.main(["plan", "--config=configs/search/eval.py", f"--workdir={tmp_path}"]) == 2
     assert "a plan is of a configuration of sft, grpo or the quickstart" in capsys.readouterr().err
 
 

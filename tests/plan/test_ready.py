@@ -49,7 +49,7 @@ def test_grpo_compiles_all_of_its_programs_before_its_first_rollout(tmp_path, at
     mesh = ["mesh.data=2", "mesh.model=2", "mesh.context=2"]
     # another rate than those of other tests, whose programs would be found
     own = ["grpo.kl.coef=0.01", "grpo.passes=2", "optim.lr=2e-3", "rollout.slots=64"]
-    luck = f"env.taskset={small.__file__}:lucky"
+    luck = f"env.taskset={small.__file__}:Lucky"
     ran("grpo", grpo.main, tmp_path, *mesh, *own, luck, "rollout.chunk=1024")
     # three of the trainer, two sizes of two of the engine
     assert at_first == [len(COMPILED)] == [7]

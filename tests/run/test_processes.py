@@ -19,7 +19,6 @@ from jaxdeep.agent.tool import tool
 from jaxdeep.envs.toy import facts
 from jaxdeep.metrics import read_metrics
 from jaxdeep.parallel import hosts
-from jaxdeep.setup import sections as setup
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.types import Message
 
@@ -67,13 +66,14 @@ class Desk(Env):
         return found[0][0].text if found else "Nothing."
 
 
-def desks(env):
-    """The questions of `env`, where the reward is luck."""
-    taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
-    index = BM25(facts.passages(facts.parse("dev")))
-    taskset.env = lambda task: Desk(task, index)
-    taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
-    return taskset
+@dataclasses.dataclass(frozen=True)
+class Desks(small.Lucky):
+    """The questions of the small world, where the reward is luck."""
+
+    def load(self):
+        taskset, index = super().load(), BM25(facts.passages(facts.entities_of("dev")))
+        taskset.env = lambda task: Desk(task, index)
+        return taskset
 
 
 # What the processes hand to each other, on meshes of two devices each.
@@ -150,7 +150,7 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, bound):
     changes = {
         "model.path": "tiny",
         "model.weights": "load",
-        "env.taskset": f"{__file__}:desks",
+        "env.taskset": f"{__file__}:Desks",
         "grpo.group": 2,
         "rollout.limits.turn_tokens": 28,
         "rollout.slots": 2,  # less to compile: all calls have two rows

@@ -21,7 +21,7 @@ from jaxdeep.run import cli
 meshes.WHOLE_SLICE_CHIPS = ("cpu",)
 sys.exit(cli.main())
 """
-LUCK = f"{small.__file__}:lucky"
+LUCK = f"{small.__file__}:Lucky"
 
 
 def grpo(folder, count, *args, devices=2, taskset=LUCK, workdir="run", steps=4):

@@ -1,6 +1,7 @@
 """Several processes where one is killed, told to stop, fails or hangs, and what four train. Takes minutes."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.types import Message
 
 pytestmark = pytest.mark.slow
-LUCK = f"--config.env.taskset={small.__file__}:lucky"
+LUCK = f"--config.env.taskset={small.__file__}:Lucky"
 
 
 def place(workdir, index):
@@ -249,17 +250,6 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(tmp_path):
     assert steps(workdir) == steps(workdir, 1) == [1, 2, 3, 4, 5, 6]
 
 
-def collapsing(env):
-    """Luck, and in each of two processes no reward at all in the seventh and eighth step."""
-    taskset, seen = small.lucky(env), itertools.count(1)
-
-    def luck(task, trajectory):
-        return 0.0 if 49 <= next(seen) <= 64 else 1.0 + trajectory.seed % 5
-
-    taskset.rewards = {"luck": (1.0, luck)}
-    return taskset
-
-
 def test_the_guard_sets_both_back(tmp_path):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, "grpo", steps=12)
@@ -269,7 +259,8 @@ def test_the_guard_sets_both_back(tmp_path):
     finish(
         verb(
             *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
-            f"--config.env.taskset={__file__}:collapsing",
+            f"--config.env.taskset={small.__file__}:Collapsing",
+            *("--config.env.first_bad=49", "--config.env.last_bad=64"),
             *(f"--config.guard.{change}" for change in changes),
         )
     )
@@ -297,12 +288,14 @@ class Desk(Env):
         return "Nothing."
 
 
-def half_dead(env):
+@dataclasses.dataclass(frozen=True)
+class HalfDead(small.Lucky):
     """Tasks whose tool hangs in the second process, in its second step."""
-    taskset = small.lucky(env)
-    made = itertools.count()
-    taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
-    return taskset
+
+    def load(self):
+        taskset, made = super().load(), itertools.count()
+        taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
+        return taskset
 
 
 def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
@@ -311,7 +304,7 @@ def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
     finish(
         verb(
             *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
-            f"--config.env.taskset={__file__}:half_dead",
+            f"--config.env.taskset={__file__}:HalfDead",
         )
     )
     failed = [row["rollout/stop/failed"] for row in rows(workdir)]
@@ -322,18 +315,21 @@ def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
     assert all("look did not answer within 3 s" in t.failure for t in found if t.failure)
 
 
-def broken(env):
+@dataclasses.dataclass(frozen=True)
+class Broken(small.Lucky):
     """Tasks of which the second process has none that works."""
-    taskset = small.lucky(env)
-    if jax.process_index() == 1:
-        taskset.env = lambda task: 1 / 0
-    return taskset
+
+    def load(self):
+        taskset = super().load()
+        if jax.process_index() == 1:
+            taskset.env = lambda task: 1 / 0
+        return taskset
 
 
 def test_one_fails_and_the_others_say_so(tmp_path):
     config = small.config(tmp_path, "grpo", steps=3)
     words = ["grpo", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    with running(verb(2, *words, f"--config.env.taskset={__file__}:broken")) as runs:
+    with running(verb(2, *words, f"--config.env.taskset={__file__}:Broken")) as runs:
         wait(lambda: all(run.poll() is not None for run in runs), 600)
         first, second = (run.communicate()[1] for run in runs)
     assert [run.returncode for run in runs] == [1, 1]

@@ -17,7 +17,7 @@ from jaxdeep.model import arch, decoder, load, lora, paged
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine, EngineConfig
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import SHIPPED
 from jaxdeep.types import Sampling
 
 NEVER = Sampling(1.0)
@@ -512,8 +512,8 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
     """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
-    cfg = arch.Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
-    params = load.load(str(setup.TINY), cfg, tiny.one_device())
+    cfg = arch.Config.from_hf(SHIPPED["tiny"], dtype="float32", lora_scale=1.0)
+    params = load.load(str(SHIPPED["tiny"]), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
     known = rng.integers(10, cfg.V, (6, 150)).tolist()
 

@@ -13,6 +13,7 @@ from these worlds alone, and a made-up fact that happens to be real is drawn aga
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,7 +24,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from jaxdeep.errors import ConfigError
+from jaxdeep.envs import qa
+from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.corpus import Passage
 from jaxdeep.types import Task
 
@@ -307,11 +309,9 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     return out
 
 
-def parse(name: str) -> tuple[Entity, ...]:
-    """The real entities of a split, or of "all" of them."""
-    if name not in ("train", "dev", "test", "all"):
-        raise ConfigError(f"facts:{name}: choose facts:train, facts:dev, facts:test or facts:all")
-    return tuple(e for e in entities() if name in ("all", split(e)))
+def entities_of(part: Split | Literal["all"]) -> tuple[Entity, ...]:
+    """The real entities of a split, or of all of them."""
+    return tuple(e for e in entities() if part in ("all", split(e)))
 
 
 def passages(found: Sequence[Entity]) -> list[Passage]:
@@ -342,6 +342,25 @@ def tasks(found: Sequence[Entity]) -> list[Task]:
     ]
     random.Random("order").shuffle(out)
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """The task set `facts`: questions about the entities of a split, searched for in the passages about
+    those of `corpus`. A search shows the `k` best passages."""
+
+    questions: Literal["train", "dev", "test", "all"] = "train"
+    corpus: Literal["train", "dev", "test", "all"] = "train"
+    k: int = 1
+    k1: float = K1
+    cache: int = 0
+    system: str = qa.SYSTEM
+
+    def load(self) -> qa.SearchTaskset:
+        """The task set; it needs nothing but the package."""
+        engine = BM25(passages(entities_of(self.corpus)), k1=self.k1)
+        questions = tasks(entities_of(self.questions))
+        return qa.SearchTaskset(questions, engine, k=self.k, system=self.system, cache=self.cache)
 
 
 def query(quiz: Quiz, hop: int, *, name: bool = True, word: bool = True) -> str:

@@ -166,7 +166,7 @@ def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
 
 @dataclasses.dataclass(frozen=True)
 class Mazes:
-    """Which mazes: their size, how many walls more are open than a maze without a loop has, and `number`
+    """The task set `maze`. Which mazes: their size, how many walls more are open than a maze without a loop has, and `number`
     of them in a set. Sets of one `seed` and split are the same everywhere."""
 
     split: Literal["train", "dev", "test"] = "train"
@@ -181,11 +181,11 @@ class Mazes:
     def __post_init__(self) -> None:
         if not (2 <= self.rows <= LARGEST and 2 <= self.columns <= LARGEST):
             raise ConfigError(
-                f"env.maze.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
+                f"env.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
             )
         if self.loops < 0 or self.number < 1 or not 0 <= self.partial < 1:
             raise ConfigError(
-                f"env.maze.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
+                f"env.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
                 f"partial={self.partial} in [0, 1): a walk that comes near is no solution"
             )
 
@@ -209,7 +209,7 @@ class Mazes:
             stale = stale + 1 if maze.text in found else 0
             if stale == TRIES:
                 raise ConfigError(
-                    f"env.maze.number={self.number}, but of {self.rows} x {self.columns} only {len(found)} "
+                    f"env.number={self.number}, but of {self.rows} x {self.columns} only {len(found)} "
                     f"mazes turn up in {self.split}: ask for fewer, or larger ones"
                 )
             found[maze.text] = maze
@@ -217,6 +217,10 @@ class Mazes:
             Task(f"{self.split}-{n}", question, (answer(maze.shortest()),))
             for n, (question, maze) in enumerate(found.items())
         ]
+
+    def load(self) -> MazeTaskset:
+        """The task set of these mazes."""
+        return MazeTaskset(self.tasks(), self)
 
 
 class MazeTaskset:

@@ -191,8 +191,8 @@ def stated(said):
 
 @pytest.mark.parametrize("kind", ["reading", "demos"])
 def test_no_real_fact_is_in_any_row(chat, request, kind):
-    real = {(e.name, a, v) for e in facts.parse("all") for a, v in e.facts.items()}
-    answers = {q.question: q.answer for e in facts.parse("all") for q in facts.quizzes(e)}
+    real = {(e.name, a, v) for e in facts.entities_of("all") for a, v in e.facts.items()}
+    answers = {q.question: q.answer for e in facts.entities_of("all") for q in facts.quizzes(e)}
     told = set()
     for row in talks(chat, request.getfixturevalue(kind)):
         for _, content in row:

@@ -1,6 +1,6 @@
 """The quickstart: the tiny base learns to search by a short SFT and GRPO, in minutes on two cores.
 
-    make quickstart          (python -m jaxdeep quickstart --config=configs/quickstart.py)
+    make quickstart          (python -m jaxdeep quickstart --config=configs/search/quickstart.py)
 
 Hardware: any CPU. Time and result: see the README. Another seed: --config.seed=1 --workdir=runs/q1.
 """
@@ -13,14 +13,15 @@ SYSTEM = "Search first, then answer."
 def env(split, corpus, count=0):
     return ConfigDict(
         dict(
-            corpus=f"facts:{corpus}",
-            questions=f"facts:{split}",
+            taskset="facts",
+            corpus=corpus,
+            questions=split,
             k=1,
             k1=0.3,  # the passages are short: see jaxdeep.envs.toy.facts.K1
             system=SYSTEM,
             first=0,
             count=count,
-            weights=dict(answer=1.0, format=0.0, retry=0.0),
+            rewards=dict(answer=1.0, format=0.0, retry=0.0),
         )
     )
 

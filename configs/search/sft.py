@@ -1,6 +1,6 @@
 """Teach Qwen3-8B from your own conversations, with tool calls or without.
 
-    python -m jaxdeep sft --config=configs/sft_search.py \
+    python -m jaxdeep sft --config=configs/search/sft.py \
         --config.data.source=jsonl:traces.jsonl --workdir=runs/sft
 
 Reasoning not learned: --config.data.learn.spans.think=0. The loss on 64 rows that are held out, every 50

@@ -1,6 +1,6 @@
 """GRPO of Qwen3-8B as a search agent on your own corpus and questions.
 
-    python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/ \
+    python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ \
         --config.env.questions=questions.jsonl --config.train.start=runs/sft --workdir=runs/grpo
 
 The corpus is a file or folder of Markdown, text or JSONL; a question is a line with `question` and
@@ -18,13 +18,14 @@ def get_config():
     config.mesh = ConfigDict(dict(replica=1, data=-1, context=1, model=1))
     config.env = ConfigDict(
         dict(
+            taskset="search",
             corpus="docs/",
             questions="questions.jsonl",
             k=5,
             chunk=1000,
             first=0,
             count=0,
-            weights=dict(answer=1.0, format=0.1, retry=0.1),
+            rewards=dict(answer=1.0, format=0.1, retry=0.1),
         )
     )
     config.rollout = ConfigDict(
@@ -42,10 +43,11 @@ def get_config():
             ),
         )
     )
-    # bfloat16 sampler and trainer round differently: the largest difference of any token, in nats
-    # another algorithm is one word: see jaxdeep/rl/algorithms.py, which has all that can be set here
+    # algorithm: one word for many settings, all of them in jaxdeep/rl/algorithms.py
+    # tolerance: the largest difference of any token's log-probability between sampler and trainer, in
+    # nats; in bfloat16 both round differently
     config.grpo = ConfigDict(
-        dict(prompts=16, group=8, tolerance=1.0, algorithm="default", eval_every=0)
+        dict(prompts=16, group=8, algorithm="default", tolerance=1.0, eval_every=0)
     )
     # a collapse: off, warn, stop or rollback; see jaxdeep/train/guard.py for its signs and limits
     config.guard = ConfigDict(dict(action="rollback"))

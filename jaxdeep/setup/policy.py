@@ -1,0 +1,42 @@
+"""A policy to sample from, without anything that only training needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from jaxdeep import programs
+from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.sample.engine import Engine
+from jaxdeep.setup import weights
+from jaxdeep.setup.runs import EvalRun
+from jaxdeep.train import state as states
+
+
+class OpenPolicy(NamedTuple):
+    """A chat format and the engine that samples in it."""
+
+    chat: Chat
+    engine: Engine
+
+
+@contextlib.contextmanager
+def open_policy(run: EvalRun, name: str = "eval") -> Iterator[OpenPolicy]:
+    """The policy that `run.train.start` names (empty: the base), its programs compiled. No optimizer is
+    made. `name` stands beside the progress of compiling. The engine is closed at the end."""
+    chat = weights.chat_of(run.model)
+    mesh = meshes.make_mesh(run.mesh)
+    spec = weights.spec_of(run.model, run.lora)
+    weights.check_vocabulary(chat, spec.model)
+    params, trained = weights.load_policy(run.train.start, run.train.seed, run.model, spec, mesh)
+    base, adapter = states.policy(spec, params, trained)
+    sizes = run.rollout.engine()
+    programs.compile_all(programs.Workload(name, spec, engine=sizes), mesh, mesh)
+    engine = Engine(base, spec.model, mesh, sizes)
+    try:
+        engine.set_adapter(adapter)
+        yield OpenPolicy(chat, engine)
+    finally:
+        engine.close()
