@@ -36,7 +36,7 @@ import numpy as np
 from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import ConfigError, DataError, WorldError
 from jaxdeep.types import (
     Branch,
@@ -102,7 +102,7 @@ async def rollout(
     env: Env,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     limits: Limits,
     seed: int,
@@ -135,7 +135,7 @@ async def group(
     taskset: Taskset,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     size: int,
     limits: Limits,
@@ -218,7 +218,7 @@ class _Loop:
     env: Env
     tools: dict[str, Tool]
     policy: Policy
-    chat: Chat
+    chat: ChatFormat
     limits: Limits
     sampling: Sampling
     prompt: list[int] = dataclasses.field(default_factory=list)  # all tokens of the present branch
@@ -273,7 +273,7 @@ class _Loop:
         metrics["sampled_tokens"] = float(self.trajectory.sampled)
         message = self.chat.parse(tokens)
         self._say([message])
-        closed = tokens[-1:] == [self.chat.tokenizer.id(Mark.END)]
+        closed = self.chat.is_closed(tokens)
         return message, closed, completion.stop == "length"
 
     async def _answer(self, calls: Sequence[ToolCall]) -> tuple[list[Message], bool]:

@@ -109,3 +109,40 @@ def pack_bins(bins: Sequence[Sequence[Row]], B: int, T: int, pad: int = 0) -> Ba
             batch.advantage_BT[b, span] = row.advantage
             start = span.stop
     return batch
+
+
+def check_batch(batch: Batch) -> None:
+    """ValueError with the first row and position at which a batch breaks what `Batch` promises. A wrong
+    mask or a misaligned sequence would raise nothing later: the run would train on something else."""
+    _, segments_BT, positions_BT, learn_BT, logp_BT, advantage_BT = batch
+    shapes = {name: part.shape for name, part in batch._asdict().items()}
+    if len(set(shapes.values())) != 1 or segments_BT.ndim != 2:
+        raise ValueError(f"the arrays of a batch must have one shape [B, T]: {shapes}")
+    # each position's left neighbour; column 0 has none, as if padding ended there
+    left_segments_BT, left_positions_BT = (
+        np.roll(x_BT, 1, axis=1) for x_BT in (segments_BT, positions_BT)
+    )
+    left_segments_BT[:, :1], left_positions_BT[:, :1] = 0, -1
+    learned_BT, used_BT = learn_BT != 0, segments_BT != 0
+    starts_BT = segments_BT != left_segments_BT
+    after_padding_BT = (left_segments_BT == 0) & (np.arange(segments_BT.shape[1]) > 0)
+    violations = {
+        "segments do not count 1, 2, ... up to the padding": used_BT
+        & starts_BT
+        & (after_padding_BT | (segments_BT != left_segments_BT + 1)),
+        "positions do not count up from 0 in each segment": used_BT
+        & (positions_BT != np.where(starts_BT, 0, left_positions_BT + 1)),
+        "the mask is negative or not finite": ~((learn_BT >= 0) & (learn_BT < np.inf)),
+        "padding is learned": learned_BT & ~used_BT,
+        "the first token of a segment is learned, but nothing predicts it": learned_BT & starts_BT,
+        "there is an advantage where nothing is learned": (advantage_BT != 0) & ~learned_BT,
+        "an advantage is not finite": ~np.isfinite(advantage_BT),
+        # rounding may put the log-probability of a certain token a little above 0
+        "the log-probability of a learned token is not a number up to 0": learned_BT
+        & ~((logp_BT <= 1e-3) & (logp_BT > -np.inf)),
+    }
+    for violation, wrong_BT in violations.items():
+        if wrong_BT.any():
+            b, t = np.argwhere(wrong_BT)[0].tolist()
+            values = batch.__class__(*(part[b, t].item() for part in batch))
+            raise ValueError(f"{violation}: row {b}, position {t} of a batch, {values}")

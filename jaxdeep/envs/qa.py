@@ -7,6 +7,7 @@ answer, an empty one, a copied question or endless searching get at most the wei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from jaxdeep.agent.base import Env, Reward
 from jaxdeep.agent.tool import ToolResult, tool
 from jaxdeep.errors import ConfigError
 from jaxdeep.rewards import answers as text
-from jaxdeep.tools.search import CachedRetriever, Retriever, show
+from jaxdeep.tools.search import SEARCH, CachedRetriever, Retriever, show
 from jaxdeep.types import Message, Task, ToolCall
 
 SYSTEM = """\
@@ -48,7 +49,7 @@ class SearchTaskset:
         self.rewards: Mapping[str, tuple[float, Reward]] = {
             "answer": (WEIGHTS["answer"], text.answer_em),
             "format": (WEIGHTS["format"], text.format_ok),
-            "retry": (WEIGHTS["retry"], text.retry),
+            "retry": (WEIGHTS["retry"], functools.partial(text.retry, tool=SEARCH)),
         }
 
     def __len__(self) -> int:
@@ -74,12 +75,12 @@ class SearchTaskset:
         messages: list[Message] = []
         for query in _queries(task):
             found = show(self.engine.search(query, self.k))
-            call = ToolCall(text.SEARCH, {"query": query})
+            call = ToolCall(SEARCH, {"query": query})
             messages += [
                 Message("assistant", calls=(call,)),
                 Message("tool", found, name=call.name),
             ]
-            if text.holds(found, task.answers):
+            if text.contains_answer(found, task.answers):
                 break
         return [*messages, Message("assistant", f"<answer>{task.answers[0]}</answer>")]
 

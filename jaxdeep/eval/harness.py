@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from jaxdeep.agent.base import Policy, Taskset
 from jaxdeep.agent.rollout import Limits, mean_metrics, rollout, score, together
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import DataError
 from jaxdeep.eval import statistics
 from jaxdeep.rewards import answers
@@ -26,7 +26,7 @@ from jaxdeep.types import Sampling, Stop, Trajectory
 async def evaluate(
     taskset: Taskset,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     limits: Limits,
     sampling: Sampling,
@@ -64,7 +64,7 @@ async def evaluate(
 async def greedy(
     taskset: Taskset,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     limits: Limits,
     concurrency: int,
     indices: Iterable[int] | None = None,

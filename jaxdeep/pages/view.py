@@ -28,20 +28,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdeep.agent import record
-from jaxdeep.chat.qwen3 import Mark
+from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.tokenizer import FILE, Tokenizer
 from jaxdeep.console import progress
 from jaxdeep.errors import DataError
 from jaxdeep.metrics import read_metrics
-from jaxdeep.types import Piece, ToolCall, Trajectory
+from jaxdeep.types import ToolCall, Trajectory
 from jaxdeep.workdir import write_atomic
 
 PAGE = Path(__file__).parent / "page"
 FORMAT = 2  # of the scripts: those of another format are made again
 CHUNK = 2**16  # tokens in a script, about a megabyte
-HEAD = 16  # tokens in which a turn says whose it is
 LABEL = 200  # characters that a folded part shows of what is in it
-ENDS = {Mark.THINK: Mark.UNTHINK, Mark.CALL: Mark.UNCALL, Mark.RESULT: Mark.UNRESULT}
 BROKEN = "\ufffd"  # what part of a character decodes to
 
 
@@ -207,8 +205,8 @@ class Reader:
 
     def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
         self.tokenizer = tokenizer
-        names = {words[id]: id for id in tokenizer.control}
-        self.marks = {names[mark]: mark for mark in Mark if mark in names}
+        # "none": what is only read is not changed by who writes the block of reasoning
+        self.chat = chat_format(family_of(tokenizer), tokenizer, "none")
         self.broken = {id for id, word in enumerate(words) if BROKEN in word}
 
     def tokens(self, trajectory: Trajectory, gap: np.ndarray | None) -> dict[str, Any]:
@@ -253,15 +251,13 @@ class Reader:
                 yield end, 0, "branch", f"branch {number} of {len(branches)}"
             for piece in branch.pieces:
                 sampled = piece.author == "policy"
-                for at, (tokens, kind) in enumerate(self._split(piece)):
+                for at, (tokens, kind) in enumerate(self.chat.spans(piece.tokens, piece.author)):
                     end += len(tokens)
                     label = f"version {piece.version}" if sampled and several and not at else ""
                     if kind == "call":
                         label = f"{_call(next(calls, ToolCall('')))} {label}".rstrip()
                     elif kind == "result":
                         label = self._result(tokens, tools)
-                    elif kind == "world":
-                        kind = self._role(tokens)
                     yield end, int(sampled), kind, label
 
     def _result(self, tokens: Sequence[int], tools: Mapping[str, list[str]]) -> str:
@@ -272,36 +268,6 @@ class Reader:
         names = tools.get(content, [""])
         name = names.pop(0) if len(names) > 1 else names[0]
         return ": ".join(filter(None, (name, " ".join(content[:LABEL].split()))))
-
-    def _split(self, piece: Piece) -> Iterator[tuple[list[int], str]]:
-        """Runs of a piece: thoughts, calls and results with their marks, turns of the world, the
-        rest."""
-        inside = {Mark.THINK: "think", Mark.CALL: "call"}
-        inside, plain = (
-            (inside, "text") if piece.author == "policy" else ({Mark.RESULT: "result"}, "world")
-        )
-        start, kind, until, headed = 0, plain, None, False
-        for at, id in enumerate(piece.tokens):
-            mark = self.marks.get(id)
-            if mark is None or (until is not None and mark is not until):
-                continue
-            if mark is until:
-                yield piece.tokens[start : at + 1], kind
-                start, kind, until, headed = at + 1, plain, None, False
-            elif mark in inside or (mark is Mark.START and headed):
-                if at > start:
-                    yield piece.tokens[start:at], kind
-                start, kind, until = at, inside.get(mark, plain), ENDS.get(mark)
-            headed |= mark is Mark.START
-        if start < len(piece.tokens):
-            yield piece.tokens[start:], kind
-
-    def _role(self, tokens: Sequence[int]) -> str:
-        """Who a run of the world's tokens speaks as."""
-        _, _, said = self.tokenizer.decode(tokens[:HEAD]).partition(Mark.START)
-        return next(
-            (role for role in ("system", "user", "assistant") if said.startswith(role)), "text"
-        )
 
     def _texts(self, ids: Sequence[int]) -> dict[int, str]:
         """The text of each character that several tokens make together, at the first of them; the

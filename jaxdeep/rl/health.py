@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from jaxdeep.chat.families import has_stray_tag
 from jaxdeep.types import Trajectory
 
 GRAM = 4  # tokens in a run that is looked for again
-TAG = re.compile(r"</?(?:think|tool_call|tool_response|answer|im_start|im_end)\b")
+ANSWER_TAG = re.compile(r"</?answer\b")
 
 
 def health(trajectory: Trajectory) -> dict[str, float]:
@@ -28,12 +29,15 @@ def health(trajectory: Trajectory) -> dict[str, float]:
     return {
         "repetition": 1 - distinct / total if total else 0.0,
         "malformed": _share(
-            any(call.error for call in turn.calls)
-            or bool(TAG.search(turn.content + turn.reasoning))
+            any(call.error for call in turn.calls) or _has_tag(turn.content + turn.reasoning)
             for turn in turns
         ),
         "thoughtless": _share(not turn.reasoning.strip() for turn in turns),
     }
+
+
+def _has_tag(text: str) -> bool:
+    return has_stray_tag(text) or bool(ANSWER_TAG.search(text))
 
 
 def _share(flags: Iterable[bool]) -> float:

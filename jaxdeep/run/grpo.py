@@ -31,7 +31,7 @@ from jaxdeep import config as configs
 from jaxdeep import programs, trace
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data.pack import pack
 from jaxdeep.errors import DivergedError
@@ -153,7 +153,7 @@ class Training:
 
     run: GrpoRun
     workdir: Workdir
-    chat: Chat
+    chat: ChatFormat
     dev: Taskset | None
     spec: states.Spec
     mesh: jax.sharding.Mesh
@@ -274,7 +274,7 @@ class Training:
 @contextlib.contextmanager
 def open_training(
     run: GrpoRun,
-    chat: Chat,
+    chat: ChatFormat,
     taskset: Taskset,
     dev: Taskset | None,
     mesh: jax.sharding.Mesh,

@@ -21,7 +21,7 @@ import numpy as np
 from jaxdeep import config as configs
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.data.pack import pack
 from jaxdeep.metrics import Metrics
 from jaxdeep.parallel import mesh as meshes
@@ -89,7 +89,12 @@ def places(n: int, count: int) -> range:
 
 
 async def sample(
-    taskset: Taskset, tasks: Sequence[int], engine: Engine, chat: Chat, run: GrpoRun, seed: int
+    taskset: Taskset,
+    tasks: Sequence[int],
+    engine: Engine,
+    chat: ChatFormat,
+    run: GrpoRun,
+    seed: int,
 ) -> Groups:
     """`grpo.group` scored rollouts of each task, all at once. Temperature 1: any other would sample from
     another density than the one the loss compares with."""

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep import programs, trace
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data import mix
 from jaxdeep.data.share import Share
@@ -32,6 +32,7 @@ from jaxdeep.errors import DivergedError
 from jaxdeep.model import load
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
+from jaxdeep.parallel.rounds import Rounds
 from jaxdeep.setup import sources, weights
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import SftRun
@@ -80,7 +81,7 @@ def train(run: SftRun, config: ConfigDict, path: Path) -> None:
     weights.check_vocabulary(chat, spec.model)
     workdir = Workdir(path)
     own = workdir.of_process(jax.process_index())
-    with lock_workdir(own.path), Termination() as ending, hosts.Rounds("rows") as rounds:
+    with lock_workdir(own.path), Termination() as ending, Rounds("rows") as rounds:
         about = configs.save(config, own.path, sys.argv)
         share = share_of(rounds, mesh, **size)
         with open_training(run, spec, mesh, mixture, share, workdir, about) as training:
@@ -191,7 +192,7 @@ def open_training(
         position = mix.Position.load(stored, mixture)
     if done < run.train.steps:
         programs.compile_all(run.workload(spec), mesh)
-    rows = mix.fill(
+    rows = mix.packed_batches(
         mixture,
         position,
         B=run.batch.rows,
@@ -214,7 +215,7 @@ def open_training(
         )
 
 
-def share_of(rounds: hosts.Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
+def share_of(rounds: Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
     """What this process loads of the rows; None where it is alone."""
     if rounds.count == 1:
         return None
@@ -235,7 +236,7 @@ def blame(step: int, metrics: dict[str, float], before: mix.Position, after: mix
     )
 
 
-def export(path: Path, trained: Any, spec: states.Spec, chat: Chat) -> None:
+def export(path: Path, trained: Any, spec: states.Spec, chat: ChatFormat) -> None:
     """The trained weights in the Hugging Face layout, with their tokenizer."""
     cfg = dataclasses.replace(spec.model, dtype="float32")
     load.save(path, trained, cfg, beside={"tokenizer.json": chat.tokenizer.text}, replace=True)

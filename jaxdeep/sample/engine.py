@@ -7,7 +7,7 @@ call, and a group shares its prompt, without computing anything twice. Prompts e
 one prompt or of many in one call; then all rows draw a few tokens. When pages run out the youngest row
 gives its own back and is computed again later.
 
-Where the devices are those of several processes (`mesh.local`), each still has its own requests, rows and
+Where the devices are those of several processes (`mesh.sampling_mesh`), each still has its own requests, rows and
 pages; before a call they agree on which program it is, and on its size.
 """
 
@@ -32,8 +32,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import arch, lora, paged
-from jaxdeep.parallel import hosts
 from jaxdeep.parallel import mesh as meshes
+from jaxdeep.parallel import rounds
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.sample.pages import Pool
 from jaxdeep.sample.request import AdapterMix, Request
@@ -66,7 +66,7 @@ class Engine:
         self._prefilling: list[Request] = []  # both in the order of their admission
         self._decoding: list[Request] = []
         self._wake = threading.Condition()
-        self._circle = hosts.Rounds("engine") if meshes.processes_of(mesh) > 1 else None
+        self._circle = rounds.Rounds("engine") if meshes.process_count(mesh) > 1 else None
         self._open, self._left = self._circle is None, False  # see `together`
         self._closed = False
         self._error: BaseException | None = None
@@ -74,7 +74,7 @@ class Engine:
         self._programs = sampler.compiled(cfg, engine.steps)
         self._compiled = sum(program._cache_size() for program in self._programs)
         with meshes.use(mesh):
-            self._kv = paged.empty(cfg, mesh, pages * meshes.processes_of(mesh), engine.page)
+            self._kv = paged.empty(cfg, mesh, pages * meshes.process_count(mesh), engine.page)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 

@@ -75,13 +75,13 @@ class EngineConfig:
 
 
 def devices(cfg: arch.Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """Where an engine samples from a model that is trained on a mesh: see `mesh.local`."""
-    return meshes.local(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
+    """Where an engine samples from a model that is trained on a mesh: see `mesh.sampling_mesh`."""
+    return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:
     """How many parts of a process's devices have rows and pages of their own."""
-    return mesh.shape["replica"] * mesh.shape["data"] // meshes.processes_of(mesh)
+    return mesh.shape["replica"] * mesh.shape["data"] // meshes.process_count(mesh)
 
 
 def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> int:

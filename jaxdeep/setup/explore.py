@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, together
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.parallel import exchange
 from jaxdeep.rl import advantages
 from jaxdeep.rl.curriculum import TaskOrder
@@ -41,7 +41,7 @@ class Explorer:
         self,
         taskset: Taskset,
         engine: Engine,
-        chat: Chat,
+        chat: ChatFormat,
         run: GrpoRun,
         done: int = 0,
         position: Mapping[str, Any] | None = None,

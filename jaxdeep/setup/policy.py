@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxdeep import programs
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
@@ -18,7 +18,7 @@ from jaxdeep.train import state as states
 class OpenPolicy(NamedTuple):
     """A chat format and the engine that samples in it."""
 
-    chat: Chat
+    chat: ChatFormat
     engine: Engine
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep.agent.rollout import Limits
-from jaxdeep.chat.qwen3 import Thinking
+from jaxdeep.chat.format import Thinking
 from jaxdeep.errors import ConfigError
 from jaxdeep.sample.sizes import EngineConfig
 from jaxdeep.setup.tasksets import EnvConfig

@@ -18,8 +18,8 @@ import re
 from collections.abc import Mapping
 
 from jaxdeep import config as configs
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.learn import LearnConfig
-from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.data import mix, sources
 from jaxdeep.data.pack import pack
 from jaxdeep.envs.toy import facts, maze, practice
@@ -77,8 +77,8 @@ class DataConfig:
     sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
     accumulate: int = 1
     learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
-    long: mix.Long = "cut"
-    bad_rows: mix.Bad = "refuse"
+    long: mix.LongRows = "cut"
+    bad_rows: mix.BadRows = "refuse"
     eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
@@ -116,23 +116,23 @@ def name_of(source: str) -> str:
 
 
 def mixture(
-    data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int, seed: int
+    data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int, seed: int
 ) -> tuple[mix.Mix, sources.Source | None]:
     """The walk to train on, and the rows to measure the loss on where `data.eval` asks for it."""
     parts, held = {}, []
     for name, entry in data.named.items():
         source = source_of(entry.source, data, chat, env, T=T)
         if data.eval and not data.eval.source:
-            source, apart = mix.held_out(source, data.eval.rows, seed)
+            source, apart = mix.hold_out(source, data.eval.rows, seed)
             held.append(apart)
-        parts[name] = mix.Part(source, entry.weight, entry.cap)
+        parts[name] = mix.WeightedSource(source, entry.weight, entry.cap)
     if data.eval and data.eval.source:
         held = [source_of(data.eval.source, data, chat, env, T=T)]
     return mix.Mix(parts, seed), held
 
 
 def source_of(
-    name: str, data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int
+    name: str, data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int
 ) -> sources.Source:
     """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T tokens."""
     kind, colon, rest = name.partition(":")
@@ -180,10 +180,10 @@ def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) ->
     """The rows to measure the loss on, packed; what training would leave out is left out here too."""
     rows = []
     for source in held:
-        size = mix.Part(source).size
+        size = mix.WeightedSource(source).size
         for index in range(min(data.eval.rows, size or data.eval.rows)):
             get = functools.partial(source.__getitem__, index)
-            row, _ = mix.take(get, T, data.long, data.bad_rows)
+            row, _ = mix.load_row(get, T, data.long, data.bad_rows)
             rows += [row] if row is not None else []
     if not rows:
         raise ConfigError(

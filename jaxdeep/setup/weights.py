@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.families import chat_format, family_of
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import arch, identity, load, lora, peft
@@ -22,13 +23,16 @@ from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
 
 
-def chat_of(model: ModelConfig) -> Chat:
+def chat_of(model: ModelConfig) -> ChatFormat:
     """The chat format with the model's tokenizer."""
     source = model.tokenizer or model.location
     path = pathlib.Path(source)
     if path.suffix == ".json" and path.name != "tokenizer.json" and not model.tokenizer:
         source = str(path.parent)  # the folder of a config.json
-    return Chat(Tokenizer.load(source), model.thinking, tools_in_prompt=model.tools_in_prompt)
+    tokenizer = Tokenizer.load(source)
+    return chat_format(
+        family_of(tokenizer), tokenizer, model.thinking, tools_in_prompt=model.tools_in_prompt
+    )
 
 
 def tokenizer_folder(model: ModelConfig) -> pathlib.Path | None:
@@ -66,7 +70,7 @@ def spec_of(
     return states.Spec(cfg, adapter, optimizer, objective)
 
 
-def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:
+def check_vocabulary(chat: ChatFormat, cfg: arch.Config) -> None:
     """ConfigError where the tokenizer has ids that the model does not."""
     if chat.tokenizer.size > cfg.V:
         raise ConfigError(

@@ -175,7 +175,7 @@ class Step:
         """Gradients and metrics of all microbatches together; the state is left as it is. `befores` is
         from `before`, and is asked for here where it was not given. A list `logps` is given each
         microbatch's log-probabilities, [B, T]."""
-        count = losses.count(batches, self.spec.objective)
+        count = losses.denominator(batches, self.spec.objective)
         if not count:
             raise ConfigError("a batch without a single token to learn from")
         if befores is None:

@@ -42,7 +42,7 @@ import toy
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits, rollout, score
 from jaxdeep.agent.tool import tool
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.tools.search import show
@@ -74,7 +74,7 @@ class Talk:
         return sum(self.said) + sum(map(len, self.replies))
 
 
-class Searching(Chat):
+class Searching(Qwen3Chat):
     """The quickstart's format, in which every turn is a call of the tool."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.envs.toy import facts, practice
@@ -34,7 +34,9 @@ B, T = 16, 256
 def texts(rows: int) -> dict[str, list[Batch]]:
     """Batches of each text; `learn_BT` marks the tokens whose prediction counts."""
     tokenizer = Tokenizer.load(PLACE)
-    source = practice.Reading(Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2)
+    source = practice.Reading(
+        Qwen3Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2
+    )
     said = [to_row(source[index]) for index in range(rows)]
     read = []
     for passage in facts.passages(facts.entities_of("test")):

@@ -23,7 +23,7 @@ import time
 import numpy as np
 
 from jaxdeep.agent import record
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import FILE, Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.pages import view
@@ -45,7 +45,7 @@ NEXT = """(async () => { const from = performance.now(); KEYS.j();
   return performance.now() - from; })()"""
 
 
-def rollout(chat: Chat, task: Task, rounds: int, rng: random.Random) -> Trajectory:
+def rollout(chat: Qwen3Chat, task: Task, rounds: int, rng: random.Random) -> Trajectory:
     """A conversation with so many calls."""
 
     def text(words: int) -> str:
@@ -71,7 +71,7 @@ def rollout(chat: Chat, task: Task, rounds: int, rng: random.Random) -> Trajecto
 
 def make(run: pathlib.Path, count: int, length: int) -> float:
     """Writes the run; the mean number of tokens of a rollout."""
-    rng, chat = random.Random(0), Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none")
+    rng, chat = random.Random(0), Qwen3Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none")
     tasks = [Task(f"task-{n}", f"Question {n}?", ("Paris",)) for n in range(-(-count // GROUP))]
     rounds = -(-length // len(rollout(chat, tasks[0], 1, rng).tokens))
     every = [rollout(chat, tasks[n // GROUP], rounds, rng) for n in range(count)]

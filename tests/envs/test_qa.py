@@ -8,15 +8,14 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.qa import SYSTEM, WEIGHTS, SearchTaskset
 from jaxdeep.envs.search.tasks import read_questions
 from jaxdeep.errors import ConfigError, DataError
-from jaxdeep.rewards import answers
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.corpus import Passage, chunk, read_corpus
-from jaxdeep.tools.search import show
+from jaxdeep.tools.search import SEARCH, show
 from jaxdeep.types import Message, Stop, Task, ToolCall, Trajectory
 
 FACTS = {
@@ -91,7 +90,7 @@ def test_questions_that_cannot_be_used_are_named(tmp_path, lines, told):
 def test_a_search_shows_its_hits_in_order():
     search = TASKSET.env(TASK).search
     assert search.schema["function"]["parameters"]["required"] == ["query"]
-    assert search.name == answers.SEARCH
+    assert search.name == SEARCH
     found = asyncio.run(search.call({"query": "the red planet"})).text
     assert found == f"Result 1: Mars\n{FACTS['Mars']}\n\nResult 2: Venus\n{FACTS['Venus']}"
     for query in ("", "zebra"):
@@ -193,7 +192,7 @@ def test_the_system_prompt_names_what_is_there():
 
 
 def test_a_gold_episode_played_by_a_policy_is_gold(shared):
-    chat = Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
+    chat = Qwen3Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
     limits = Limits(
         max_turns=4, max_calls=4, turn_tokens=200, max_tokens=4000, result_tokens=300, seconds=20.0
     )

@@ -25,13 +25,15 @@ class Chat:
     number."""
 
     stop_ids = ()
-    tokenizer = types.SimpleNamespace(id=lambda name: -1)
 
     def opening(self, messages, tools=()):
         return [int(messages[0].content)]
 
     def parse(self, tokens):
         return Message("assistant", f"<answer>{tokens[0]}</answer>")
+
+    def is_closed(self, tokens):
+        return False
 
 
 @dataclasses.dataclass
@@ -66,18 +68,18 @@ class Numbers:
 
 
 class Policy:
-    """Says what it was asked, later tasks first; odd numbers from `wrong` on are answered with
-    99."""
+    """Says what it was asked, after `turn(number)`; numbers from `wrong` on are answered with 99."""
 
-    def __init__(self, wrong=10):
+    def __init__(self, wrong=10, turn=None):
         self.wrong, self.running, self.most, self.seeds = wrong, 0, 0, {}
+        self.turn = turn or (lambda number: asyncio.sleep(0.002 * (10 - number)))
 
     async def __call__(self, prompt, *, seed, max_new, sampling):
         (number,) = prompt
         self.seeds[number] = seed
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(0.01 * (10 - number))
+        await self.turn(number)
         self.running -= 1
         said = 99 if number >= self.wrong else number
         return Completion([said], [0.0], "stop")
@@ -97,12 +99,22 @@ def evaluate(taskset, policy, **options):
 
 def test_every_task_is_run_once_in_order_and_scored():
     taskset, done = Numbers(), []
-    found = evaluate(taskset, Policy(wrong=7), on_done=done.append)
+    ended = [asyncio.Event() for _ in range(11)]
+    ended[10].set()
+
+    def on_done(trajectory):
+        done.append(trajectory)
+        ended[int(trajectory.task.id)].set()
+
+    def turn(number):  # after all later tasks
+        return ended[number + 1].wait()
+
+    found = evaluate(taskset, Policy(wrong=7, turn=turn), on_done=on_done)
     assert [t.task.id for t in found] == [str(i) for i in range(10)]
     assert [t.reward for t in found] == [1.0] * 7 + [0.0] * 3
     assert sorted(taskset.opened) == sorted(taskset.closed) == list(range(10))
-    # Heard of as they end, and the last tasks end first.
-    assert {id(t) for t in done} == {id(t) for t in found} and done[0].task.id == "9"
+    # `on_done` is called as each ends, and the last tasks end first
+    assert [id(t) for t in done] == [id(t) for t in reversed(found)]
 
 
 def test_at_most_so_many_run_at_once():

@@ -27,7 +27,7 @@ def steps(workdir):
 
 def wait_for(workdir, step, process):
     """Until the metrics of a run have this step."""
-    path, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    path, end = workdir / "metrics.jsonl", time.monotonic() + 900  # only where it hangs
     while time.monotonic() < end:
         if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
             return

@@ -17,7 +17,7 @@ from jaxdeep import config as configs
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.rl import algorithms
@@ -85,7 +85,7 @@ class Policy:
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
+    return Qwen3Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
 
 
 @contextlib.contextmanager

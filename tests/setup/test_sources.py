@@ -9,7 +9,7 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import ConfigError, JaxdeepError
@@ -28,7 +28,7 @@ BROKEN = {"messages": [{"role": "robot", "content": "a"}]}
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+    return Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 
 
 @pytest.fixture

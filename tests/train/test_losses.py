@@ -185,7 +185,9 @@ def test_value_and_metrics_equal_numpy(case):
             logp_BT, entropy_BT, batch, before, objective=objective
         )
         value, want = reference(logp_BT, entropy_BT, batch, before, objective)
-        assert total / losses.count([batch], objective) == pytest.approx(value, rel=1e-5, abs=1e-5)
+        assert total / losses.denominator([batch], objective) == pytest.approx(
+            value, rel=1e-5, abs=1e-5
+        )
         assert set(metrics["sum"]) | set(metrics["max"]) == set(want)
         for name, x in (metrics["sum"] | metrics["max"]).items():
             assert x == pytest.approx(want[name], rel=1e-5, abs=1e-4), name
@@ -227,7 +229,7 @@ def test_the_gradient_equals_finite_differences(case):
                 for sign in (1, -1)
             )
             want_BT[tuple(place)] = (up - down) / (2 * eps)
-        found_BT = np.asarray(grad_BT) / losses.count([batch], objective)
+        found_BT = np.asarray(grad_BT) / losses.denominator([batch], objective)
         np.testing.assert_allclose(found_BT, want_BT, rtol=1e-4, atol=1e-6)
         assert (want_BT != 0).sum() > 20
 
@@ -366,7 +368,7 @@ def test_packing_and_microbatches_change_nothing(case):
             (_, metrics), _ = value_and_grad(logp_BT, -logp_BT, batch, before, objective=objective)
             for name, x in metrics["sum"].items():
                 out[name] = out.get(name, 0.0) + float(x)
-        return out | {"count": losses.count(batches, objective)}
+        return out | {"count": losses.denominator(batches, objective)}
 
     alone = sums(1, 8)
     for shape in ((2, 17), (1, 96)):
@@ -376,11 +378,11 @@ def test_packing_and_microbatches_change_nothing(case):
 def test_the_count_is_of_tokens_of_sequences_or_of_their_room():
     batches = [example(seed)[2] for seed in range(3)]
     tokens = sum(float(b.learn_BT.sum()) for b in batches)
-    assert losses.count(batches, Objective()) == tokens
-    assert losses.count(batches, Objective(aggregate="sequence")) == 27
-    assert losses.count(batches, Objective(aggregate="constant", length=100)) == 2700
+    assert losses.denominator(batches, Objective()) == tokens
+    assert losses.denominator(batches, Objective(aggregate="sequence")) == 27
+    assert losses.denominator(batches, Objective(aggregate="constant", length=100)) == 2700
     batches[0].learn_BT[batches[0].segments_BT == 1] = 0  # three rollouts with nothing to learn
-    assert losses.count(batches, Objective(aggregate="sequence")) == 24
+    assert losses.denominator(batches, Objective(aggregate="sequence")) == 24
 
 
 def test_the_summary_has_means_and_the_effective_sample_size():
@@ -421,7 +423,7 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
     def bonus(drawn):
         def term(logp):
             flat = jnp.full(V, jax.lax.stop_gradient(entropy(scores)))
-            return losses.bonus(logp, flat, jnp.exp(jax.lax.stop_gradient(logp) - drawn))
+            return losses.entropy_bonus(logp, flat, jnp.exp(jax.lax.stop_gradient(logp) - drawn))
 
         return jax.grad(expected)(scores, term, drawn)
 
@@ -437,10 +439,10 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
         return jnp.sum(jnp.exp(logp) * (logp - reference))
 
     def gradient(kind):
-        return jax.grad(expected)(scores, lambda x: losses.divergence(x, reference, kind), drawn)
+        return jax.grad(expected)(scores, lambda x: losses.kl_estimate(x, reference, kind), drawn)
 
     values = [
-        expected(scores, functools.partial(losses.divergence, base_BT=reference, kind=k), drawn)
+        expected(scores, functools.partial(losses.kl_estimate, base_BT=reference, kind=k), drawn)
         for k in ("k1", "k3")
     ]
     np.testing.assert_allclose(values, kl(scores), rtol=1e-5)

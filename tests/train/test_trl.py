@@ -157,7 +157,7 @@ def our_loss(r, objective, *, prompt=3):
     (total, _), grad_BT = graded(
         now_BT, np.zeros_like(now_BT), batch, ReferenceLogps(own_BT, base_BT), objective=objective
     )
-    count, grad = losses.count([batch], objective), np.zeros(r.mask.shape)
+    count, grad = losses.denominator([batch], objective), np.zeros(r.mask.shape)
     for (i, t), place in spots.items():
         grad[i, t] = grad_BT[place] / count
     return float(total) / count, grad
