@@ -26,7 +26,7 @@ from jaxdeep.metrics import Metrics
 from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
-from jaxdeep.rl.advantages import rows as to_rows
+from jaxdeep.rl.advantages import assign_advantages, to_rows
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
 from jaxdeep.setup.runs import GrpoRun
@@ -62,8 +62,11 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
                 groups = asyncio.run(sample(taskset, tasks, engine, chat, run, seed=n))
 
                 # advantage = reward less the mean of its group; groups of equal rewards drop out
-                rows, shares = to_rows(groups, run.grpo.rules(run.rollout.limits))
-                row = summary.summarize(groups) | shares
+                rules = run.grpo.rules(run.rollout.limits)
+                rewards = assign_advantages(groups, rules)
+                rows = to_rows(groups)
+                row = summary.summarize(groups)
+                row |= summary.advantage_metrics(groups, rewards, rules)
                 if rows:
                     batches = pack(rows, B=run.batch.rows, T=run.batch.length)
                     state, learned = update(step, state, params, batches)

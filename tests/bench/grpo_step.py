@@ -200,7 +200,8 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         every = asyncio.run(explore(number * 1000, talks))
         groups = [every[i : i + GROUP] for i in range(0, len(every), GROUP)]
         middle = time.perf_counter()
-        rows, _ = advantages.rows(groups)
+        advantages.assign_advantages(groups)
+        rows = advantages.to_rows(groups)
         batches = pack(rows, B=4, T=512)
         grads, found = step.gradients(state, params, batches)
         assert float(found["max_logp_diff"]) < 1e-4
