@@ -123,16 +123,14 @@ def write_slot(
     larger rank, or of linears that the bank does not have yet."""
     bank = dict(bank or {})
     bank |= {name: _empty(pair, slots) for name, pair in factors.items() if name not in bank}
-    rank = rank_of(bank)
-    return {
-        name: {
-            key: _widen(x, key, rank)
-            .at[:, slot]
-            .set(_widen(factors[name][key], key, rank) if name in factors else 0.0)
-            for key, x in pair.items()
-        }
-        for name, pair in bank.items()
-    }
+    rank = max(rank_of(bank), rank_of(factors))
+
+    def written(name: str, key: str) -> jax.Array:
+        # what the slot held before must go also where the adapter has nothing
+        new = _widen(factors[name][key], key, rank) if name in factors else 0.0
+        return _widen(bank[name][key], key, rank).at[:, slot].set(new)
+
+    return {name: {key: written(name, key) for key in pair} for name, pair in bank.items()}
 
 
 def _empty(pair: Mapping[str, jax.Array], slots: int) -> dict[str, jax.Array]:
@@ -155,5 +153,6 @@ def _widen(x: jax.Array, key: str, rank: int) -> jax.Array:
         return x
     widths = [(0, 0)] * x.ndim
     widths[RANK_AXIS[key]] = (0, missing)
-    # padding must not move it: programs are compiled for the sharding
-    return jax.device_put(jnp.pad(x, widths), x.sharding)
+    wide = jnp.pad(x, widths)
+    # programs are compiled for the sharding, which XLA may choose anew for the result of an operation
+    return jax.device_put(wide, x.sharding) if isinstance(x.sharding, NamedSharding) else wide
