@@ -1,12 +1,12 @@
-"""What holding the base in fewer bits costs in its predictions, on the tiny base that ships (trained
-weights), over texts that it was not trained on.
+"""What quantizing the base costs in its predictions, on the trained tiny base that comes with the
+package and texts that it was not trained on.
 
     make bench           (python tests/bench/int8_loss.py [--rows=400])
 
-Printed for each way to hold it: its bytes, and for each text the mean KL divergence, in nats a token, of
-its next-token distribution from that in float32, and how often both have the same best token. The texts
-are what the assistant says in practice rows of another seed, and the passages about the real entities
-of `facts:test`.
+Printed for each precision: bytes of the base, and for each text the mean KL divergence, in nats a
+token, of its next-token distribution from that in float32, and how often both have the same most
+likely token. The texts are what the assistant says in practice rows of another seed, and the
+passages about the real entities of `facts:test`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""GRPO where tools are slow: what it gains to begin the rollouts of the next steps before the update.
+"""GRPO with slow tools: what it gains to begin the rollouts of the next steps before the update.
 
-    make bench           (python tests/bench/slow_tools.py [--ahead=0,1,2] [--rounds=2] [--steps=10] [--tool=1.0])
+    make bench     (python tests/bench/slow_tools.py [--ahead=0,1,2] [--rounds=2] [--steps=10]
+                                                     [--tool=1.0])
 
-The verb itself, with the base and the world of the quickstart: 8 prompts x 8 rollouts, and the one tool
-that the base was taught to call takes `--tool` seconds in the middle, log-normal, whatever it is asked. The
-learning rate is next to nothing, so that all runs have the same work. Runs of one round follow each other
-in one process; the first two steps are left out.
+Runs the verb itself with the base and the world of the quickstart: 8 prompts x 8 rollouts. The one
+tool that the base was taught to call takes `--tool` seconds, the median of a log-normal, whatever
+it is asked. The learning rate is next to 0, so that all runs have the same work. The runs of a
+round follow each other in one process; the first two steps are left out.
 
-Printed: seconds a step (median of the rounds) and times as fast as without, the part of them in which the
-trainer waits for rollouts, trained tokens/s, calls a rollout, and how many updates old a token's policy is.
+Printed: seconds a step (median of the rounds) and the speedup over no rollouts ahead, the share of
+them in which the trainer waits for rollouts, trained tokens/s, calls a rollout, and the age of a
+token's policy in updates.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Desks:
 
 
 def run(ahead: int, steps: int, seconds: float, workdir: pathlib.Path) -> dict[str, float]:
-    """What the steps of a run took, on average: those of several begun at once come together."""
+    """The mean of each metric over the steps of a run."""
     config = configs.load(
         "configs/search/quickstart.py",
         [f"--config.grpo.grpo.ahead={ahead}", f"--config.grpo.train.steps={steps + WARM}"],
