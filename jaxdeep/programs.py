@@ -21,7 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdeep.console import progress
-from jaxdeep.model import arch, lora, paged
+from jaxdeep.model import lora, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.train import losses
@@ -67,10 +69,10 @@ def state(spec: states.Spec, mesh: jax.sharding.Mesh) -> states.State:
     return placed(shapes, states.shardings(spec, mesh))
 
 
-def params(cfg: arch.Config, mesh: jax.sharding.Mesh) -> dict:
+def params(cfg: Config, mesh: jax.sharding.Mesh) -> dict:
     """The frozen weights."""
-    shapes = jax.eval_shape(lambda: arch.init(jax.random.key(0), cfg))
-    return placed(shapes, arch.shardings(cfg, mesh))
+    shapes = jax.eval_shape(lambda: model_weights.init(jax.random.key(0), cfg))
+    return placed(shapes, model_weights.shardings(cfg, mesh))
 
 
 def frozen(spec: states.Spec, mesh: jax.sharding.Mesh) -> dict | None:
@@ -144,12 +146,12 @@ def bank(work: Workload, mesh: jax.sharding.Mesh) -> dict | None:
     if spec.full:
         return None
     tree = lora.leaves(spec.model, spec.lora, adapters=work.engine.adapters)
-    where = arch.shardings(spec.model, mesh, tree)
+    where = model_weights.shardings(spec.model, mesh, tree)
     return jax.tree.map(
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=to),
         tree,
         where,
-        is_leaf=arch.is_leaf,
+        is_leaf=model_weights.is_leaf,
     )
 
 

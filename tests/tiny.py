@@ -5,11 +5,13 @@ import functools
 import jax
 import numpy as np
 
-from jaxdeep.model import arch, decoder, lora, paged
+from jaxdeep.model import decoder, lora, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 HOW = dict(dtype="float32", remat="dots", chunk=16, lora_scale=2.0)
-CFG = arch.Config(
+CFG = Config(
     **dict(V=96, D=32, F=48, L=2, N=8, K=2, H=16, theta=1e4, eps=1e-6, tie=True, limit=512), **HOW
 )
 SPEC = lora.LoraConfig(rank=4, alpha=8.0)
@@ -21,7 +23,7 @@ def one_device() -> jax.sharding.Mesh:
 
 @functools.cache
 def params() -> dict:
-    return jax.jit(lambda: arch.init(jax.random.key(0), CFG))()
+    return jax.jit(lambda: model_weights.init(jax.random.key(0), CFG))()
 
 
 @functools.cache
@@ -45,7 +47,7 @@ def scaled_adapter() -> lora.Adapter:
     return lora.Adapter(adapter(), SCALE)
 
 
-def pages(cfg: arch.Config, B: int, length: int, *, S: int = 4, seed: int = 0) -> paged.Pages:
+def pages(cfg: Config, B: int, length: int, *, S: int = 4, seed: int = 0) -> paged.Pages:
     """Room for B rows of `length` tokens in pages of S, whose order is random. They are full of numbers
     that must not be read."""
     X = -(-length // S)

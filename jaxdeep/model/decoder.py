@@ -1,4 +1,4 @@
-"""Qwen3, dense or a mixture of experts, as pure functions over a dictionary of arrays (`arch.leaves`).
+"""Qwen3, dense or a mixture of experts, as pure functions over a dictionary of arrays (`weights.leaves`).
 
 Layers are stacked on their first dimension and scanned. Precision: weights and activations in
 `cfg.dtype`; norms, rotary angles, softmax and log-probabilities in float32.
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeep.model import attention, context, moe, paged, rope
 from jaxdeep.model import lora as adapters
-from jaxdeep.model.arch import REMAT, Config
+from jaxdeep.model.config import REMAT, Config
 from jaxdeep.parallel import mesh as meshes
 
 

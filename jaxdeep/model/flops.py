@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.types import Batch
 
 PEAK = {
@@ -48,21 +50,21 @@ def peak_of(mesh: jax.sharding.Mesh) -> float | None:
     return one and one * mesh.devices.size
 
 
-def per_token(cfg: arch.Config) -> int:
+def per_token(cfg: Config) -> int:
     """Weights of linears that a token goes through: of a mixture, those of its `top_k` experts."""
-    tree = arch.leaves(dataclasses.replace(cfg, quant=""))
+    tree = model_weights.leaves(dataclasses.replace(cfg, quant=""))
     head = cfg.V * cfg.D  # tied or not; the embedding is looked up
     return head + sum(_used(cfg, leaf) for leaf in tree["layers"].values() if leaf.fan_in)
 
 
-def of_adapter(cfg: arch.Config, adapter: lora.LoraConfig) -> int:
+def of_adapter(cfg: Config, adapter: lora.LoraConfig) -> int:
     """The same for the factors of an adapter."""
     pairs = lora.leaves(cfg, adapter).values()
     return sum(_used(cfg, leaf) for pair in pairs for leaf in pair.values())
 
 
 def of_step(
-    cfg: arch.Config,
+    cfg: Config,
     adapter: lora.LoraConfig,
     batches: Sequence[Batch],
     *,
@@ -83,6 +85,6 @@ def of_step(
     return float(passes * (forward + backward) + forwards * forward)
 
 
-def _used(cfg: arch.Config, leaf: arch.Leaf) -> int:
+def _used(cfg: Config, leaf: model_weights.Leaf) -> int:
     size = math.prod(leaf.shape)
     return size * cfg.top_k // cfg.E if "experts" in leaf.axes else size

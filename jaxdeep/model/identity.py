@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, load, tensors
+from jaxdeep.model import load, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 
 FIELDS = ("V", "D", "F", "L", "N", "K", "H", "theta", "eps", "tie", "E", "top_k", "norm_top_k")
 
@@ -25,7 +27,7 @@ class Base(NamedTuple):
     identity: str
 
 
-def identity(params: Mapping[str, Any], cfg: arch.Config) -> str:
+def identity(params: Mapping[str, Any], cfg: Config) -> str:
     """A short hash of the architecture and of the largest magnitude of each output of each weight.
 
     It is the same in bfloat16 and float32 and on any mesh: rounding keeps the order of numbers, so the
@@ -33,19 +35,19 @@ def identity(params: Mapping[str, Any], cfg: arch.Config) -> str:
     int8, and is absent of such a base.
     """
     layers = dict(params["layers"])
-    linears = {name: layers.pop(name) for name in arch.LINEARS}
+    linears = {name: layers.pop(name) for name in model_weights.LINEARS}
     halves = [{**params, "layers": layers}] + ([] if cfg.quant else [linears])
     return "-".join(_hash(cfg, jax.tree.map(load.on_host, half)) for half in _largest(halves))
 
 
-def of_files(name: str, cfg: arch.Config) -> str:
+def of_files(name: str, cfg: Config) -> str:
     """The first half of the `identity` of checkpoint `name`, read a tensor at a time: most other bases
     show before anything is on a device."""
     plan = load.parts(cfg)
     held = load.check(load.folder(name), plan)
     half: dict[str, Any] = {"layers": collections.defaultdict(list)}
     for key, part in plan.items():
-        if part.leaf in arch.LINEARS:
+        if part.leaf in model_weights.LINEARS:
             continue
         x = tensors.read(held[key])
         x = x.T if part.flip else x
@@ -57,7 +59,7 @@ def of_files(name: str, cfg: arch.Config) -> str:
     return _hash(cfg, half)
 
 
-def _hash(cfg: arch.Config, half: Any) -> str:
+def _hash(cfg: Config, half: Any) -> str:
     about = json.dumps([getattr(cfg, name) for name in FIELDS]).encode()
     arrays = [x.tobytes() for x in jax.tree.leaves(half)]
     return hashlib.sha256(b"".join([about, *arrays])).hexdigest()[:12]

@@ -25,7 +25,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import arch, tensors
+from jaxdeep.model import tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
 
 NAMES = {
@@ -93,15 +95,15 @@ def hf_module(name: str, layer: int, expert: int | None = None) -> str:
     return f"model.layers.{layer}.{inside}"
 
 
-def parts(cfg: arch.Config, spread: int = 1) -> dict[str, Part]:
+def parts(cfg: Config, spread: int = 1) -> dict[str, Part]:
     """Every tensor of the published layout. Experts come in groups of `spread`, one from each of so many
     equal shares of them."""
-    tree = arch.leaves(dataclasses.replace(cfg, quant=""))
+    tree = model_weights.leaves(dataclasses.replace(cfg, quant=""))
     experts = [m * (cfg.E // spread) + j for j in range(cfg.E // spread) for m in range(spread)]
     out = {TOP["embed"]: Part("embed", None, None, tree["embed"].shape, False)}
     for i in range(cfg.L):
         for name, leaf in tree["layers"].items():
-            each = experts if cfg.E and name in arch.EXPERTS else [None]
+            each = experts if cfg.E and name in model_weights.EXPERTS else [None]
             shape = leaf.shape[1:] if each == [None] else leaf.shape[2:]
             for e in each:
                 key = f"{hf_module(name, i, e)}.weight"
@@ -163,17 +165,17 @@ def check(path: pathlib.Path, plan: Mapping[str, Part]) -> dict[str, tensors.Ent
     return {name: held[name] for name in plan}
 
 
-def load(name: str, cfg: arch.Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def load(name: str, cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The weights of checkpoint `name` (a folder or hub id) on the mesh, in `cfg.dtype`, or with
     `cfg.quant` as int8. Beside them the host holds one tensor (of experts: one a device) and 256 MB."""
-    where = arch.shardings(cfg, mesh)
+    where = model_weights.shardings(cfg, mesh)
     spread = mesh.shape["model"] if cfg.E else 1  # experts are shared out over this axis
     plan = parts(cfg, spread)
     held = check(folder(name), plan)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype or cfg.dtype),
-        arch.leaves(cfg)["layers"],
-        is_leaf=arch.is_leaf,
+        model_weights.leaves(cfg)["layers"],
+        is_leaf=model_weights.is_leaf,
     )
     zeros = jax.jit(
         lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
@@ -248,7 +250,7 @@ def _inserter(shards: tuple[NamedSharding, ...], dtype: str, flip: bool, experts
 
     def insert(leaf: Any, x: jax.Array, layer: jax.Array, slot: jax.Array) -> Any:
         x = (jnp.swapaxes(x, -1, -2) if flip else x).astype(dtype)
-        new = x if len(shards) == 1 else arch.quantize(x)
+        new = x if len(shards) == 1 else model_weights.quantize(x)
         return jax.tree.map(lambda old, new: put(old, new, layer, slot), leaf, new)
 
     out = shards[0] if len(shards) == 1 else dict(zip(("q", "scale"), shards, strict=True))
@@ -258,7 +260,7 @@ def _inserter(shards: tuple[NamedSharding, ...], dtype: str, flip: bool, experts
 def save(
     path: pathlib.Path,
     params: Mapping[str, Any],
-    cfg: arch.Config,
+    cfg: Config,
     *,
     adapter: Mapping[str, Any] | None = None,
     source: pathlib.Path | None = None,
@@ -343,7 +345,7 @@ def _tokens(source: pathlib.Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key.endswith("_token_id")}
 
 
-def _spread(params: Mapping[str, Any], cfg: arch.Config) -> int:
+def _spread(params: Mapping[str, Any], cfg: Config) -> int:
     """Over how many shares the experts are laid."""
     if not cfg.E:
         return 1

@@ -20,8 +20,9 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch
-from jaxdeep.model.arch import LINEARS, Leaf
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
+from jaxdeep.model.weights import LINEARS, Leaf
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -72,10 +73,10 @@ class Bank:
     mix_BA: jax.Array
 
 
-def leaves(cfg: arch.Config, lora: LoraConfig, *, adapters: int = 0) -> dict[str, dict[str, Leaf]]:
+def leaves(cfg: Config, lora: LoraConfig, *, adapters: int = 0) -> dict[str, dict[str, Leaf]]:
     """The factors' shapes and axes, derived from the weights they stand beside; with `adapters`, those
     of a Bank of so many."""
-    layers = arch.leaves(dataclasses.replace(cfg, quant=""))["layers"]
+    layers = model_weights.leaves(dataclasses.replace(cfg, quant=""))["layers"]
     A, none = ((adapters,), (None,)) if adapters else ((), ())
     out = {}
     for name in lora.targets:
@@ -88,7 +89,7 @@ def leaves(cfg: arch.Config, lora: LoraConfig, *, adapters: int = 0) -> dict[str
     return out
 
 
-def init(key: jax.Array, cfg: arch.Config, lora: LoraConfig) -> dict:
+def init(key: jax.Array, cfg: Config, lora: LoraConfig) -> dict:
     """A fresh adapter: `a` uniform as in PEFT's default (Kaiming with a = sqrt 5), `b` zero."""
     names = leaves(cfg, lora)
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from jaxdeep.model.arch import EXPERTS, Config
+from jaxdeep.model.config import Config
 from jaxdeep.model.lora import Layer
+from jaxdeep.model.weights import EXPERTS
 from jaxdeep.parallel.mesh import ROWS
 
 MIN_BLOCK_ROWS = 256  # rows of a block

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.model import attention
-from jaxdeep.model.arch import Config
+from jaxdeep.model.config import Config
 from jaxdeep.parallel.mesh import ROWS
 
 BLOCK = 64  # slots that the plain computation looks at together

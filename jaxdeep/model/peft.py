@@ -19,13 +19,17 @@ import jax
 import numpy as np
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, identity, lora, tensors
+from jaxdeep.model import identity, lora, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.identity import Base
 from jaxdeep.model.load import NAMES, hf_module, on_host, put_beside
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "jaxdeep.json"
 PREFIX = "base_model.model."
-LEAVES = {hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in arch.LINEARS}
+LEAVES = {
+    hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in model_weights.LINEARS
+}
 TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp(?:\.experts\.(\d+))?)\.(\w+)")
 FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
@@ -54,7 +58,7 @@ class Adapter(NamedTuple):
 def save(
     path: pathlib.Path,
     adapter: Mapping[str, Any],
-    cfg: arch.Config,
+    cfg: Config,
     spec: lora.LoraConfig,
     *,
     base: Base,
@@ -67,13 +71,13 @@ def save(
     Experts' factors are written for each expert; PEFT, which fuses them, wants all three linears, so
     those without an adapter get one of zeros.
     """
-    targets = [name for name in arch.LINEARS if name in adapter]
-    if cfg.E and set(arch.EXPERTS) & set(targets):
-        targets = [n for n in arch.LINEARS if n in targets or n in arch.EXPERTS]
+    targets = [name for name in model_weights.LINEARS if name in adapter]
+    if cfg.E and set(model_weights.EXPERTS) & set(targets):
+        targets = [n for n in model_weights.LINEARS if n in targets or n in model_weights.EXPERTS]
     shapes = lora.leaves(cfg, lora.LoraConfig(spec.rank, spec.alpha, tuple(targets)))
     plan = {}
     for name in targets:
-        experts = range(cfg.E) if cfg.E and name in arch.EXPERTS else (None,)
+        experts = range(cfg.E) if cfg.E and name in model_weights.EXPERTS else (None,)
         for i in range(cfg.L):
             for e in experts:
                 for key, factor in (("a", "lora_A"), ("b", "lora_B")):
@@ -143,7 +147,7 @@ def base_in(path: pathlib.Path) -> Base | None:
     return Base(**json.loads((path / BASE).read_text())["base"])
 
 
-def load(path: pathlib.Path, cfg: arch.Config, base: Base | None = None) -> Adapter:
+def load(path: pathlib.Path, cfg: Config, base: Base | None = None) -> Adapter:
     """The adapter in a PEFT folder, for a base of this architecture. Its rank is the largest of any
     module. CheckpointError names a setting or tensor that has no place in it, and where the adapter says
     that it belongs to another base than `base`, both."""
@@ -156,7 +160,9 @@ def load(path: pathlib.Path, cfg: arch.Config, base: Base | None = None) -> Adap
     # zeros stand for no adapter, as `save` writes them
     pieces = [piece for piece in pieces if piece.a.any() or piece.b.any()] or pieces
     scales = [_scale(path, piece, about) for piece in pieces]
-    targets = [name for name in arch.LINEARS if any(piece.leaf == name for piece in pieces)]
+    targets = [
+        name for name in model_weights.LINEARS if any(piece.leaf == name for piece in pieces)
+    ]
     rank = max(piece.a.shape[-1] for piece in pieces)
     spec = lora.LoraConfig(rank, float(scales[0] * rank), tuple(targets))
     factors = {
@@ -213,10 +219,10 @@ def _pairs(path: pathlib.Path) -> dict[str, tuple[tensors.Entry, tensors.Entry]]
 
 
 def _pieces(
-    path: pathlib.Path, module: str, a: tensors.Entry, b: tensors.Entry, cfg: arch.Config
+    path: pathlib.Path, module: str, a: tensors.Entry, b: tensors.Entry, cfg: Config
 ) -> list[_Piece]:
     """What a module's factors are to the linears here."""
-    layers = arch.leaves(dataclasses.replace(cfg, quant=""))["layers"]
+    layers = model_weights.leaves(dataclasses.replace(cfg, quant=""))["layers"]
     fused = FUSED.fullmatch(module)
     layer, expert, last = (fused[1], None, "") if fused else MODULE.fullmatch(module).groups()
     layer, expert = int(layer), None if expert is None else int(expert)
@@ -229,7 +235,7 @@ def _pieces(
         module = f"model.layers.{layer}.mlp.experts.{last}"
     else:
         name = LEAVES.get(last)
-        of_expert = cfg.E > 0 and name in arch.EXPERTS
+        of_expert = cfg.E > 0 and name in model_weights.EXPERTS
         fits = fits and name is not None and of_expert == (expert is not None)
         fits = fits and (expert is None or expert < cfg.E)
         fits = fits and (inputs, outputs) == layers[name].shape[-2:]

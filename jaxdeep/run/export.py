@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, identity, load, lora, peft, tensors
+from jaxdeep.model import identity, load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.run import grpo, sft
 from jaxdeep.setup import sections as setup
@@ -80,12 +81,12 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
 
 def newest(where: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
     """What the newest checkpoint trained, on the mesh."""
-    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
     like = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=where),
         tree,
-        arch.shardings(spec.model, mesh, tree),
-        is_leaf=arch.is_leaf,
+        model_weights.shardings(spec.model, mesh, tree),
+        is_leaf=model_weights.is_leaf,
     )
     saved = checkpoint.Checkpoints(where, spec)
     try:

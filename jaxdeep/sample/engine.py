@@ -31,7 +31,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora, paged
+from jaxdeep.model import lora, paged
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample import sampler, sizes
@@ -53,7 +54,7 @@ class Engine:
     """
 
     def __init__(
-        self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
+        self, params: dict, cfg: Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
         pages, shards = sizes.pages(engine, cfg, mesh), sizes.shards_of(mesh)
         self.cfg, self.mesh, self.engine, self._shards = cfg, mesh, engine, shards

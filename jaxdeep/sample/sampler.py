@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxdeep.model import arch, decoder, paged
+from jaxdeep.model import decoder, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -134,7 +136,7 @@ def prefill(
     count_B: jax.Array,
     how: DrawParams,
     *,
-    cfg: arch.Config,
+    cfg: Config,
 ) -> tuple[jax.Array, Draws]:
     """Append the first `count_B` of `tokens_BT` to each row and draw a token after its last one.
     Returns the pages' array, whose old one is used up where the caller donates it, and what was drawn:
@@ -153,7 +155,7 @@ def decode(
     token_B: jax.Array,
     how: DrawParams,
     *,
-    cfg: arch.Config,
+    cfg: Config,
     steps: int,
 ) -> tuple[jax.Array, Draws, jax.Array]:
     """Feed each row its last token and draw the next, at most `steps` times.
@@ -199,14 +201,14 @@ def stopped(how: DrawParams) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
+def compiled(cfg: Config, steps: int) -> tuple[Any, Any]:
     """Jitted prefill and decode, to be called with the pages' array apart, which is donated: prefill(
     params, lora, kv_LPSJH, table_BX, held_B, ...)."""
 
     def apart(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
             pages = paged.Pages(kv_LPSJH, table_BX, held_B)
-            with arch.matmul_precision(cfg):
+            with model_weights.matmul_precision(cfg):
                 kv_LPSJH, *out = function(params, lora, pages, *rest)
             # each process reads the rows that are its own
             return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)

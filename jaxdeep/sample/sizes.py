@@ -9,7 +9,8 @@ import math
 import jax
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, paged
+from jaxdeep.model import paged
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 TABLE = 3 * 2**18  # bytes that a call's table of pages may have: TPUs' kernel reads it from 1 MiB
@@ -74,7 +75,7 @@ class EngineConfig:
         return max(most // part // shards, 1) * shards
 
 
-def devices(cfg: arch.Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """Where an engine samples from a model that is trained on a mesh: see `mesh.local`."""
     return meshes.local(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
@@ -84,7 +85,7 @@ def shards_of(mesh: jax.sharding.Mesh) -> int:
     return mesh.shape["replica"] * mesh.shape["data"] // meshes.processes_of(mesh)
 
 
-def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> int:
+def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
     """Pages over all devices of a process. ConfigError where the sizes do not divide over them, or are too small."""
     shards = shards_of(mesh)
     for name, value in (("slots", engine.slots), ("chunk / engine.tile", engine.tiles)):

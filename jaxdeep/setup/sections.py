@@ -24,7 +24,9 @@ from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts, maze
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import arch, identity, load, lora, peft
+from jaxdeep.model import identity, load, lora, peft
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
 from jaxdeep.rl.objective import SFT, Objective
 from jaxdeep.sample.engine import Engine
@@ -174,7 +176,7 @@ def spec_of(
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
-    cfg = arch.Config.from_hf(
+    cfg = Config.from_hf(
         hf or (path if path.exists() else load.folder(model.place)),
         dtype=model.dtype,
         remat=model.remat,
@@ -191,8 +193,8 @@ def weights_of(
 ) -> dict[str, Any]:
     """The base on the mesh."""
     if model.weights == "random":
-        where = arch.shardings(spec.model, mesh)
-        build = jax.jit(lambda key: arch.init(key, spec.model), out_shardings=where)
+        where = model_weights.shardings(spec.model, mesh)
+        build = jax.jit(lambda key: model_weights.init(key, spec.model), out_shardings=where)
         return build(jax.random.key(seed))
     return load.load(model.place, spec.model, mesh)
 
@@ -298,7 +300,7 @@ def load_sampler_weights(
     hold all of them, else read once more."""
     if params is None:
         return None
-    found = exchange.reuse_shards(params, arch.shardings(spec.model, mesh))
+    found = exchange.reuse_shards(params, model_weights.shardings(spec.model, mesh))
     return weights_of(model, spec, mesh, seed) if found is None else found
 
 
@@ -398,7 +400,7 @@ def engine_of(
     return Engine(params, spec.model, mesh, size_of(rollout, adapters))
 
 
-def check_vocabulary(chat: Chat, cfg: arch.Config) -> None:
+def check_vocabulary(chat: Chat, cfg: Config) -> None:
     """A tokenizer with ids the model does not have is refused."""
     if chat.tokenizer.size > cfg.V:
         raise ConfigError(

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.model import arch, decoder
+from jaxdeep.model import decoder
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import SFT, Clip, Objective
 from jaxdeep.types import Batch
@@ -49,7 +50,7 @@ NO_REFERENCE = ReferenceLogps()
 
 
 def score(
-    params: dict, adapter: dict | None, batch: Batch, *, cfg: arch.Config
+    params: dict, adapter: dict | None, batch: Batch, *, cfg: Config
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of a packed batch that is learned, [B, T]."""
     hidden_BTD, _ = decoder.forward(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxdeep.model import arch
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import losses
 from jaxdeep.train import state as states
@@ -20,7 +20,7 @@ class Measure:
     def __init__(self, spec: states.Spec, mesh: jax.sharding.Mesh) -> None:
         def sums(trained: Any, params: dict | None, batch: Batch) -> tuple[jax.Array, jax.Array]:
             weights, adapter = states.policy(spec, params, trained)
-            with arch.matmul_precision(spec.model):
+            with model_weights.matmul_precision(spec.model):
                 logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
             return -(logp_BT * batch.learn_BT).sum(), batch.learn_BT.sum()
 

@@ -19,7 +19,9 @@ import optax
 from flax import struct
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, flops, lora
+from jaxdeep.model import flops, lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import SFT, Objective
 from jaxdeep.train import losses, optim
@@ -39,7 +41,7 @@ class State:
 class Spec:
     """What a step is compiled from: hashable, the static argument of everything."""
 
-    model: arch.Config
+    model: Config
     lora: lora.LoraConfig
     optim: optim.OptimConfig
     objective: Objective = SFT
@@ -59,10 +61,12 @@ class Spec:
 
 def shardings(spec: Spec, mesh: jax.sharding.Mesh) -> State:
     """Where each leaf of the state lives: moments beside the parameter they belong to."""
-    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
-    trained = arch.shardings(spec.model, mesh, tree)
+    tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    trained = model_weights.shardings(spec.model, mesh, tree)
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), tree, is_leaf=arch.is_leaf
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32),
+        tree,
+        is_leaf=model_weights.is_leaf,
     )
     whole = meshes.replicated(mesh)
     beside = {
@@ -87,7 +91,7 @@ def init(key: jax.Array, spec: Spec, mesh: jax.sharding.Mesh, trained: Any = Non
 
     def build(key: jax.Array, trained: Any) -> State:
         if trained is None and spec.full:
-            trained = arch.init(key, spec.model)
+            trained = model_weights.init(key, spec.model)
         elif trained is None:
             trained = lora.init(key, spec.model, spec.lora)
         trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
@@ -234,7 +238,7 @@ def accumulate(
         loss, metrics = losses.loss(logp_BT, entropy_BT, batch, before, objective=spec.objective)
         return loss * weight, (metrics, logp_BT)
 
-    with arch.matmul_precision(spec.model):
+    with model_weights.matmul_precision(spec.model):
         new, (metrics, logp_BT) = jax.grad(total, has_aux=True)(trained)
     return jax.tree.map(jnp.add, grads, new), metrics, logp_BT
 
@@ -249,7 +253,7 @@ def before(
         logp_BT, _ = losses.score(weights, adapter, batch, cfg=spec.model)
         return meshes.constrain(logp_BT, meshes.ROWS, "context")
 
-    with arch.matmul_precision(spec.model):
+    with model_weights.matmul_precision(spec.model):
         return losses.ReferenceLogps(
             logps(*policy(spec, params, trained)) if own else None,
             logps(params, None) if spec.objective.kl.coef else None,

@@ -17,7 +17,8 @@ from bench import ahead
 
 from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, context, decoder, lora
+from jaxdeep.model import attention, context, decoder, lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
@@ -55,7 +56,8 @@ def measured(cfg, mesh, params, adapter, batch):
     rank = jax.tree.leaves(adapter)[0].shape[-1]
     leaves = lora.leaves(cfg, lora.LoraConfig(rank, 1.0, tuple(adapter)))
     trained = jax.device_put(
-        (params, adapter), (arch.shardings(cfg, mesh), arch.shardings(cfg, mesh, leaves))
+        (params, adapter),
+        (model_weights.shardings(cfg, mesh), model_weights.shardings(cfg, mesh, leaves)),
     )
     with meshes.use(mesh):
         run = jax.jit(jax.grad(total, has_aux=True))
@@ -81,7 +83,7 @@ def model(**changes):
 
     def build(key):
         adapter = lora.init(key, cfg, tiny.SPEC)
-        return arch.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
+        return model_weights.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
 
     return cfg, *jax.jit(build)(jax.random.key(0))
 

@@ -9,7 +9,9 @@ import pytest
 from tiny import pages
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, decoder, load, lora
+from jaxdeep.model import decoder, load, lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 
@@ -32,7 +34,7 @@ CHANGES = {
 def config(shape, **changes):
     V, D, F, L, N, K, H, theta, tie = shape
     fields = dict(V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=theta, tie=tie)
-    return arch.Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
+    return Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
 
 
 TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
@@ -40,7 +42,7 @@ TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
 
 @pytest.fixture(scope="module")
 def tiny():
-    return jax.jit(lambda: arch.init(jax.random.key(0), TINY))()
+    return jax.jit(lambda: model_weights.init(jax.random.key(0), TINY))()
 
 
 def one_device():
@@ -65,10 +67,10 @@ def test_equals_transformers(name, tmp_path):
                 value.mul_(4)
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the sharded layout must be what is read"
-    assert arch.Config.from_hf(tmp_path, dtype="float32") == cfg
+    assert Config.from_hf(tmp_path, dtype="float32") == cfg
 
     params = load.load(str(tmp_path), cfg, one_device())
-    assert arch.count(cfg) == sum(p.numel() for p in peer.parameters())
+    assert model_weights.count(cfg) == sum(p.numel() for p in peer.parameters())
     tokens = np.random.default_rng(0).integers(0, cfg.V, (3, 41))
 
     @jax.jit
@@ -89,7 +91,7 @@ def test_equals_transformers(name, tmp_path):
     (-logps.sum() / tokens.size).backward()
     named = dict(peer.named_parameters())
     for leaf, ours in grads["layers"].items():
-        if cfg.E and leaf in arch.EXPERTS:  # fused there; test_moe has their gradients
+        if cfg.E and leaf in model_weights.EXPERTS:  # fused there; test_moe has their gradients
             continue
         for i in range(cfg.L):
             grad = named[f"model.layers.{i}.{load.NAMES[leaf]}.weight"].grad.numpy()
@@ -240,7 +242,7 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     tokens = np.random.default_rng(3).integers(0, TINY.V, (2, 11))
     spec = lora.LoraConfig(rank=4, alpha=8.0)
     adapter = lora.init(jax.random.key(1), cfg, spec)
-    assert spec.scale == cfg.lora_scale and set(adapter) == set(arch.LINEARS)
+    assert spec.scale == cfg.lora_scale and set(adapter) == set(model_weights.LINEARS)
     run = jax.jit(lambda params, adapter: decoder.forward(params, adapter, tokens, cfg=cfg)[0])
     base = run(tiny, None)
     np.testing.assert_array_equal(run(tiny, adapter), base)
@@ -250,7 +252,7 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
     applied = run(tiny, adapter)
     assert np.abs(applied - base).max() > 0.1
     np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
-    for name in arch.LINEARS:  # each linear is reached by its own factors
+    for name in model_weights.LINEARS:  # each linear is reached by its own factors
         assert np.abs(run(tiny, {name: adapter[name]}) - base).max() > 1e-3
 
 
@@ -267,7 +269,7 @@ def test_other_architectures_are_refused_by_name(change, said):
     hf = TINY.to_hf() | change
     hf.pop(hf.pop("drop", ""), None)
     with pytest.raises(CheckpointError, match=said):
-        arch.Config.from_hf(hf)
+        Config.from_hf(hf)
 
 
 def test_real_configs_give_the_published_counts(shared):
@@ -286,4 +288,4 @@ def test_real_configs_give_the_published_counts(shared):
     assert len(found) >= 12
     for path in found:
         size = path.name.removesuffix("_config.json").split("Qwen3-")[1]
-        assert arch.count(arch.Config.from_hf(path)) == published[size]
+        assert model_weights.count(Config.from_hf(path)) == published[size]

@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, decoder, lora
+from jaxdeep.model import decoder, lora
+from jaxdeep.model import weights as model_weights
 
 TOKENS = np.random.default_rng(0).integers(0, tiny.CFG.V, (4, 9))
 SCALE = tiny.SPEC.scale
@@ -21,7 +22,7 @@ def model(request):
     cfg = tiny.CFG
     if request.param == "experts":
         cfg = dataclasses.replace(cfg, E=4, top_k=2, F=16)
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     adapters = []
     for seed in range(3):
         keys = iter(jax.random.split(jax.random.key(seed), 100))
@@ -91,13 +92,15 @@ def test_merging_and_unmerging_gives_the_base_back(model):
 def test_int8_weights_stay_close_and_hold_a_quarter(model):
     cfg, params, adapters, run = model
     small = dataclasses.replace(cfg, quant="int8")
-    quantized = jax.jit(lambda: arch.init(jax.random.key(0), small))()
+    quantized = jax.jit(lambda: model_weights.init(jax.random.key(0), small))()
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype.name), quantized)
     wanted = jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype or "float32"), arch.leaves(small), is_leaf=arch.is_leaf
+        lambda leaf: (leaf.shape, leaf.dtype or "float32"),
+        model_weights.leaves(small),
+        is_leaf=model_weights.is_leaf,
     )
     assert shapes == wanted
-    for name in arch.LINEARS:
+    for name in model_weights.LINEARS:
         whole, part = params["layers"][name], quantized["layers"][name]
         back = part["q"] * part["scale"][..., None, :]
         assert np.abs(back - whole).max() <= 0.5001 * part["scale"].max()

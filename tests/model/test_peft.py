@@ -9,7 +9,8 @@ from model import models
 from model.models import CONFIGS, DENSE, LORA, MIXTURE
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, load, lora, peft, tensors
+from jaxdeep.model import load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
 from jaxdeep.model.identity import Base
 
 BASE = Base("owner/base", "aaaa-bbbb")
@@ -48,7 +49,7 @@ def test_peft_computes_the_same_from_what_is_written_and_writes_what_is_read(nam
     assert sorted(about["target_modules"]) == sorted(peft.LEAVES)
     model.save_pretrained(tmp_path, selected_adapters=["default"])
     back = peft.load(tmp_path, CONFIGS[name])
-    assert set(back.factors) == set(arch.LINEARS) and back.base is None
+    assert set(back.factors) == set(model_weights.LINEARS) and back.base is None
     for leaf, pair in models.adapter(name).items():
         want = np.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * LORA.scale
         pair = back.factors[leaf]

@@ -13,7 +13,9 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, decoder, load, lora, paged
+from jaxdeep.model import decoder, load, lora, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine, EngineConfig
@@ -266,7 +268,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_talks_as_it_is_trained(kind):
     cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
     adapter = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
     prompt, sizes = prompts(1, 30, 31)[0], dict(slots=4, length=128, page=4, chunk=16, tile=4)
@@ -512,7 +514,7 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
     """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
-    cfg = arch.Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
+    cfg = Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
     params = load.load(str(setup.TINY), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
     known = rng.integers(10, cfg.V, (6, 150)).tolist()

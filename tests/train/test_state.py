@@ -13,7 +13,8 @@ import tiny
 from jaxdeep import programs as lower
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Correction, Kl, Objective
 from jaxdeep.train import checkpoint, losses, optim
@@ -58,7 +59,7 @@ def ready(spec, mesh=None):
     state = states.init(jax.random.key(0), spec, mesh, trained)
     frozen = None
     if not spec.full:
-        frozen = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
+        frozen = jax.device_put(tiny.params(), model_weights.shardings(tiny.CFG, mesh))
     step = states.Step(spec, mesh)
 
     def run(batches):
@@ -193,7 +194,7 @@ def gradient_memory(adapter, L):
     memory = lower.compiled(lower.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
     assert memory.alias_size_in_bytes == size(lower.state(spec, tiny.one_device()).trained)
-    return memory, 4 * arch.count(cfg)
+    return memory, 4 * model_weights.count(cfg)
 
 
 def parts_of_the_base(adapter):
@@ -306,7 +307,7 @@ def test_weights_that_do_not_divide_are_refused_with_their_numbers(said):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), jax.devices()[: np.prod([*axes.values()])])
     cfg = dataclasses.replace(tiny.CFG, **changes)
     with pytest.raises(ConfigError, match=said):
-        arch.shardings(cfg, mesh)
+        model_weights.shardings(cfg, mesh)
 
 
 def test_bad_settings_are_refused_with_their_values():
