@@ -30,28 +30,26 @@ from jaxdeep import config as configs
 from jaxdeep import programs, trace
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.agent.rollout import tools_of
 from jaxdeep.chat import tokenizer
 from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.console import progress
-from jaxdeep.data.pack import pack, unpack
-from jaxdeep.errors import ConfigError, DataError, DivergedError, MismatchError
+from jaxdeep.data.pack import pack
+from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
 from jaxdeep.model import load, lora
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.rl import advantages, algorithms
-from jaxdeep.rl.health import health
+from jaxdeep.rl import advantages, algorithms, summary
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import monitor
 from jaxdeep.setup import sections as setup
 from jaxdeep.setup.explore import Explorer
 from jaxdeep.signals import ENDED, Termination
-from jaxdeep.train import checkpoint, guard, losses, optim
+from jaxdeep.train import checkpoint, guard, optim, passes
 from jaxdeep.train import state as states
-from jaxdeep.types import Batch, Row, Sampling, Stop, Trajectory
+from jaxdeep.types import Batch, Row, Sampling, Trajectory
 from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
@@ -64,9 +62,6 @@ FLAGS = {
     "processes": "how many there are; 1: this one is a run of its own",
     "process": "which of them this is, from 0",
 }
-
-
-VOID_STEPS = 3  # this many steps in a row without a single reward stop a run
 
 
 def parts(config: ConfigDict) -> dict[str, Any]:
@@ -178,13 +173,13 @@ def train(
                     gaps_at(workdir, n).unlink(missing_ok=True)  # of a try that was set back
                     record.write(rollouts_of(workdir, n), every, chat.tokenizer)
                 batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
-            void = refuse_void(groups, void, n)
-            found = summarize(groups) | engine_counts(engine, counts) | shares
+            void = summary.refuse_void(groups, void, n)
+            found = summary.summarize(groups) | engine_counts(engine, counts) | shares
             found["grpo/epochs"] = explorer.walk.epochs
             if rows:
                 with timer("train"):
                     tolerance, first = settings.tolerance if first else None, False
-                    state, more, trouble = learn(
+                    state, more, trouble = passes.learn(
                         step, state, params, batches, tolerance, settings.passes, logps
                     )
                 if trouble:
@@ -194,10 +189,12 @@ def train(
                         return False
                     raise DivergedError(f"step {n}: {trouble}")
                 with timer("data"):
-                    gaps = gaps_of(every, rows, logps, part["batch"].length)
+                    gaps = summary.gaps_of(
+                        every, rows, [load.on_host(x) for x in logps], part["batch"].length
+                    )
                     if place == workdir:
                         record.write_gaps(gaps_at(workdir, n), every, gaps)
-                more |= staleness(every, gaps, version)
+                more |= summary.staleness(every, gaps, version)
                 found |= {f"train/{name}": value for name, value in more.items()}
                 version += 1
                 engine.follow(*sampled(spec, frozen, state, own), version)
@@ -330,98 +327,6 @@ def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) ->
     return batches
 
 
-def learn(
-    step: states.Step,
-    state: states.State,
-    params: Any,
-    batches: list[Batch],
-    tolerance: float | None,
-    passes: int,
-    logps: list[jax.Array] | None = None,
-) -> tuple[states.State | None, dict[str, float], str]:
-    """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
-
-    Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
-    before). An update whose loss or gradient is no number is not made: the state before the first of them is
-    returned, None where an update has used it up.
-    Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
-    """
-    befores = step.before(state, params, batches, own=passes > 1)
-    first: dict[str, float] = {}
-    for number in range(passes):
-        kept = logps if number == 0 else None
-        grads, found = step.gradients(state, params, batches, befores, kept)
-        found = {k: float(v) for k, v in jax.device_get(found).items()}
-        if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
-            why = blame(step, state, params, batches, befores, found)
-            return (None if number else state), found, why
-        apart = found["max_logp_diff"]
-        if tolerance is not None and number == 0 and not apart <= tolerance:
-            raise MismatchError(
-                f"the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
-                f"more than grpo.tolerance={tolerance:g}: the gradient would be of another policy"
-            )
-        first = first or {name: found[name] for name in losses.MISMATCH}
-        state, moved = step.update(state, grads)
-        found |= {k: float(v) for k, v in jax.device_get(moved).items()}
-    found["flops"] = step.flops(batches, passes)
-    return state, found | first, ""
-
-
-def blame(
-    step: states.Step,
-    state: states.State,
-    params: Any,
-    batches: list[Batch],
-    befores: list[losses.ReferenceLogps],
-    found: dict[str, float],
-) -> str:
-    """Which microbatches have a loss or a gradient that is no number."""
-    wrong = []
-    for i, (batch, before) in enumerate(zip(batches, befores, strict=True), 1):
-        if batch.learn_BT.any():
-            _, each = step.gradients(state, params, [batch], [before])
-            if not np.isfinite([float(each["loss"]), float(each["grad_norm"])]).all():
-                wrong.append(f"{i} (tokens {int(each['tokens'])})")
-    return (
-        f"the loss is {found['loss']:.4g} and the norm of its gradient {found['grad_norm']:.4g}, in "
-        f"microbatch {', '.join(wrong) or 'none alone'} of {len(batches)}; what was saved before it is kept. "
-        "Lower optim.lr, or look at the rollouts of this step"
-    )
-
-
-def refuse_void(groups: Sequence[Sequence[Trajectory]], void: int, step: int) -> int:
-    """How many steps in a row had no reward at all, this one included; DataError where they are too many."""
-    every = [t for g in groups for t in g]
-    if any(t.reward is not None for t in every):
-        return 0
-    if void + 1 >= VOID_STEPS:
-        why = next((t.failure for t in every if t.failure), "the rewards are None")
-        raise DataError(
-            f"none of the {len(every)} rollouts of step {step} has a reward, nor of the {void} steps "
-            f"before it. The first of them: {why}"
-        )
-    return void + 1
-
-
-def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    """What the rollouts of a step have in common."""
-    every = [t for g in groups for t in g]
-    judged = [t for t in every if t.reward is not None]
-    out = {"reward/mean": float(np.mean([t.reward for t in judged])) if judged else float("nan")}
-    for name in every[0].rewards:
-        values = [t.rewards[name] for t in judged]
-        out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
-    for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
-        out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
-    out |= tools_of(every)
-    signs = [health(t) for t in every]
-    out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
-    for stop in Stop:
-        out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
-    return out
-
-
 def engine_counts(engine: Engine, before: dict[str, float]) -> dict[str, float]:
     """What the engine has done since its metrics were `before`, which then are those of now."""
     now = engine.metrics()
@@ -430,33 +335,6 @@ def engine_counts(engine: Engine, before: dict[str, float]) -> dict[str, float]:
     before.update(now)
     entered = done["engine/reused"] + done["engine/prefilled"]
     return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
-
-
-def staleness(
-    trajectories: Sequence[Trajectory], gaps: Sequence[np.ndarray | None], version: int
-) -> dict[str, float]:
-    """How many updates older than `version` the policy was that sampled the tokens of the loss, on average
-    and at most; and the largest gap between trainer and sampler of the tokens where it was not older."""
-    ages, apart = [np.zeros(0)], [np.zeros(0)]
-    for trajectory, gap in zip(trajectories, gaps, strict=True):
-        if gap is not None:
-            said = [piece for piece in trajectory.pieces if piece.author == "policy"]
-            ages.append(
-                np.repeat([version - p.version for p in said], [len(p.tokens) for p in said])
-            )
-            apart.append(np.abs(gap))
-    age, far = np.concatenate(ages), np.concatenate(apart)
-    found = {"staleness": float(age.mean()), "max_staleness": float(age.max())}
-    return found | ({"fresh_logp_diff": float(far[age == 0].max())} if (age == 0).any() else {})
-
-
-def gaps_of(
-    trajectories: Sequence[Trajectory], rows: Sequence[Row], logps: Sequence[jax.Array], T: int
-) -> list[np.ndarray | None]:
-    """The trainer's log-probabilities less the sampler's, of the sampled tokens of each trajectory."""
-    trained = zip(rows, unpack(rows, [load.on_host(x) for x in logps], T), strict=True)
-    gaps = ((logp - row.logp)[row.learn > 0] for row, logp in trained)
-    return [None if t.advantage is None else next(gaps) for t in trajectories]
 
 
 def rollouts_of(workdir: Path, step: int) -> Path:

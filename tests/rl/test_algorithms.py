@@ -13,13 +13,13 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.errors import ConfigError, DataError, MismatchError
 from jaxdeep.metrics import read_metrics
-from jaxdeep.rl import algorithms
+from jaxdeep.rl import algorithms, summary
 from jaxdeep.rl.advantages import Norm
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import Clip, Kl, Objective
 from jaxdeep.run import cli, grpo
 from jaxdeep.setup import sections as setup
-from jaxdeep.train import losses
+from jaxdeep.train import losses, passes
 from jaxdeep.types import Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
@@ -130,29 +130,29 @@ def batches(count=2):
 
 def test_several_passes_are_several_updates_and_compare_with_the_sampler_once():
     step = Step(GOOD, (0.25, 2.0, 0.7))
-    state, found, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=2)
+    state, found, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=2)
     assert (state, trouble, step.updates, step.own) == (12, "", 2, True)
     assert found["loss"] == 0.25 and found["max_logp_diff"] == 1e-6 and found["lr"] == 0.1
     step = Step(GOOD)
-    assert grpo.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.own is False
+    assert passes.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.own is False
 
 
 def test_trainer_and_sampler_apart_stop_before_the_first_update():
     step = Step((0.5, 1.0, 0.2))
     with pytest.raises(MismatchError, match=r"up to 0.2, more than grpo.tolerance=0.0001"):
-        grpo.learn(step, 0, None, batches(), 1e-4, passes=2)
+        passes.learn(step, 0, None, batches(), 1e-4, passes=2)
     assert step.updates == 0
-    assert grpo.learn(Step((0.5, 1.0, 0.2)), 0, None, batches(), None, passes=1)[0] == 1
+    assert passes.learn(Step((0.5, 1.0, 0.2)), 0, None, batches(), None, passes=1)[0] == 1
 
 
 @pytest.mark.parametrize("bad", [(NAN, 1.0, 0.0), (0.5, NAN, 0.0), (float("inf"), 1.0, 0.0)])
 def test_a_loss_or_gradient_that_is_no_number_is_not_applied_and_names_the_microbatch(bad):
     step = Step(bad, GOOD, bad)
-    state, _, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=1)
+    state, _, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=1)
     assert state == 10 and step.updates == 0
     assert "microbatch 2 (tokens 5) of 2" in trouble and "optim.lr" in trouble
     step = Step(GOOD, bad, GOOD, GOOD)  # in the second pass; no microbatch alone
-    state, _, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=2)
+    state, _, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=2)
     assert state is None and "microbatch none alone of 2" in trouble  # the one before is used up
 
 
@@ -169,10 +169,10 @@ def test_steps_without_any_reward_end_a_run_after_a_while():
     good = [[*void[0], Trajectory(Task("a", "?"), reward=0.0)]]
     count = 0
     for groups, want in ((void, 1), (void, 2), (good, 0), (void, 1), (void, 2)):
-        count = grpo.refuse_void(groups, count, 7)
+        count = summary.refuse_void(groups, count, 7)
         assert count == want
     with pytest.raises(DataError, match=r"step 7 .* 2 steps before it.*KeyError: 'y'"):
-        grpo.refuse_void(void, count, 7)
+        summary.refuse_void(void, count, 7)
 
 
 def test_a_step_that_explodes_keeps_the_last_good_state_and_the_run_goes_on_from_it(
