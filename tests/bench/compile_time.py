@@ -31,7 +31,7 @@ def jaxdeep(L: int):
     """Both programs of a step, each to be lowered."""
     import ahead
 
-    from jaxdeep import programs as lower
+    from jaxdeep import programs
     from jaxdeep.model import lora
     from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
@@ -41,7 +41,7 @@ def jaxdeep(L: int):
     cfg = Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
     spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
-    traced = (lower.gradients, spec, mesh, B, T), (lower.update, spec, mesh)
+    traced = (programs.gradients, spec, mesh, B, T), (programs.update, spec, mesh)
     return [lambda make=make, args=args: make(*args).lower() for make, *args in traced]
 
 
@@ -83,9 +83,9 @@ def tunix(L: int):
 
 
 def child(system: str, layers: int) -> None:
-    programs = {"jaxdeep": jaxdeep, "tunix": tunix}[system](layers)
+    lowerings = {"jaxdeep": jaxdeep, "tunix": tunix}[system](layers)
     start, busy = time.perf_counter(), time.process_time()
-    lowered = [program() for program in programs]
+    lowered = [lower() for lower in lowerings]
     middle = time.perf_counter()
     for program in lowered:
         program.compile()
@@ -97,7 +97,7 @@ def child(system: str, layers: int) -> None:
 def of_a_run(how: str) -> None:
     """Compile what a run of the quickstart's GRPO calls."""
     from jaxdeep import config as configs
-    from jaxdeep import programs as lower
+    from jaxdeep import programs
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.run import grpo
     from jaxdeep.sample import sizes
@@ -106,10 +106,11 @@ def of_a_run(how: str) -> None:
     mesh, work = meshes.make_mesh(part["mesh"]), grpo.work_of(part, grpo.spec_of(part))
     start, busy = time.perf_counter(), time.process_time()
     if how == "singly":
-        for _, traced, where in lower.listed(work, mesh, mesh, parts=sizes.PARTS):
-            lower.compiled(traced, where)
+        fractions = sizes.CALL_FRACTIONS
+        for _, traced, place in programs.trace_all(work, mesh, mesh, fractions=fractions):
+            programs.compile_traced(traced, place)
     else:
-        lower.ready(work, mesh, mesh)
+        programs.compile_all(work, mesh, mesh)
     print(json.dumps(dict(both=time.perf_counter() - start, cpu=time.process_time() - busy)))
 
 

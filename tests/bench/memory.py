@@ -31,7 +31,7 @@ def small() -> None:
     before = None
     for C in (1, 2, 4, 8):
         mesh = meshes.make_mesh(meshes.MeshConfig(data=1, context=C), jax.devices()[:C])
-        program = programs.compiled(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
+        program = programs.compile_traced(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
         found = program.memory_analysis().temp_size_in_bytes
         part = f"{found / before:20.2f}" if before else ""
         print(f"{C:8}{found / 1e6:24.1f}{part}")
@@ -47,10 +47,10 @@ def pod() -> None:
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
     cfg = Config(**ahead.QWEN3_8B, limit=T, remat="full")
     spec = states.Spec(cfg, lora.LoraConfig(rank, rank), optim.OptimConfig(lr=1e-4, steps=100))
-    found = programs.compiled(programs.gradients(spec, mesh, B, T), mesh).memory_analysis()
+    found = programs.compile_traced(programs.gradients(spec, mesh, B, T), mesh).memory_analysis()
     moments = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(programs.state(spec, mesh).opt)
+        for x in jax.tree.leaves(programs.state_shapes(spec, mesh).opt)
     )
     parts = {
         "arguments of the gradient": found.argument_size_in_bytes,

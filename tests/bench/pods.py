@@ -121,7 +121,9 @@ def made(name: str, out: pathlib.Path) -> dict:
         work, axes = work_of(row, out)
         try:
             found = estimate.plan(work, chips.topology(row.topology), axes, whole=False)
-            facts = report.facts(found) | {"says": [report.verdict(found), *report.lines(found)]}
+            facts = report.facts(found) | {
+                "says": [report.verdict(found), *report.sentences(found)]
+            }
         except ConfigError as error:
             facts = {"says": [f"{name}: {error}"]}
         facts["seconds"] = time.perf_counter() - begun

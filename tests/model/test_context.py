@@ -156,7 +156,7 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
 def temporary(C):
     """Bytes beside the arguments on each device, for the gradient with 32,768 tokens over C."""
     mesh = mesh_of(context=C)
-    program = programs.compiled(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
+    program = programs.compile_traced(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -187,7 +187,7 @@ def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
             cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
             spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
             mesh = mesh_of(model=model)
-            program = programs.compiled(programs.gradients(spec, mesh, 1, 2048), mesh)
+            program = programs.compile_traced(programs.gradients(spec, mesh, 1, 2048), mesh)
             sizes.append(program.memory_analysis().temp_size_in_bytes)
         return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
 
@@ -199,7 +199,7 @@ import dataclasses
 import tiny
 from jax.experimental import topologies
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.plan import lower
+from jaxdeep import programs
 from jaxdeep.train import optim, state
 
 cfg = dataclasses.replace(tiny.CFG, D=256, F=512, H=128, dtype="bfloat16", remat="full", chunk=256)
@@ -207,7 +207,7 @@ spec = state.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 for axes in (dict(data=2, context=2, model=2), dict(data=8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    text = lower.compiled(lower.gradients(spec, mesh, 8, 8192), mesh).as_text()
+    text = programs.compile_traced(programs.gradients(spec, mesh, 8, 8192), mesh).as_text()
     print("calls", text.count('custom_call_target="tpu_custom_call"'))
     for name in ("fwd", "dq", "dkv"):
         print("kernel", name, f"splash_mha_{name}" in text)

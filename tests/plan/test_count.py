@@ -39,7 +39,7 @@ def test_products_are_counted_as_often_as_loops_run_and_on_all_devices():
         a = jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ b, a)
         return jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: a)
 
-    assert count.flops(jax.make_jaxpr(loops)(a, b), count.Known(trips=7)).matmuls == 13 * one
+    assert count.flops(jax.make_jaxpr(loops)(a, b), count.Assumptions(trips=7)).matmuls == 13 * one
 
     def unused(a, b):
         _, rest = jax.lax.scan(lambda x, _: (x, x @ b), a, None, length=5)
@@ -62,7 +62,7 @@ def test_a_step_counts_what_the_formula_counts_with_what_is_computed_again(name)
     cfg = dataclasses.replace(models.CONFIGS[name], remat="full", chunk=64)
     B, T = 2, 64
     spec = spec_of(cfg, models.LORA)
-    found = count.flops(traced(spec, B, T).jaxpr, count.Known(experts=cfg.E)).matmuls
+    found = count.flops(traced(spec, B, T).jaxpr, count.Assumptions(experts=cfg.E)).matmuls
     tokens = B * T
     linears, head = flops.per_token(cfg) - cfg.V * cfg.D, cfg.V * cfg.D
     adapter = flops.of_adapter(cfg, spec.lora)
@@ -131,7 +131,7 @@ def test_exchange_is_read_with_its_trips_bytes_and_devices(exchanging):
     assert gather.moved == 64 * 32 * 4 / 2
     assert (psum.trips, psum.size, psum.group) == (5, 32 * 32 * 4, (0, 2, 4, 6))
     assert psum.moved == 5 * 32 * 32 * 4 * 2 * 3 / 4
-    lines = hlo.moved(cost.collectives, lambda one: one.moved / 1e3)
+    lines = hlo.by_kind(cost.collectives, lambda one: one.moved / 1e3)
     assert sorted(line["trips"] for line in lines) == [1, 5]
     assert cost.memory > 0
 
@@ -226,9 +226,9 @@ def test_the_form_that_tpus_compile_to_is_read():
     # a layer of all is read, also by a fusion in a fusion; a cut-off is not taken, a block of experts is
     # what is cast as a whole is read as a whole
     assert cost.memory == 2 * 2 * array + array + 2 * 2 * array + array + 4 * array + counters
-    assert hlo.cost(TPU, live=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
+    assert hlo.cost(TPU, live_blocks=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
     assert cost.cycles == 10 + 4 * 100
-    assert hlo.sizes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
+    assert hlo.array_bytes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
 
 
 class Device:

@@ -1,4 +1,4 @@
-"""A plan adds up, on virtual devices in the place of described ones; what cannot be is refused."""
+"""A plan adds up, on virtual devices in place of described ones; what cannot be planned is refused."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import pytest
 from bench import pods
 
 from jaxdeep import config as configs
-from jaxdeep import programs as lower
+from jaxdeep import programs
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import chips, estimate, report
 from jaxdeep.run import cli
@@ -52,7 +52,7 @@ def test_memory_adds_up_and_what_is_left_holds_pages(made, work):
     mesh = meshes.make_mesh(work[1], jax.devices()[:4])
     # one process: the engine reads the trainer's own weights
     assert "base once more, for the engine" not in made.memory
-    assert made.memory["base"] == lower.device_bytes(lower.params(spec.model, mesh))
+    assert made.memory["base"] == programs.device_bytes(programs.param_shapes(spec.model, mesh))
     assert made.memory["optimizer"] > 2 * made.memory["adapter"]
     assert made.memory["gradients"] == made.memory["adapter"]
     engine = made.engine
@@ -63,16 +63,16 @@ def test_memory_adds_up_and_what_is_left_holds_pages(made, work):
 
 
 def test_a_step_and_its_time(made, work):
-    step, programs = made.step, made.programs
-    assert list(programs) == ["gradients", "update", "prefill", "decode"]
+    step, costs = made.step, made.programs
+    assert list(costs) == ["gradients", "update", "prefill", "decode"]
     assert step["tokens"] == 64 / 8 * 8 * 240  # a row holds one rollout
     # rows as long as this are padded to whole blocks by the plain computation
     assert 1 < step["device_flops"] * 4 / step["model_flops"] < 1.6
     assert step["bound_seconds"] <= step["estimated_seconds"]
     assert 0 < step["mfu"] <= step["most_mfu"] <= 1
-    kinds = {line["kind"] for line in programs["gradients"].collectives}
+    kinds = {line["kind"] for line in costs["gradients"].collectives}
     assert "all-gather" in kinds or "all-to-all" in kinds
-    assert {p.binding for p in programs.values()} <= {"compute", "memory", "interconnect"}
+    assert {cost.binding for cost in costs.values()} <= {"compute", "memory", "interconnect"}
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(made):
@@ -93,7 +93,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(made):
     spec = dataclasses.replace(worse.work.spec, model=model)
     worse.work = dataclasses.replace(worse.work, spec=spec)
     assert "batch.rows=4 would about halve" in report.text(worse)
-    assert report.cost(worse) == float("inf")
+    assert report.dollars_per_million_tokens(worse) == float("inf")
 
 
 def test_the_page_and_the_facts_say_the_same(made):
@@ -117,7 +117,7 @@ def test_the_verb_sweeps_meshes_and_names_the_cheapest(
 ):
     memory = made.memory | {"keys and values": 0}
 
-    def plan(work, place, axes, whole):
+    def plan(work, place, axes, largest_only):
         mesh = dict(meshes.make_mesh(axes, place.devices).shape)
         limit = made.limit if axes.model > 1 else 1.0
         changed = dict(

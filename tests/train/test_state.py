@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import programs as lower
+from jaxdeep import programs
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import lora
@@ -191,9 +191,11 @@ def gradient_memory(adapter, L):
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
     mesh = tiny.one_device()
-    memory = lower.compiled(lower.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
+    memory = programs.compile_traced(programs.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
-    assert memory.alias_size_in_bytes == size(lower.state(spec, tiny.one_device()).trained)
+    assert memory.alias_size_in_bytes == size(
+        programs.state_shapes(spec, tiny.one_device()).trained
+    )
     return memory, 4 * model_weights.count(cfg)
 
 
@@ -215,8 +217,8 @@ def test_the_base_has_no_gradient_in_memory():
 
 
 def test_an_update_is_written_over_the_old_state():
-    program = lower.compiled(lower.update(SFT, tiny.one_device()), tiny.one_device())
-    state = lower.state(SFT, tiny.one_device())
+    program = programs.compile_traced(programs.update(SFT, tiny.one_device()), tiny.one_device())
+    state = programs.state_shapes(SFT, tiny.one_device())
     assert program.memory_analysis().alias_size_in_bytes == size(state)
 
 
@@ -269,13 +271,13 @@ def test_saved_and_restored_equals_uninterrupted(spec, tmp_path):
 
 def test_any_number_of_microbatches_runs_the_same_two_programs():
     states.compiled.cache_clear()  # other tests have other shapes
-    step, programs = (f(SFT, tiny.one_device()) for f in (states.Step, states.compiled))
+    step, compiled = (f(SFT, tiny.one_device()) for f in (states.Step, states.compiled))
     state = states.init(jax.random.key(0), SFT, tiny.one_device())
     for n in (1, 3, 2):
         batches = list(itertools.islice(itertools.cycle(pack(rows(), B=4, T=64)), n))
         grads, _ = step.gradients(state, tiny.params(), batches)
         state, _ = step.update(state, grads)
-    assert programs.accumulate._cache_size() == programs.update._cache_size() == 1
+    assert compiled.accumulate._cache_size() == compiled.update._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
