@@ -1,14 +1,12 @@
-"""What a Qwen3 is made of: its configuration, from a Hugging Face `config.json`, and each of its
-weights, declared once. Initialisation, shardings, loading, LoRA shapes and memory derive from here.
+"""The weights of a model, each declared once: shape, names of its dimensions, fan-in.
 
-Shape letters: B rows, T positions, S cache slots, D width, N query heads, K kv heads, H head width,
-F mlp width (of one expert), E experts, L layers, V vocabulary, A adapters, R rank.
+Initialisation, shardings, loading and saving, the shapes of adapters, FLOPs and memory all derive
+from `leaves`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -19,12 +17,12 @@ from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-EXPERTS = ("w_gate", "w_up", "w_down")  # of a mixture: one of each per expert
+EXPERTS = ("w_gate", "w_up", "w_down")  # in a mixture there is one of each per expert
 
 
 class Leaf(NamedTuple):
-    """A weight's shape, the names of its dimensions, its fan-in (None: starts at one), and its dtype
-    where that is not the model's."""
+    """A declared weight: its shape, the names of its dimensions (keys of `mesh.RULES`), its fan-in
+    (None: it is initialised to ones), and its dtype if it is not the model's."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -33,8 +31,20 @@ class Leaf(NamedTuple):
 
 
 def leaves(cfg: Config) -> dict[str, Any]:
-    """Every weight of the model, a Leaf in place of each array. Linears are [L, in, out], those of
-    experts [L, E, in, out]; with `cfg.quant` each is {"q": int8, "scale": of each output}."""
+    """The tree of the model's weights with a Leaf in place of each array.
+
+    Linears are [L, in, out], those of experts [L, E, in, out]. With `cfg.quant` each linear is a
+    dictionary: "q", the same shape in int8, and "scale", one float32 per output.
+    """
+    tree = published(cfg)
+    if cfg.quant:
+        layers = tree["layers"]
+        tree["layers"] = layers | {name: _quantized(layers[name]) for name in LINEARS}
+    return tree
+
+
+def published(cfg: Config) -> dict[str, Any]:
+    """As `leaves`, before quantization: the weights that a checkpoint holds."""
     L, D, F, Q, KV, H = cfg.L, cfg.D, cfg.F, cfg.N * cfg.H, cfg.K * cfg.H, cfg.H
     layers = {
         "attn_norm": Leaf((L, D), ("layers", None), None),
@@ -59,10 +69,9 @@ def leaves(cfg: Config) -> dict[str, Any]:
             "w_up": Leaf((L, D, F), ("layers", "embed", "mlp"), D),
             "w_down": Leaf((L, F, D), ("layers", "mlp", "embed"), F),
         }
-    if cfg.quant:
-        layers |= {name: _quantized(layers[name]) for name in LINEARS}
     tree = {
-        "embed": Leaf((cfg.V, D), ("vocab", "embed_table"), D),  # as `qwen3.embed` looks it up
+        # laid out for the lookup in `decoder.embed`, not for a matmul
+        "embed": Leaf((cfg.V, D), ("vocab", "embed_table"), D),
         "layers": layers,
         "norm": Leaf((D,), (None,), None),
     }
@@ -70,27 +79,28 @@ def leaves(cfg: Config) -> dict[str, Any]:
 
 
 def _quantized(leaf: Leaf) -> dict[str, Leaf]:
+    (*lead, _, outputs), (*lead_axes, _, axis) = leaf.shape, leaf.axes
     return {
         "q": leaf._replace(dtype="int8"),
-        "scale": Leaf(
-            (*leaf.shape[:-2], leaf.shape[-1]), (*leaf.axes[:-2], leaf.axes[-1]), None, "float32"
-        ),
+        "scale": Leaf((*lead, outputs), (*lead_axes, axis), None, "float32"),
     }
 
 
 def is_leaf(x: Any) -> bool:
-    """For jax.tree functions over `leaves`."""
+    """The `is_leaf` of jax.tree functions over `leaves`: a Leaf is a tuple, which they would
+    enter."""
     return isinstance(x, Leaf)
 
 
 def divisible_shape(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
-    """The sizes that sharding must divide: whole heads, not single numbers of a head."""
-    per = {"heads": cfg.H, "kv_heads": cfg.H}
-    return tuple(n // per.get(a, 1) for n, a in zip(leaf.shape, leaf.axes, strict=True))
+    """The sizes that a mesh must divide: a dimension of heads counts whole heads, which are never
+    split."""
+    width = {"heads": cfg.H, "kv_heads": cfg.H}
+    return tuple(n // width.get(axis, 1) for n, axis in zip(leaf.shape, leaf.axes, strict=True))
 
 
 def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> Any:
-    """The sharding of each leaf of `tree` (default: the model's own)."""
+    """The sharding of each Leaf of `tree` (default: the model's own)."""
     return jax.tree.map(
         lambda leaf: meshes.sharding(device_mesh, leaf.axes, divisible_shape(cfg, leaf)),
         leaves(cfg) if tree is None else tree,
@@ -98,25 +108,39 @@ def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> 
     )
 
 
+def shapes(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any, dtype: str = "") -> Any:
+    """The arrays that `tree` declares, as shapes with dtypes and shardings; `dtype` is that of
+    leaves without one of their own (default: the model's)."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype or dtype or cfg.dtype, sharding=sharding
+        ),
+        tree,
+        shardings(cfg, device_mesh, tree),
+        is_leaf=is_leaf,
+    )
+
+
 def matmul_precision(cfg: Config) -> contextlib.AbstractContextManager:
-    """For tracing a program of this model: products of float32 numbers are of all their bits, which GPUs
-    and TPUs round by default, so that trainer and sampler would not agree."""
-    whole = cfg.dtype == "float32"
-    return jax.default_matmul_precision("highest") if whole else contextlib.nullcontext()
+    """The context in which to trace a program of this model: a float32 model gets full float32
+    products. GPUs and TPUs truncate their inputs by default, differently in programs of different
+    shapes, and the log-probabilities of trainer and sampler would not agree."""
+    full = cfg.dtype == "float32"
+    return jax.default_matmul_precision("highest") if full else contextlib.nullcontext()
 
 
 def quantize(weight: jax.Array) -> dict[str, jax.Array]:
-    """A linear [..., in, out] as int8 with one float32 scale per output: its largest input / 127."""
+    """A linear [..., in, out] as int8 with a float32 scale per output: the largest magnitude of its
+    inputs over 127."""
     weight = weight.astype(jnp.float32)
     scale = jnp.max(jnp.abs(weight), axis=-2) / 127
-    scale = jnp.where(scale == 0, 1.0, scale)
+    scale = jnp.where(scale == 0, 1.0, scale)  # an output of zeros stays zero, not NaN
     return {"q": jnp.round(weight / scale[..., None, :]).astype(jnp.int8), "scale": scale}
 
 
 def init(key: jax.Array, cfg: Config) -> dict[str, Any]:
     """Random weights: normal with variance 1 / fan-in, norms at one."""
-    plain = leaves(dataclasses.replace(cfg, quant=""))
-    flat, tree = jax.tree.flatten(plain, is_leaf=is_leaf)
+    flat, tree = jax.tree.flatten(published(cfg), is_leaf=is_leaf)
     keys = jax.random.split(key, len(flat))
     dtype = jnp.dtype(cfg.dtype)
     arrays = [
@@ -132,6 +156,5 @@ def init(key: jax.Array, cfg: Config) -> dict[str, Any]:
 
 
 def count(cfg: Config) -> int:
-    """How many parameters the model has."""
-    tree = leaves(dataclasses.replace(cfg, quant=""))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree, is_leaf=is_leaf))
+    """The number of parameters of the model."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(published(cfg), is_leaf=is_leaf))

@@ -68,13 +68,14 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         identity.check(f"the run in {where}", base, ours)
         base = ours
     if what == "adapter":
-        peft.save(
-            target, trained, spec.model, spec.lora, base=base._replace(name=model.place), **files
-        )
+        base = base._replace(name=model.place)
+        peft.save(target, lora.Adapter(trained, spec.lora.scale, base), spec.model, **files)
     elif spec.full:
         load.save(target, trained, spec.model, **files)
     else:
-        load.save(target, params, spec.model, adapter=trained, **files)
+        load.save(
+            target, params, spec.model, adapter=lora.Adapter(trained, spec.lora.scale), **files
+        )
     print(f"{what} of {where} in {target}")
     return 0
 

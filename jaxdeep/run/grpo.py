@@ -37,7 +37,7 @@ from jaxdeep.data.pack import pack
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
-from jaxdeep.model import load, lora
+from jaxdeep.model import lora, tensors
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import advantages, algorithms, summary
@@ -143,7 +143,7 @@ def train(
     done, position = 0, {}
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
-    version = int(load.on_host(state.step)) // settings.passes
+    version = int(tensors.on_host(state.step)) // settings.passes
     if done < config.steps:
         programs.compile_all(work_of(part, spec), mesh, own)
     with contextlib.ExitStack() as stack:
@@ -180,7 +180,13 @@ def train(
                 with timer("train"):
                     tolerance, first = settings.tolerance if first else None, False
                     state, more, trouble = passes.learn(
-                        step, state, params, batches, tolerance, settings.passes, logps
+                        step,
+                        state,
+                        states.Frozen(params),
+                        batches,
+                        tolerance,
+                        settings.passes,
+                        logps,
                     )
                 if trouble:
                     if state is not None:
@@ -190,7 +196,7 @@ def train(
                     raise DivergedError(f"step {n}: {trouble}")
                 with timer("data"):
                     gaps = summary.gaps_of(
-                        every, rows, [load.on_host(x) for x in logps], part["batch"].length
+                        every, rows, [tensors.on_host(x) for x in logps], part["batch"].length
                     )
                     if place == workdir:
                         record.write_gaps(gaps_at(workdir, n), every, gaps)
@@ -268,7 +274,7 @@ def check_length(part: dict[str, Any]) -> None:
             f"grpo.ahead={part['grpo'].ahead} needs an adapter: with lora.rank=0 an update changes the "
             "weights under the conversations that are in progress"
         )
-    stale = settings.ahead and settings.passes > 1 and settings.objective != "binary_tv"
+    stale = settings.ahead and settings.loss(part["rollout"].limits).needs_old(settings.passes)
     if stale and settings.correction.kind == "none":
         raise ConfigError(
             f"grpo.ahead={settings.ahead} with grpo.passes={settings.passes} needs "
@@ -279,7 +285,7 @@ def check_length(part: dict[str, Any]) -> None:
 
 def sampled(
     spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
-) -> tuple[dict, dict | None]:
+) -> tuple[dict, lora.Adapter | None]:
     """Weights and adapter on the mesh of the sampler. Of all that a step changes, what it
     trained is what crosses from process to process."""
     trained = exchange.reshard(state.trained, states.shardings(spec, mesh).trained)

@@ -141,7 +141,9 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
                     group = [next(batches) for _ in range(data.accumulate)]
                     position = group[-1][1]
                 with timer("train"):
-                    grads, found = step.gradients(state, params, [b for b, _ in group])
+                    grads, found = step.gradients(
+                        state, states.Frozen(params), [b for b, _ in group]
+                    )
                     found = {k: float(v) for k, v in jax.device_get(found).items()}
                     if not np.isfinite([found["loss"], found["grad_norm"]]).all():
                         saved.save(n - 1, state, before.save(walk))
@@ -152,7 +154,7 @@ def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
                 row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
                 if measured and rows.due(data.eval, n, train.steps):
                     with timer("eval"):
-                        seen = measure(state, params, measured)
+                        seen = measure(state, states.Frozen(params), measured)
                     row |= {f"eval/{k}": v for k, v in seen.items()}
                 metrics.write(n, row | timer.take())
                 bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)

@@ -149,14 +149,13 @@ class Engine:
 
     def set_adapter(
         self,
-        adapter: dict | None,
+        adapter: lora.Adapter | None,
         name: str = "",
         *,
-        scale: float | None = None,
         version: int = 0,
     ) -> None:
-        """Let `name` stand for this adapter (None: the base) from now on, times `scale` (default: the
-        configuration's alpha / rank); completions say its `version`. What the name's last one computed
+        """Let `name` stand for this adapter (None: the base) from now on; completions say its
+        `version`. What the name's last one computed
         is forgotten; its requests in flight go on with it if there is room for both. All adapters have
         the same linears and rank.
         """
@@ -164,8 +163,8 @@ class Engine:
             mix_A = np.zeros(self.engine.adapters, np.float32)
             if adapter is not None:
                 slot = self._slot(name)
-                mix_A[slot] = self.cfg.lora_scale if scale is None else scale
-                self._bank = _put(self._bank, adapter, slot, self.engine.adapters)
+                mix_A[slot] = adapter.scale
+                self._bank = _put(self._bank, adapter.factors, slot, self.engine.adapters)
             self._replace(name, AdapterMix(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> None:
@@ -183,7 +182,7 @@ class Engine:
             for policy in self._policies.values():
                 self._forget(policy)
 
-    def follow(self, params: dict, adapter: dict | None, version: int) -> None:
+    def follow(self, params: dict, adapter: lora.Adapter | None, version: int) -> None:
         """Sample from what `version` updates have made of the weights and the adapter. Other weights only
         between requests."""
         if params is not self._params:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxdeep.model import decoder, paged
+from jaxdeep.model import decoder, head, paged
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
@@ -145,7 +145,7 @@ def prefill(
         params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
     )
     last_BD = jnp.take_along_axis(hidden_BTD, (count_B - 1)[:, None, None], axis=1)[:, 0]
-    return pages.kv_LPSJH, draw(decoder.logits(params, last_BD, cfg=cfg), how)
+    return pages.kv_LPSJH, draw(head.logits(params, last_BD, cfg=cfg), how)
 
 
 def decode(
@@ -174,7 +174,7 @@ def decode(
         hidden_B1D, pages = decoder.forward(
             params, lora, token_B[:, None], cfg=cfg, cache=pages, count_B=moved_B
         )
-        new = draw(decoder.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
+        new = draw(head.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
         token_B = jnp.where(active_B, new.token_B, token_B)
         out = jax.tree.map(lambda every, now: every.at[:, step].set(now), out, new)
         tail_BW = jnp.concatenate((how.tail_BW[:, 1:], token_B[:, None]), axis=1)

@@ -24,7 +24,7 @@ from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts, maze
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import identity, load, lora, peft
+from jaxdeep.model import identity, layout, load, lora, peft, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
@@ -177,13 +177,12 @@ def spec_of(
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.place)
     cfg = Config.from_hf(
-        hf or (path if path.exists() else load.folder(model.place)),
+        hf or (path if path.exists() else layout.folder(model.place)),
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
         quant=model.quant,
         chunk=model.chunk,
-        lora_scale=adapter.scale,
     )
     return states.Spec(cfg, adapter, optimizer, objective)
 
@@ -268,17 +267,17 @@ def adapter_of(
     """The PEFT adapter in `path`, laid out as the `fresh` one. It must have the rank and the linears of
     the configuration; another alpha is folded into its factors."""
     found = peft.load(path, spec.model, base)
-    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, found.lora))
+    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, found.config))
     if ours != theirs:
         raise ConfigError(
             f"the adapter in {path} has lora.rank={theirs[0]} and lora.targets={theirs[1]}, "
             f"the configuration {ours[0]} and {ours[1]}: make them equal"
         )
 
-    ratio = np.float32(found.lora.scale / spec.lora.scale)
+    ratio = np.float32(found.scale / spec.lora.scale)
     for name, pair in found.factors.items():
         pair["b"] *= ratio
-        pair["a"] = reinit_dead_directions(pair, load.on_host(fresh[name]["a"]))
+        pair["a"] = reinit_dead_directions(pair, tensors.on_host(fresh[name]["a"]))
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), found.factors, fresh)
 
 
@@ -318,7 +317,7 @@ def source_folder(model: ModelConfig) -> pathlib.Path | None:
         return path.parent
     if path.is_dir() or model.tokenizer:
         return path if path.is_dir() else None
-    return load.folder(model.place)
+    return layout.folder(model.place)
 
 
 def tasks_of(env: EnvConfig) -> list[Task]:

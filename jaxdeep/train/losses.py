@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.model import decoder
+from jaxdeep.model import decoder, head
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import SFT, Clip, Objective
@@ -42,16 +42,14 @@ class ReferenceLogps(NamedTuple):
     """Log-probabilities of a batch before the step, [B, T]: the trainer's own, the base's. None where
     nothing asks for them."""
 
-    own_BT: jax.Array | None = None
+    old_BT: jax.Array | None = None
     base_BT: jax.Array | None = None
 
 
 NO_REFERENCE = ReferenceLogps()
 
 
-def score(
-    params: dict, adapter: dict | None, batch: Batch, *, cfg: Config
-) -> tuple[jax.Array, jax.Array]:
+def score(params: dict, adapter: Any, batch: Batch, *, cfg: Config) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy of each token of a packed batch that is learned, [B, T]."""
     hidden_BTD, _ = decoder.forward(
         params,
@@ -62,7 +60,7 @@ def score(
         segments_BT=batch.segments_BT,
     )
     wanted_BT = batch.learn_BT != 0
-    return decoder.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
+    return head.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
 
 
 def loss(
@@ -84,7 +82,7 @@ def loss(
     if objective.kind == "likelihood":
         loss_BT, ratio_BT = -logp_BT * batch.advantage_BT, jnp.ones_like(logp_BT)
     else:
-        loss_BT, ratio_BT, cut = policy_loss(logp_BT, batch, before.own_BT, objective)
+        loss_BT, ratio_BT, cut = policy_loss(logp_BT, batch, before.old_BT, objective)
         more, most = mismatch(logp_BT, batch)
         sums |= {name: (x_BT * learn_BT).sum() for name, x_BT in (more | cut).items()}
     if objective.kl.coef:
@@ -141,14 +139,14 @@ def mismatch(logp_BT: jax.Array, batch: Batch) -> tuple[dict[str, jax.Array], di
 
 
 def policy_loss(
-    logp_BT: jax.Array, batch: Batch, own_BT: jax.Array | None, objective: Objective
+    logp_BT: jax.Array, batch: Batch, trainer_BT: jax.Array | None, objective: Objective
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """The loss of each token, its ratio to the old policy, and which tokens were cut off by what."""
     clip, correction, advantage_BT = objective.clip, objective.correction, batch.advantage_BT
     now_BT, stored_BT = mask_unlearned(logp_BT, batch), mask_unlearned(batch.logp_BT, batch)
     old_BT = stored_BT
-    if objective.kind != "binary_tv" and own_BT is not None:
-        old_BT = mask_unlearned(own_BT, batch)
+    if trainer_BT is not None and not objective.ratio_to_sampler:
+        old_BT = mask_unlearned(trainer_BT, batch)
     elif correction.kind != "none":  # nothing has moved since the step began
         old_BT = jax.lax.stop_gradient(now_BT)
     gap_BT = clamp_log_ratio(now_BT - old_BT)

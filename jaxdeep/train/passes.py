@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -16,27 +14,28 @@ from jaxdeep.types import Batch
 def learn(
     step: states.Step,
     state: states.State,
-    params: Any,
+    frozen: states.Frozen,
     batches: list[Batch],
     tolerance: float | None,
     passes: int,
     logps: list[jax.Array] | None = None,
 ) -> tuple[states.State | None, dict[str, float], str]:
-    """`passes` updates with the same batches: the new state, metrics, and what is wrong, or nothing.
+    """`passes` updates with the same batches: the new state, metrics, and what is wrong, or
+    nothing.
 
     Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
-    before). An update whose loss or gradient is no number is not made: the state before the first of them is
-    returned, None where an update has used it up.
-    Metrics are those of the last pass; what compares with the sampler, `logps` too, is of the first.
+    before). An update whose loss or gradient is no number is not made: the state before the first
+    of them is returned, None where an update has used it up. Metrics are those of the last pass;
+    what compares with the sampler, `logps` too, is of the first.
     """
-    befores = step.before(state, params, batches, own=passes > 1)
+    befores = step.reference_logps(state, frozen, batches, old=passes > 1)
     first: dict[str, float] = {}
     for number in range(passes):
         kept = logps if number == 0 else None
-        grads, found = step.gradients(state, params, batches, befores, kept)
+        grads, found = step.gradients(state, frozen, batches, befores, kept)
         found = {k: float(v) for k, v in jax.device_get(found).items()}
         if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
-            why = blame(step, state, params, batches, befores, found)
+            why = blame(step, state, frozen, batches, befores, found)
             return (None if number else state), found, why
         apart = found["max_logp_diff"]
         if tolerance is not None and number == 0 and not apart <= tolerance:
@@ -54,7 +53,7 @@ def learn(
 def blame(
     step: states.Step,
     state: states.State,
-    params: Any,
+    frozen: states.Frozen,
     batches: list[Batch],
     befores: list[losses.ReferenceLogps],
     found: dict[str, float],
@@ -63,7 +62,7 @@ def blame(
     wrong = []
     for i, (batch, before) in enumerate(zip(batches, befores, strict=True), 1):
         if batch.learn_BT.any():
-            _, each = step.gradients(state, params, [batch], [before])
+            _, each = step.gradients(state, frozen, [batch], [before])
             if not np.isfinite([float(each["loss"]), float(each["grad_norm"])]).all():
                 wrong.append(f"{i} (tokens {int(each['tokens'])})")
     return (

@@ -111,7 +111,7 @@ def sft_jaxdeep(flags: argparse.Namespace) -> dict:
             learn = ones * (np.arange(LENGTH) > 0)
             places = np.tile(np.arange(LENGTH, dtype=np.int32), (B, 1))
             batch = Batch(tokens, np.ones((B, LENGTH), np.int32), places, learn, learn * 0, learn)
-            grads, told = step.gradients(held, params, [batch])
+            grads, told = step.gradients(held, states.Frozen(params), [batch])
             held, _ = step.update(held, grads)
             assert np.isfinite(float(told["loss"]))
 

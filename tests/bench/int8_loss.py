@@ -22,7 +22,7 @@ from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.envs.toy import facts, practice
-from jaxdeep.model import decoder, load
+from jaxdeep.model import decoder, head, load
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
@@ -67,7 +67,7 @@ def main() -> None:
             positions_BT=batch.positions_BT,
             segments_BT=batch.segments_BT,
         )
-        return jax.nn.log_softmax(decoder.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
+        return jax.nn.log_softmax(head.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
 
     plain, exact = model(*WAYS[0])
 

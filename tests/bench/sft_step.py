@@ -51,7 +51,7 @@ def jaxdeep(V: int):
         def run(tokens):
             nonlocal held
             batch = Batch(tokens, np.ones((B, T), np.int32), places, learn, learn * 0, learn)
-            grads, found = step.gradients(held, params, [batch])
+            grads, found = step.gradients(held, states.Frozen(params), [batch])
             held, _ = step.update(held, grads)
             return float(found["loss"])
 

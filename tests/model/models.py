@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeep.model import decoder, lora
+from jaxdeep.model import decoder, head, lora
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
@@ -18,7 +18,6 @@ DENSE = Config(
     limit=512,
     dtype="float32",
     remat="dots",
-    lora_scale=2.0,
 )
 MIXTURE = dataclasses.replace(DENSE, F=24, tie=False, E=4, top_k=2)
 CONFIGS = {"dense": DENSE, "mixture": MIXTURE}
@@ -54,15 +53,15 @@ def params(name):
 
 @functools.cache
 def adapter(name):
-    """Factors far from zero."""
-    return _random(lora.leaves(CONFIGS[name], LORA), 2, 0.15)
+    """An adapter far from zero."""
+    return lora.Adapter(_random(lora.leaves(CONFIGS[name], LORA), 2, 0.15), LORA.scale)
 
 
 @functools.cache
 def _logits(cfg):
     def run(params, adapter):
         hidden, _ = decoder.forward(params, adapter, TOKENS, cfg=cfg)
-        return decoder.logits(params, hidden, cfg=cfg)
+        return head.logits(params, hidden, cfg=cfg)
 
     return jax.jit(run)
 

@@ -45,18 +45,19 @@ def packed(cfg, B, lengths, T):
     return Batch(tokens, segments, positions, learn, learn * 0, learn)
 
 
-def measured(cfg, mesh, params, adapter, batch):
-    """What each learned token got, and the gradients of weights and adapter, of the mean loss."""
+def measured(cfg, mesh, params, factors, batch):
+    """What each learned token got, and the gradients of weights and factors, of the mean loss."""
 
     def total(trained, batch):
-        logp_BT, entropy_BT = losses.score(*trained, batch, cfg=cfg)
+        params, factors = trained
+        adapter = lora.Adapter(factors, tiny.SPEC.scale)
+        logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=cfg)
         loss, _ = losses.loss(logp_BT, entropy_BT, batch)
         return loss / batch.learn_BT.sum(), (logp_BT * batch.learn_BT, entropy_BT * batch.learn_BT)
 
-    rank = jax.tree.leaves(adapter)[0].shape[-1]
-    leaves = lora.leaves(cfg, lora.LoraConfig(rank, 1.0, tuple(adapter)))
+    leaves = lora.leaves(cfg, tiny.SPEC)
     trained = jax.device_put(
-        (params, adapter),
+        (params, factors),
         (model_weights.shardings(cfg, mesh), model_weights.shardings(cfg, mesh, leaves)),
     )
     with meshes.use(mesh):

@@ -9,7 +9,7 @@ import pytest
 from tiny import pages
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import decoder, load, lora
+from jaxdeep.model import decoder, head, layout, load, lora
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
@@ -77,8 +77,8 @@ def test_equals_transformers(name, tmp_path):
     def run(params):
         def loss(params):
             hidden, _ = decoder.forward(params, None, tokens, cfg=cfg)
-            logps, _ = decoder.token_logps(params, hidden, tokens, cfg=cfg)
-            return -logps.mean(), decoder.logits(params, hidden, cfg=cfg)
+            logps, _ = head.token_logps(params, hidden, tokens, cfg=cfg)
+            return -logps.mean(), head.logits(params, hidden, cfg=cfg)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -94,10 +94,10 @@ def test_equals_transformers(name, tmp_path):
         if cfg.E and leaf in model_weights.EXPERTS:  # fused there; test_moe has their gradients
             continue
         for i in range(cfg.L):
-            grad = named[f"model.layers.{i}.{load.NAMES[leaf]}.weight"].grad.numpy()
+            grad = named[f"model.layers.{i}.{layout.NAMES[leaf]}.weight"].grad.numpy()
             close(np.asarray(ours[i]).T if grad.ndim == 2 else ours[i], grad)
     for leaf in grads.keys() - {"layers"}:
-        grad = named[load.TOP[leaf]].grad.numpy()
+        grad = named[layout.TOP[leaf]].grad.numpy()
         close(np.asarray(grads[leaf]).T if leaf == "head" else grads[leaf], grad)
 
 
@@ -123,7 +123,7 @@ def test_bfloat16_chooses_the_tokens_of_transformers(tmp_path):
     @jax.jit
     def run(tokens, segments):
         hidden, _ = decoder.forward(params, None, tokens, cfg=cfg, segments_BT=segments)
-        return decoder.logits(params, hidden, cfg=cfg)
+        return head.logits(params, hidden, cfg=cfg)
 
     got = np.asarray(run(tokens, held.astype(np.int32)))[held]
     with torch.no_grad():
@@ -187,7 +187,7 @@ def test_remat_and_chunks_change_nothing(tiny):
 
         def loss(params):
             hidden, _ = decoder.forward(params, None, tokens, cfg=cfg)
-            logps, entropy = decoder.token_logps(params, hidden, tokens, cfg=cfg)
+            logps, entropy = head.token_logps(params, hidden, tokens, cfg=cfg)
             return logps.sum(), entropy
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny)
@@ -196,7 +196,7 @@ def test_remat_and_chunks_change_nothing(tiny):
     cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
     hidden, _ = jax.jit(lambda params: decoder.forward(params, None, tokens, cfg=cfg))(tiny)
     logp_BTV = jax.nn.log_softmax(np.asarray(hidden) @ np.asarray(tiny["embed"]).T)
-    logps, entropy = decoder.token_logps(tiny, hidden, tokens, cfg=cfg)
+    logps, entropy = head.token_logps(tiny, hidden, tokens, cfg=cfg)
     picked = np.take_along_axis(logp_BTV[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(logps[:, 1:], picked, atol=1e-5)
     for found in (entropy, plain[0][1]):  # alone, and with a gradient
@@ -222,7 +222,7 @@ def test_tokens_that_nobody_wants_cost_nothing_and_change_nothing(tiny, chunk):
     wanted[0, [3, 4, 22]] = wanted[1, [1, 9]] = True
 
     def loss(params, hidden, **given):
-        logps, entropy = decoder.token_logps(params, hidden, tokens, cfg=cfg, **given)
+        logps, entropy = head.token_logps(params, hidden, tokens, cfg=cfg, **given)
         return (jnp.where(wanted, logps, 0.0) * tokens).sum(), (logps, entropy)
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
@@ -238,22 +238,24 @@ def test_tokens_that_nobody_wants_cost_nothing_and_change_nothing(tiny, chunk):
 
 
 def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
-    cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True), lora_scale=2.0)
+    cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
     tokens = np.random.default_rng(3).integers(0, TINY.V, (2, 11))
     spec = lora.LoraConfig(rank=4, alpha=8.0)
-    adapter = lora.init(jax.random.key(1), cfg, spec)
-    assert spec.scale == cfg.lora_scale and set(adapter) == set(model_weights.LINEARS)
+    factors = lora.init(jax.random.key(1), cfg, spec)
+    assert spec.scale == 2.0 and set(factors) == set(model_weights.LINEARS)
     run = jax.jit(lambda params, adapter: decoder.forward(params, adapter, tokens, cfg=cfg)[0])
     base = run(tiny, None)
-    np.testing.assert_array_equal(run(tiny, adapter), base)
-    adapter = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter
+    np.testing.assert_array_equal(run(tiny, lora.Adapter(factors, spec.scale)), base)
+    factors = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), factors
     )
+    adapter = lora.Adapter(factors, spec.scale)
     applied = run(tiny, adapter)
     assert np.abs(applied - base).max() > 0.1
-    np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
+    np.testing.assert_allclose(run(lora.merge(tiny, adapter), None), applied, atol=2e-5)
     for name in model_weights.LINEARS:  # each linear is reached by its own factors
-        assert np.abs(run(tiny, {name: adapter[name]}) - base).max() > 1e-3
+        alone = lora.Adapter({name: factors[name]}, spec.scale)
+        assert np.abs(run(tiny, alone) - base).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from model import models
 from model.models import CONFIGS, DENSE, MIXTURE
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import load, tensors
+from jaxdeep.model import layout, load, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.identity import identity
@@ -37,14 +37,14 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_saved_is_loaded_equal_on_one_device_and_on_many(name, saved):
-    cfg = Config.from_hf(saved / name, dtype="float32", remat="dots", lora_scale=2.0)
+    cfg = Config.from_hf(saved / name, dtype="float32", remat="dots")
     assert cfg == CONFIGS[name]
     files = sorted(file.name for file in (saved / name).iterdir())
     if name == "dense":
         assert files == ["config.json", "model.safetensors"]
     else:
-        assert len(files) > 4 and load.INDEX in files
-        index = json.loads((saved / name / load.INDEX).read_text())
+        assert len(files) > 4 and layout.INDEX in files
+        index = json.loads((saved / name / layout.INDEX).read_text())
         assert index["metadata"]["total_size"] == 4 * model_weights.count(cfg)
         shards = [file for file in (saved / name).glob("*.safetensors")]
         assert all(file.stat().st_size < 40_000 for file in shards)
@@ -92,7 +92,7 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
     model = models.transformers_model(saved / "mixture")
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    cfg = Config.from_hf(tmp_path, dtype="float32", remat="dots", lora_scale=2.0)
+    cfg = Config.from_hf(tmp_path, dtype="float32", remat="dots")
     equal(load.load(str(tmp_path), cfg, models.one_device()), models.params("mixture"))
 
 
@@ -181,7 +181,7 @@ def test_a_missing_shard_and_a_broken_index_are_named(saved, tmp_path, monkeypat
     gone.unlink()
     with pytest.raises(CheckpointError, match=f"not there: .*{gone.name}"):
         load.load(str(path), MIXTURE, models.one_device())
-    (path / load.INDEX).write_text("{}")
+    (path / layout.INDEX).write_text("{}")
     with pytest.raises(CheckpointError, match="not a readable index"):
         load.load(str(path), MIXTURE, models.one_device())
 
@@ -268,7 +268,7 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
         memory = int(next(line for line in file if "MemAvailable" in line).split()[1]) * 1024
     if memory < 2 * size:
         pytest.skip(f"{memory / 1e9:.0f} GB of memory are free, {2 * size / 1e9:.0f} are needed")
-    plan = load.parts(cfg)
+    plan = layout.slots(cfg)
     rng, names, at = np.random.default_rng(0), list(plan), 0
     (scratch / "config.json").write_text(json.dumps(cfg.to_hf()))
     index = {}
@@ -288,7 +288,7 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
                 for s, _ in shapes.values()
             ),
         )
-    (scratch / load.INDEX).write_text(json.dumps({"weight_map": index}))
+    (scratch / layout.INDEX).write_text(json.dumps({"weight_map": index}))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LOAD), str(scratch)],
         capture_output=True,

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import decoder, lora, moe
+from jaxdeep.model import decoder, head, linear, lora, moe
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
@@ -36,7 +36,8 @@ def params():
 def adapter():
     fresh = lora.init(jax.random.key(1), CFG, SPEC)
     keys = iter(jax.random.split(jax.random.key(2), 100))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+    factors = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+    return lora.Adapter(factors, SPEC.scale)
 
 
 def first_layer(tree):
@@ -65,8 +66,8 @@ def token_by_token(x_BTD, weights, adapter, norm):
 def test_equals_a_loop_over_tokens(params, adapter, norm):
     cfg = dataclasses.replace(CFG, norm_top_k=norm)
     x_BTD = jax.random.normal(jax.random.key(5), (2, 7, CFG.D))
-    weights, factors = first_layer(params["layers"]), first_layer(adapter)
-    layer = lora.Layer(weights, (factors,), (None,), 2.0)
+    weights, factors = first_layer(params["layers"]), first_layer(adapter.factors)
+    layer = linear.Layer(weights, (factors,), (SPEC.scale,))
     want = token_by_token(x_BTD, weights, factors, norm)
     np.testing.assert_allclose(moe.mlp(x_BTD, layer, cfg), want, atol=1e-5 * np.abs(want).max())
 
@@ -78,7 +79,7 @@ def alone(params, adapter):
 
 def loss(params, adapter, tokens=TOKENS):
     hidden, _ = decoder.forward(params, adapter, tokens, cfg=CFG)
-    return -decoder.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
+    return -head.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
 
 
 @pytest.mark.parametrize("least", [1, 256], ids=["blocks", "at once"])
@@ -90,8 +91,7 @@ def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone,
     mesh = meshes.make_mesh(meshes.MeshConfig(**MESHES[name]))
     with meshes.use(mesh):
         params = jax.device_put(params, model_weights.shardings(CFG, mesh))
-        tree = lora.leaves(CFG, SPEC)
-        adapter = jax.device_put(adapter, model_weights.shardings(CFG, mesh, tree))
+        adapter = lora.place(adapter, CFG, mesh)
         tokens = jax.device_put(TOKENS, jax.NamedSharding(mesh, jax.P(meshes.ROWS, "context")))
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, adapter, tokens)
     np.testing.assert_allclose(value, alone[0], rtol=1e-5)

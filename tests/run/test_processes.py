@@ -38,7 +38,7 @@ given, count = Engine.set_adapter, 0
 
 def kept(engine, adapter, *rest, **more):
     global count
-    flat = {f"{name}-{key}": x for name, pair in adapter.items() for key, x in pair.items()}
+    flat = {f"{name}-{key}": x for name, pair in adapter.factors.items() for key, x in pair.items()}
     assert all(x.is_fully_addressable != (bound and jax.process_count() > 1) for x in flat.values())
     flat = {name: x.addressable_data(0) for name, x in flat.items()}
     np.savez(f"{sys.argv[1]}-{jax.process_index()}-{count}.npz", **flat)

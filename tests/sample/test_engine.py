@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import decoder, load, lora, paged
+from jaxdeep.model import decoder, head, load, lora, paged
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
@@ -55,7 +55,7 @@ def run(*works):
 
 def test_log_probabilities_are_the_trainers_over_twenty_turns():
     rng = np.random.default_rng(0)
-    with running(adapter=tiny.adapter(), length=400) as engine:
+    with running(adapter=tiny.scaled_adapter(), length=400) as engine:
 
         async def talk():
             tokens, known, new = prompts(1)[0], [], []
@@ -68,7 +68,7 @@ def test_log_probabilities_are_the_trainers_over_twenty_turns():
 
         tokens, known = asyncio.run(talk())
         stats = engine.metrics()
-    want = tiny.logps(tokens, tiny.adapter())
+    want = tiny.logps(tokens, tiny.scaled_adapter())
     assert len(known) == 120
     np.testing.assert_allclose(
         [want[at] for at, _ in known], [logp for _, logp in known], atol=1e-5
@@ -221,7 +221,7 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
         want = tiny.logps(prompt + said.tokens, adapter)[len(prompt) :]
         np.testing.assert_allclose(said.logps, want, atol=1e-5)
 
-    half = jax.tree.map(lambda x: x / 2, tiny.adapter())
+    half = lora.Adapter(jax.tree.map(lambda x: x / 2, tiny.adapter()), tiny.SCALE)
     with running(adapters=3) as engine:
 
         def say(name, n=4):
@@ -230,12 +230,12 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
             return said, engine.metrics()["prefilled"] - before
 
         check(say("")[0], None)
-        engine.set_adapter(tiny.adapter(), "one")
+        engine.set_adapter(tiny.scaled_adapter(), "one")
         engine.set_adapter(half, "two")
         engine.warm()
         first, cost = say("one")
         compiled = engine.metrics()["compilations"]
-        check(first, tiny.adapter())
+        check(first, tiny.scaled_adapter())
         assert cost == 30
         check(say("two")[0], half)
         assert say("one")[1] == 2  # all but the page of the last token is still there
@@ -249,9 +249,9 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
                 "a": jnp.concatenate((pair["a"], pair["a"]), -1),
                 "b": jnp.concatenate((pair["b"], pair["b"] / 2), -2),
             }
-            for name, pair in half.items()
+            for name, pair in half.factors.items()
         }
-        check(say("both")[0], joint)
+        check(say("both")[0], half.replace(factors=joint))
         with pytest.raises(ValueError, match="no adapter 'three', only '', 'one', 'two', 'both'"):
             say("three")
         # new versions, other names and a composition compile nothing
@@ -270,7 +270,8 @@ def test_every_kind_of_model_talks_as_it_is_trained(kind):
     cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
     params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
-    adapter = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
+    factors = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
+    adapter = lora.Adapter(factors, tiny.SCALE)
     prompt, sizes = prompts(1, 30, 31)[0], dict(slots=4, length=128, page=4, chunk=16, tile=4)
     engine = Engine(params, cfg, tiny.one_device(), EngineConfig(**sizes))
     engine.set_adapter(adapter)
@@ -283,7 +284,7 @@ def test_every_kind_of_model_talks_as_it_is_trained(kind):
     @jax.jit
     def score(tokens_BT):
         hidden, _ = decoder.forward(params, adapter, tokens_BT, cfg=cfg)
-        return decoder.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
+        return head.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
 
     want = np.asarray(score(np.array([prompt + said.tokens])))[0]
     np.testing.assert_allclose(said.logps, want[len(prompt) :], atol=1e-4)
@@ -297,15 +298,16 @@ def test_requests_in_flight_keep_the_adapter_they_began_with():
         early = asyncio.ensure_future(engine(prompt, seed=0, max_new=60, sampling=NEVER))
         while not engine.metrics()["sampled"]:
             await asyncio.sleep(0.001)
-        engine.set_adapter(jax.tree.map(lambda x: x / 2, tiny.adapter()))
+        half = jax.tree.map(lambda x: x / 2, tiny.adapter())
+        engine.set_adapter(lora.Adapter(half, tiny.SCALE))
         with pytest.raises(RuntimeError, match=r"engine\.adapters=2"):
-            engine.set_adapter(tiny.adapter(), "another")
+            engine.set_adapter(tiny.scaled_adapter(), "another")
         late = await engine(prompt, seed=0, max_new=4, sampling=NEVER)
         return await early, late
 
-    with running(adapter=tiny.adapter(), adapters=2) as engine:
+    with running(adapter=tiny.scaled_adapter(), adapters=2) as engine:
         early, late = asyncio.run(main(engine))
-    want = tiny.logps(prompt + early.tokens, tiny.adapter())[len(prompt) :]
+    want = tiny.logps(prompt + early.tokens, tiny.scaled_adapter())[len(prompt) :]
     np.testing.assert_allclose(early.logps, want, atol=1e-5)
     assert early.tokens[:4] != late.tokens
 
@@ -331,9 +333,9 @@ def test_a_stream_is_the_turn_in_parts():
 def test_a_mesh_samples_what_one_device_does(shape):
     mesh = meshes.make_mesh(meshes.MeshConfig(**({"data": -1} | shape)))
     asked = prompts(5, seed=3)
-    with running(adapter=tiny.adapter()) as engine:
+    with running(adapter=tiny.scaled_adapter()) as engine:
         want = run(*(engine(p, seed=1, max_new=6, sampling=NEVER) for p in asked))
-    with running(mesh, adapter=tiny.adapter(), chunk=32) as engine:
+    with running(mesh, adapter=tiny.scaled_adapter(), chunk=32) as engine:
         got = run(*(engine(p, seed=1, max_new=6, sampling=NEVER) for p in asked))
     assert [c.tokens for c in got] == [c.tokens for c in want]
     for a, b in zip(got, want, strict=True):
@@ -408,7 +410,8 @@ NAMES = ("", "one", "two")
 
 def versions():
     """What the names stand for in turn: adapters that are far from each other."""
-    return [jax.tree.map(lambda x, k=k: x * (1 - 0.3 * k), tiny.adapter()) for k in range(5)]
+    every = [jax.tree.map(lambda x, k=k: x * (1 - 0.3 * k), tiny.adapter()) for k in range(5)]
+    return [lora.Adapter(factors, tiny.SCALE) for factors in every]
 
 
 def random_request(rng, stems):
@@ -514,7 +517,7 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
     """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
-    cfg = Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
+    cfg = Config.from_hf(setup.TINY, dtype="float32")
     params = load.load(str(setup.TINY), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
     known = rng.integers(10, cfg.V, (6, 150)).tolist()
