@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdeep.console import progress
-from jaxdeep.model import arch, lora, paged
+from jaxdeep.model import lora, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample import sampler, sizes
 from jaxdeep.train import losses
@@ -45,16 +47,17 @@ class Workload:
     passes: int = 1  # optimizer updates of a training step, each over all microbatches
     engine: sizes.EngineConfig | None = None
     rollouts: int = 0  # of a training step
+    under: tuple[lora.LoraConfig, ...] = ()  # of the frozen adapters under the trained one
 
     @property
-    def own(self) -> bool:
+    def old(self) -> bool:
         """Whether the loss compares with the trainer's log-probabilities from before the step."""
-        return self.passes > 1 and self.spec.objective.kind != "binary_tv"
+        return self.spec.objective.needs_old(self.passes)
 
     @property
     def forwards(self) -> int:
         """Forward passes over a microbatch that are not part of its gradients."""
-        return self.own + bool(self.spec.objective.kl.coef)
+        return self.old + bool(self.spec.objective.kl.coef)
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
@@ -72,15 +75,21 @@ def state_shapes(spec: states.Spec, mesh: jax.sharding.Mesh) -> states.State:
     return with_shardings(shapes, states.shardings(spec, mesh))
 
 
-def param_shapes(cfg: arch.Config, mesh: jax.sharding.Mesh) -> dict:
+def param_shapes(cfg: Config, mesh: jax.sharding.Mesh) -> dict:
     """The weights of the base."""
-    shapes = jax.eval_shape(lambda: arch.init(jax.random.key(0), cfg))
-    return with_shardings(shapes, arch.shardings(cfg, mesh))
+    shapes = jax.eval_shape(lambda: model_weights.init(jax.random.key(0), cfg))
+    return with_shardings(shapes, model_weights.shardings(cfg, mesh))
 
 
-def frozen_shapes(spec: states.Spec, mesh: jax.sharding.Mesh) -> dict | None:
-    """The weights that a training step reads and never changes; None if all weights are trained."""
-    return None if spec.full else param_shapes(spec.model, mesh)
+def frozen_shapes(
+    spec: states.Spec, mesh: jax.sharding.Mesh, under: Sequence[lora.LoraConfig] = ()
+) -> states.Frozen:
+    """What a training step reads and never changes: the weights, unless all of them are trained,
+    and the adapters under the trained one."""
+    params = None if spec.full else param_shapes(spec.model, mesh)
+    return states.Frozen(
+        params, tuple(lora.placed_shapes(spec.model, adapter, mesh) for adapter in under)
+    )
 
 
 def batch_shapes(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
@@ -96,7 +105,7 @@ def reference_shapes(work: Workload, mesh: jax.sharding.Mesh) -> losses.Referenc
     sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
     logp_BT = jax.ShapeDtypeStruct((work.rows, work.length), jnp.float32, sharding=sharding)
     kl = work.spec.objective.kl.coef
-    return losses.ReferenceLogps(logp_BT if work.own else None, logp_BT if kl else None)
+    return losses.ReferenceLogps(logp_BT if work.old else None, logp_BT if kl else None)
 
 
 def page_shapes(work: Workload, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
@@ -112,13 +121,19 @@ def bank_shapes(work: Workload, mesh: jax.sharding.Mesh) -> dict | None:
     spec = work.spec
     if spec.full:
         return None
-    tree = lora.leaves(spec.model, spec.lora, adapters=work.engine.adapters)
-    shardings = arch.shardings(spec.model, mesh, tree)
+    config = spec.lora
+    if work.under:
+        # one adapter stands in the bank for the frozen ones and the trained one: see lora.concatenate
+        stacked = (*work.under, spec.lora)
+        names = tuple(n for n in model_weights.LINEARS if any(n in c.targets for c in stacked))
+        config = lora.LoraConfig(sum(c.rank for c in stacked), 1.0, names)
+    tree = lora.leaves(spec.model, config, adapters=work.engine.adapters)
+    shardings = model_weights.shardings(spec.model, mesh, tree)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
         tree,
         shardings,
-        is_leaf=arch.is_leaf,
+        is_leaf=model_weights.is_leaf,
     )
 
 
@@ -127,7 +142,8 @@ def gradients(
     mesh: jax.sharding.Mesh,
     B: int,
     T: int,
-    before: losses.ReferenceLogps = losses.NO_REFERENCE,
+    reference: losses.ReferenceLogps = losses.NO_REFERENCE,
+    under: Sequence[lora.LoraConfig] = (),
 ) -> jax.stages.Traced:
     """The program that adds a microbatch's gradients to the sum so far."""
     trained = state_shapes(spec, mesh).trained
@@ -135,9 +151,9 @@ def gradients(
         return states.compiled(spec, mesh).accumulate.trace(
             grads=trained,
             trained=trained,
-            params=frozen_shapes(spec, mesh),
+            frozen=frozen_shapes(spec, mesh, under),
             batch=batch_shapes(mesh, B, T),
-            before=before,
+            reference=reference,
             weight=jax.ShapeDtypeStruct((), jnp.float32),
         )
 
@@ -147,8 +163,11 @@ def reference(work: Workload, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
     spec = work.spec
     rows = batch_shapes(mesh, work.rows, work.length)
     with meshes.use(mesh):
-        return states.compiled(spec, mesh).before.trace(
-            state_shapes(spec, mesh).trained, frozen_shapes(spec, mesh), rows, own=work.own
+        return states.compiled(spec, mesh).reference_logps.trace(
+            state_shapes(spec, mesh).trained,
+            frozen_shapes(spec, mesh, work.under),
+            rows,
+            old=work.old,
         )
 
 
@@ -210,8 +229,8 @@ def trace_all(
     the programs are left out that need less memory than another one does."""
     spec, traced = work.spec, []
     if work.rows:
-        before = reference_shapes(work, mesh)
-        traced.append(("gradients", gradients(spec, mesh, work.rows, work.length, before), mesh))
+        shapes = (work.rows, work.length, reference_shapes(work, mesh), work.under)
+        traced.append(("gradients", gradients(spec, mesh, *shapes), mesh))
         if work.forwards and not largest_only:
             traced.append(("before", reference(work, mesh), mesh))
         if not largest_only:

@@ -14,7 +14,7 @@ from jaxdeep.run import grpo, plan, sft
 from tests.run import small
 
 PROGRAMS = ["gradients", "before", "prefill", "decode"]
-OURS = {f"jit({name})" for name in ("accumulate", "before", "update", "run")}
+OURS = {f"jit({name})" for name in ("accumulate", "reference_logps", "update", "run")}
 COMPILED: list[str] = []  # names of the programs compiled since the test began
 
 

@@ -208,7 +208,10 @@ def memory_by_kind(
     """Bytes on one device by kind, at the moment of the peak. Of programs that are too large it
     takes the arguments out of their `temporary` bytes."""
     spec, size = work.spec, programs.device_bytes
-    state, frozen = programs.state_shapes(spec, mesh), programs.frozen_shapes(spec, mesh)
+    state, frozen = (
+        programs.state_shapes(spec, mesh),
+        programs.frozen_shapes(spec, mesh, work.under),
+    )
     batch = (
         programs.batch_shapes(mesh, work.rows, work.length),
         programs.reference_shapes(work, mesh),
@@ -229,7 +232,7 @@ def memory_by_kind(
         kv = programs.page_shapes(work, sampler_mesh)
         bank = programs.bank_shapes(work, sampler_mesh)
         weights = programs.param_shapes(spec.model, sampler_mesh)
-        if spec.full or not shards_reused(frozen, weights):
+        if spec.full or not shards_reused(frozen.params, weights):
             memory["base once more, for the engine"] = size(weights)
         memory["adapters of the engine"] = size(bank)
         memory["keys and values"] = size(kv)

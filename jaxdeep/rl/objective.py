@@ -111,5 +111,15 @@ class Objective(LossTerms):
         if self.kind == "cispo" and self.clip.dual is not None:
             raise ConfigError(f"grpo.clip.dual={self.clip.dual} does nothing for cispo: use None")
 
+    @property
+    def ratio_to_sampler(self) -> bool:
+        """Whether the ratio is always to the sampler's log-probabilities, also in later passes: the
+        total variation that `binary_tv` bounds is the distance to the policy that sampled."""
+        return self.kind == "binary_tv"
+
+    def needs_old(self, passes: int) -> bool:
+        """Whether a step of so many updates needs the trainer's log-probabilities of before it."""
+        return passes > 1 and not self.ratio_to_sampler
+
 
 SFT = Objective("likelihood")

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import identity, load, peft, tensors
+from jaxdeep.model import identity, load, lora, peft, tensors
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms
 from jaxdeep.setup import weights
@@ -61,21 +61,22 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
     mesh = meshes.make_mesh(run.mesh)
     trained = newest(location, spec, mesh)
     base = checkpoint.base_in(about)
-    params = None
+    frozen = states.Frozen(None)
     weights.refuse_other_base(location, model, spec)
     if not spec.full and (what == "merged" or base is None):
         params = weights.base_weights(model, spec, mesh, run.train.seed)
-        ours = weights.base_of(model, spec, params)
+        frozen = weights.load_frozen(model, spec, mesh, params)
+        ours = weights.base_of(model, spec, frozen)
         identity.check(f"the run in {location}", base, ours)
         base = ours
     if what == "adapter":
-        peft.save(
-            target, trained, spec.model, spec.lora, base=base._replace(name=model.location), **files
-        )
+        base = base._replace(name=model.location)
+        peft.save(target, lora.Adapter(trained, spec.lora.scale, base), spec.model, **files)
     elif spec.full:
         load.save(target, trained, spec.model, **files)
     else:
-        load.save(target, params, spec.model, adapter=trained, **files)
+        _, adapter = weights.sampled_policy(spec, frozen, trained, mesh)
+        load.save(target, frozen.params, spec.model, adapter=adapter, **files)
     print(f"{what} of {location} in {target}")
     return 0
 
@@ -84,6 +85,6 @@ def newest(location: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Me
     """What the newest checkpoint trained, on the mesh."""
     saved = checkpoint.Checkpoints(location, spec)
     try:
-        return saved.trained(weights.trained_shapes(spec, mesh))
+        return saved.trained(states.trained_shapes(spec, mesh))
     finally:
         saved.close()

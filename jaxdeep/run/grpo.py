@@ -37,7 +37,7 @@ from jaxdeep.data.pack import pack
 from jaxdeep.errors import DivergedError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
-from jaxdeep.model import load
+from jaxdeep.model import tensors
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import advantages, algorithms, summary
@@ -157,9 +157,9 @@ class Training:
     dev: Taskset | None
     spec: states.Spec
     mesh: jax.sharding.Mesh
-    params: Any  # frozen, None where all weights are trained
+    frozen: states.Frozen
     state: states.State
-    sampler_params: Any
+    sampler_frozen: states.Frozen
     saved: checkpoint.Checkpoints
     engine: Engine
     explorer: Explorer
@@ -211,7 +211,7 @@ class Training:
         logps: list[jax.Array] = []
         with self.timer("train"):
             state, metrics, trouble = passes.learn(
-                self.step, self.state, self.params, batches, tolerance, self.run.grpo.passes, logps
+                self.step, self.state, self.frozen, batches, tolerance, self.run.grpo.passes, logps
             )
         return Update(state, metrics, logps, trouble)
 
@@ -221,7 +221,7 @@ class Training:
         """Metrics of the update, with how far trainer and sampler are apart; writes the gaps down."""
         every = [t for group in groups for t in group]
         with self.timer("data"):
-            logps = [load.on_host(x) for x in update.logps]
+            logps = [tensors.on_host(x) for x in update.logps]
             gaps = summary.gaps_of(every, rows, logps, self.run.batch.length)
             if self.own == self.workdir:
                 record.write_gaps(self.workdir.gaps(n), every, gaps)
@@ -231,7 +231,9 @@ class Training:
     def hand_over(self, state: states.State) -> None:
         """The new policy to the sampler: conversations in progress go on with the one they began with."""
         self.state, self.version = state, self.version + 1
-        policy = weights.sampled_policy(self.spec, self.sampler_params, state, self.engine.mesh)
+        policy = weights.sampled_policy(
+            self.spec, self.sampler_frozen, state.trained, self.engine.mesh
+        )
         self.engine.follow(*policy, self.version)
 
     def evaluate(self, n: int) -> float | None:
@@ -289,8 +291,8 @@ def open_training(
     sampler_mesh = sizes.devices(spec.model, mesh)
     weights.check_vocabulary(chat, spec.model)
     location = run.train.checkpoints or workdir.path
-    params, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
-    base = weights.base_of(run.model, spec, params)
+    frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
+    base = weights.base_of(run.model, spec, frozen)
     keep = max(run.train.keep, guard.keep(run.guard, run.train.save_every))
     saved = checkpoint.Checkpoints(location, spec, keep=keep, base=base, run=about)
     guard.finish(own.path, saved)
@@ -298,14 +300,17 @@ def open_training(
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
     if done < run.train.steps:
-        programs.compile_all(run.workload(spec), mesh, sampler_mesh)
+        under = tuple(adapter.config for adapter in frozen.under)
+        programs.compile_all(run.workload(spec, under), mesh, sampler_mesh)
     with contextlib.ExitStack() as stack:
         stack.callback(saved.close)
-        frozen = weights.load_sampler_weights(run.model, spec, params, sampler_mesh, run.train.seed)
-        policy, adapter = weights.sampled_policy(spec, frozen, state, sampler_mesh)
-        engine = Engine(policy, spec.model, sampler_mesh, run.rollout.engine(1 + run.grpo.ahead))
+        sampler_frozen = weights.frozen_for_sampler(
+            run.model, spec, frozen, sampler_mesh, run.train.seed
+        )
+        policy = weights.sampled_policy(spec, sampler_frozen, state.trained, sampler_mesh)
+        engine = Engine(policy[0], spec.model, sampler_mesh, run.rollout.engine(1 + run.grpo.ahead))
         stack.callback(engine.close)
-        engine.set_adapter(adapter, version=version_of(state, run))
+        engine.set_adapter(policy[1], version=version_of(state, run))
         monitor = Monitor(own.path, step=done, mesh=mesh, settings=run.log, profile=run.profile)
         stack.enter_context(monitor)
         bar = stack.enter_context(progress(run.train.steps, "grpo", "step", done=done))
@@ -313,14 +318,14 @@ def open_training(
         explorer = Explorer(taskset, engine, chat, run, done, position, rollbacks)
         stack.callback(explorer.close)
         yield Training(
-            run, workdir, chat, dev, spec, mesh, params, state, frozen, saved, engine, explorer,
+            run, workdir, chat, dev, spec, mesh, frozen, state, sampler_frozen, saved, engine, explorer,
             monitor, bar, done,
         )  # fmt: skip
 
 
 def version_of(state: states.State, run: GrpoRun) -> int:
     """How many steps have updated the policy."""
-    return int(load.on_host(state.step)) // run.grpo.passes
+    return int(tensors.on_host(state.step)) // run.grpo.passes
 
 
 def batches_of(rows: Sequence[Row], batch: BatchConfig, sampled: float) -> list[Batch]:

@@ -23,7 +23,6 @@ from jaxdeep.agent.rollout import group, score
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.data.pack import pack
 from jaxdeep.metrics import Metrics
-from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
 from jaxdeep.rl.advantages import assign_advantages, to_rows
@@ -45,9 +44,10 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
 
     # frozen weights and a trainable adapter, sharded over the mesh; nothing is copied for the sampler
     mesh, spec = meshes.make_mesh(run.mesh), run.spec()
-    params, state = weights.load_or_init(run.train, run.model, spec, mesh)
+    frozen, state = weights.load_or_init(run.train, run.model, spec, mesh)
     step = states.Step(spec, mesh)
-    engine = Engine(*sampler_weights(spec, params, state), mesh, run.rollout.engine())
+    params, _ = weights.sampled_policy(spec, frozen, state.trained, mesh)
+    engine = Engine(params, spec.model, mesh, run.rollout.engine())
 
     order = list(range(len(taskset)))
     random.Random(run.train.seed).shuffle(order)
@@ -55,8 +55,8 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
         with Metrics(workdir, step=0) as metrics:
             for n in range(1, run.train.steps + 1):
                 # the policy of this step samples every token of this step: on-policy, ratio 1
-                _, adapter = states.policy(spec, params, state.trained)
-                engine.set_adapter(lora.Adapter(adapter, spec.lora.scale), version=n - 1)
+                params, adapter = weights.sampled_policy(spec, frozen, state.trained, mesh)
+                engine.follow(params, adapter, n - 1)
 
                 tasks = [order[i % len(order)] for i in places(n, run.grpo.prompts)]
                 groups = asyncio.run(sample(taskset, tasks, engine, chat, run, seed=n))
@@ -69,19 +69,13 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
                 row |= summary.advantage_metrics(groups, rewards, rules)
                 if rows:
                     batches = pack(rows, B=run.batch.rows, T=run.batch.length)
-                    state, learned = update(step, state, params, batches)
+                    state, learned = update(step, state, frozen, batches)
                     row |= {f"train/{name}": value for name, value in learned.items()}
                 metrics.write(n, row)
                 print(f"step {n}: reward {row['reward/mean']:.3f}")
     finally:
         engine.close()
     return state
-
-
-def sampler_weights(spec: states.Spec, params: dict, state: states.State) -> tuple:
-    """Weights in the model's dtype, and the architecture: what an engine is made of."""
-    base, _ = states.policy(spec, params, state.trained)
-    return base, spec.model
 
 
 def places(n: int, count: int) -> range:
@@ -119,11 +113,11 @@ async def sample(
 
 
 def update(
-    step: states.Step, state: states.State, params: dict, batches: Sequence[Batch]
+    step: states.Step, state: states.State, frozen: states.Frozen, batches: Sequence[Batch]
 ) -> tuple[states.State, dict[str, float]]:
     """One optimizer step over all microbatches, and its metrics. AssertionError where the trainer's
     log-probabilities are far from the sampler's: the gradient would be of another policy."""
-    grads, metrics = step.gradients(state, params, batches)
+    grads, metrics = step.gradients(state, frozen, batches)
     metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
     assert np.isfinite(metrics["loss"]), metrics
     state, _ = step.update(state, grads)

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep import programs
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import load
+from jaxdeep.model import layout
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import chips, estimate, published, report
 from jaxdeep.rl import algorithms
@@ -130,7 +130,7 @@ def published_of(model: ModelConfig) -> dict[str, Any] | None:
     if model.path in published.CONFIGS:
         return published.CONFIGS[model.path]
     try:
-        folder = load.folder(model.path, ("config.json",))
+        folder = layout.folder(model.path, ("config.json",))
     except CheckpointError as error:
         raise ConfigError(
             f"model.path={model.path!r} is not on this machine, and its config.json could not be "

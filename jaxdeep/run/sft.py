@@ -104,7 +104,7 @@ def fit(t: Training, measured: Sequence[Batch], ending: Termination) -> None:
         score = None
         if measured and sources.due(t.run.data.eval, n, steps):
             with t.timer("eval"):
-                seen = t.measure(t.state, t.params, measured)
+                seen = t.measure(t.state, t.frozen, measured)
             metrics |= {f"eval/{name}": value for name, value in seen.items()}
             score = -seen["loss"]
         t.write(n, metrics, position)
@@ -122,7 +122,7 @@ class Training:
     run: SftRun
     spec: states.Spec
     mesh: jax.sharding.Mesh
-    params: Any  # frozen, None where all weights are trained
+    frozen: states.Frozen
     state: states.State
     saved: checkpoint.Checkpoints
     mixture: mix.Mix
@@ -147,7 +147,7 @@ class Training:
         """Takes step n; its metrics. DivergedError where loss or gradient are not finite: the state before
         the step is saved."""
         with self.timer("train"):
-            grads, metrics = self.step.gradients(self.state, self.params, batches)
+            grads, metrics = self.step.gradients(self.state, self.frozen, batches)
             metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
             if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
                 self.saved.save(n - 1, self.state, self.position.save(self.mixture))
@@ -183,15 +183,16 @@ def open_training(
 ) -> Iterator[Training]:
     """The run at its newest checkpoint, or at its start, with all programs compiled."""
     location = run.train.checkpoints or workdir.path
-    params, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
-    base = weights.base_of(run.model, spec, params)
+    frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
+    base = weights.base_of(run.model, spec, frozen)
     saved = checkpoint.Checkpoints(location, spec, keep=run.train.keep, base=base, run=about)
     done, position = 0, mix.Position()
     if saved.latest() is not None:
         done, state, stored = saved.restore(state)
         position = mix.Position.load(stored, mixture)
     if done < run.train.steps:
-        programs.compile_all(run.workload(spec), mesh)
+        under = tuple(adapter.config for adapter in frozen.under)
+        programs.compile_all(run.workload(spec, under), mesh)
     rows = mix.packed_batches(
         mixture,
         position,
@@ -211,7 +212,7 @@ def open_training(
         progress(run.train.steps, "sft", "step", done=done) as bar,
     ):
         yield Training(
-            run, spec, mesh, params, state, saved, mixture, batches, position, monitor, bar, done
+            run, spec, mesh, frozen, state, saved, mixture, batches, position, monitor, bar, done
         )
 
 

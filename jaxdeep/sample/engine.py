@@ -27,7 +27,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.parallel.rounds import Rounds
 from jaxdeep.sample import sizes
@@ -50,7 +51,7 @@ class Engine:
     """
 
     def __init__(
-        self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
+        self, params: dict, cfg: Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
         pages, shards = sizes.pages(engine, cfg, mesh), sizes.shards_of(mesh)
         self.cfg, self.mesh, self.config = cfg, mesh, engine

@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 from jaxdeep import programs
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
 from jaxdeep.setup.runs import EvalRun
-from jaxdeep.train import state as states
 
 
 class OpenPolicy(NamedTuple):
@@ -31,13 +29,15 @@ def open_policy(run: EvalRun, name: str = "eval") -> Iterator[OpenPolicy]:
     mesh = meshes.make_mesh(run.mesh)
     spec = weights.spec_of(run.model, run.lora)
     weights.check_vocabulary(chat, spec.model)
-    params, trained = weights.load_policy(run.train.start, run.train.seed, run.model, spec, mesh)
-    base, adapter = states.policy(spec, params, trained)
+    frozen, trained = weights.load_policy(run.train.start, run.train.seed, run.model, spec, mesh)
+    params, adapter = weights.sampled_policy(spec, frozen, trained, mesh)
     sizes = run.rollout.engine()
-    programs.compile_all(programs.Workload(name, spec, engine=sizes), mesh, mesh)
-    engine = Engine(base, spec.model, mesh, sizes)
+    under = tuple(adapter.config for adapter in frozen.under)
+    work = programs.Workload(name, spec, engine=sizes, under=under)
+    programs.compile_all(work, mesh, mesh)
+    engine = Engine(params, spec.model, mesh, sizes)
     try:
-        engine.set_adapter(adapter and lora.Adapter(adapter, spec.lora.scale))
+        engine.set_adapter(adapter)
         yield OpenPolicy(chat, engine)
     finally:
         engine.close()

@@ -67,9 +67,10 @@ class SftRun:
         objective = dataclasses.replace(SFT, kl=self.sft.kl)
         return weights.spec_of(self.model, self.lora, self.optim, objective, hf=hf)
 
-    def workload(self, spec: Spec) -> Workload:
-        """The shapes of a step."""
-        return Workload("sft", spec, self.batch.rows, self.batch.length, self.data.accumulate)
+    def workload(self, spec: Spec, under: tuple[lora.LoraConfig, ...] = ()) -> Workload:
+        """The shapes of a step, over frozen adapters of these shapes."""
+        rows, length = self.batch.rows, self.batch.length
+        return Workload("sft", spec, rows, length, self.data.accumulate, under=under)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,8 @@ class GrpoRun:
                 f"grpo.ahead={self.grpo.ahead} needs an adapter: with lora.rank=0 an update changes the "
                 "weights under the conversations that are in progress"
             )
-        stale = self.grpo.ahead and self.grpo.passes > 1 and self.grpo.objective != "binary_tv"
+        objective = self.grpo.loss(self.rollout.limits)
+        stale = self.grpo.ahead and objective.needs_old(self.grpo.passes)
         if stale and self.grpo.correction.kind == "none":
             raise ConfigError(
                 f"grpo.ahead={self.grpo.ahead} with grpo.passes={self.grpo.passes} needs "
@@ -119,8 +121,9 @@ class GrpoRun:
         objective = self.grpo.loss(self.rollout.limits)
         return weights.spec_of(self.model, self.lora, optimizer, objective, hf=hf)
 
-    def workload(self, spec: Spec) -> Workload:
-        """The shapes of a step and of the engine, each rollout as long as its limits allow."""
+    def workload(self, spec: Spec, under: tuple[lora.LoraConfig, ...] = ()) -> Workload:
+        """The shapes of a step and of the engine, over frozen adapters of these shapes, each rollout as
+        long as its limits allow."""
         rollouts = self.grpo.prompts * self.grpo.group
         rows = -(-rollouts // (self.batch.length // self.rollout.limits.max_tokens))
         return Workload(
@@ -132,6 +135,7 @@ class GrpoRun:
             passes=self.grpo.passes,
             engine=self.rollout.engine(1 + self.grpo.ahead),
             rollouts=rollouts,
+            under=under,
         )
 
     def check_sizes(self, tasks: int, mesh: Any) -> None:

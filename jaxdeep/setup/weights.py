@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import arch, identity, load, lora, peft
+from jaxdeep.model import identity, layout, load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
 from jaxdeep.rl.objective import SFT, Objective
 from jaxdeep.setup.sections import ModelConfig, TrainConfig
@@ -42,7 +43,7 @@ def tokenizer_folder(model: ModelConfig) -> pathlib.Path | None:
         return path.parent
     if path.is_dir() or model.tokenizer:
         return path if path.is_dir() else None
-    return load.folder(model.location)
+    return layout.folder(model.location)
 
 
 def spec_of(
@@ -58,19 +59,18 @@ def spec_of(
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.location)
-    cfg = arch.Config.from_hf(
-        hf or (path if path.exists() else load.folder(model.location)),
+    cfg = Config.from_hf(
+        hf or (path if path.exists() else layout.folder(model.location)),
         dtype=model.dtype,
         remat=model.remat,
         attention=model.attention,
         quant=model.quant,
         chunk=model.chunk,
-        lora_scale=adapter.scale,
     )
     return states.Spec(cfg, adapter, optimizer, objective)
 
 
-def check_vocabulary(chat: ChatFormat, cfg: arch.Config) -> None:
+def check_vocabulary(chat: ChatFormat, cfg: Config) -> None:
     """ConfigError where the tokenizer has ids that the model does not."""
     if chat.tokenizer.size > cfg.V:
         raise ConfigError(
@@ -84,17 +84,51 @@ def base_weights(
 ) -> dict[str, Any]:
     """The weights of the base, sharded over the mesh."""
     if model.weights == "random":
-        shardings = arch.shardings(spec.model, mesh)
-        build = jax.jit(lambda key: arch.init(key, spec.model), out_shardings=shardings)
+        shardings = model_weights.shardings(spec.model, mesh)
+        build = jax.jit(lambda key: model_weights.init(key, spec.model), out_shardings=shardings)
         return build(jax.random.key(seed))
     return load.load(model.location, spec.model, mesh)
 
 
-def base_of(
-    model: ModelConfig, spec: states.Spec, params: dict[str, Any] | None
-) -> identity.Base | None:
-    """The name and hash of the frozen weights; None where they are what is trained."""
-    return None if spec.full else identity.Base(model.path, identity.identity(params, spec.model))
+def load_frozen(
+    model: ModelConfig,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    params: dict[str, Any],
+) -> states.Frozen:
+    """What training reads and never changes: the base's weights (None where they are what is trained), and
+    the adapters of `lora.under`. CheckpointError where one of those belongs to another base."""
+    if spec.full:
+        return states.Frozen(None)
+    base = identity.Base(model.path, identity.identity(params, spec.model))
+    return states.Frozen(params, load_under(spec, mesh, base))
+
+
+def load_under(
+    spec: states.Spec, mesh: jax.sharding.Mesh, base: identity.Base | None = None
+) -> tuple[lora.Adapter, ...]:
+    """The frozen adapters of `lora.under` on the mesh, each a run's newest checkpoint or a PEFT folder."""
+    under = []
+    for path in spec.lora.under:
+        if is_adapter(path):
+            adapter = peft.load(pathlib.Path(path), spec.model)
+        elif checkpoint.exists(path):
+            adapter = checkpoint.load_adapter(path, spec.model, mesh)
+        else:
+            raise CheckpointError(
+                f"lora.under={path}: there is neither a run with a checkpoint nor a PEFT adapter"
+            )
+        under.append(lora.place(adapter, spec.model, mesh))
+    lora.check_under(under, base)
+    return tuple(under)
+
+
+def base_of(model: ModelConfig, spec: states.Spec, frozen: states.Frozen) -> identity.Base | None:
+    """The name and hash of all that is frozen; None where the weights are what is trained."""
+    if spec.full:
+        return None
+    base = identity.Base(model.path, identity.identity(frozen.params, spec.model))
+    return lora.base_over(base, frozen.under)
 
 
 def load_or_init(
@@ -103,49 +137,39 @@ def load_or_init(
     spec: states.Spec,
     mesh: jax.sharding.Mesh,
     checkpoints: str | os.PathLike | None = None,
-) -> tuple[dict[str, Any] | None, states.State]:
-    """The frozen weights (None where they are what is trained) and a fresh training state: around what
-    `train.start` trained, else around a new adapter or the base. CheckpointError, before any weight is
-    loaded, where that, or the run that resumes from `checkpoints`, belongs to another base."""
+) -> tuple[states.Frozen, states.State]:
+    """What is frozen, and a fresh training state: around what `train.start` trained, else around a new
+    adapter or the base. CheckpointError, before any weight is loaded, where that, or the run that resumes
+    from `checkpoints`, belongs to another base."""
     for path in filter(None, (train.start, checkpoints)):
         refuse_other_base(path, model, spec)
     params = base_weights(model, spec, mesh, train.seed)
+    frozen = load_frozen(model, spec, mesh, params)
     state = states.init(jax.random.key(train.seed), spec, mesh, params if spec.full else None)
     if train.start:
-        base = base_of(model, spec, params)
+        base = base_of(model, spec, frozen)
         state = state.replace(trained=load_trained(train.start, spec, base, state.trained))
-    return (None if spec.full else params), state
+    return frozen, state
 
 
 def load_policy(
     start: str, seed: int, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
-) -> tuple[dict[str, Any] | None, Any]:
-    """The frozen weights and what is trained, to sample from: no optimizer state is made. Without a
-    `start` a new adapter, which changes nothing, stands over the base."""
+) -> tuple[states.Frozen, Any]:
+    """What is frozen and what is trained, to sample from: no optimizer state is made. Without a `start` a
+    new adapter, which changes nothing, stands over the base."""
     if start:
         refuse_other_base(start, model, spec)
     params = base_weights(model, spec, mesh, seed)
+    frozen = load_frozen(model, spec, mesh, params)
     trained: Any = params
     if not spec.full:
-        shardings = states.trained_shardings(spec, mesh)
+        shardings = jax.tree.map(lambda x: x.sharding, states.trained_shapes(spec, mesh))
         build = jax.jit(lambda k: lora.init(k, spec.model, spec.lora), out_shardings=shardings)
         trained = build(jax.random.key(seed))
     if start:
-        if spec.full:
-            trained = trained_shapes(spec, mesh)
-        trained = load_trained(start, spec, base_of(model, spec, params), trained)
-    return (None if spec.full else params), trained
-
-
-def trained_shapes(spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes and shardings of what is trained, float32; no array exists."""
-    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
-        tree,
-        states.trained_shardings(spec, mesh),
-        is_leaf=arch.is_leaf,
-    )
+        like = states.trained_shapes(spec, mesh) if spec.full else trained
+        trained = load_trained(start, spec, base_of(model, spec, frozen), like)
+    return frozen, trained
 
 
 def load_trained(
@@ -174,18 +198,18 @@ def load_adapter(
 ) -> dict[str, Any]:
     """The factors of the PEFT adapter in `path`, sharded as the `fresh` ones. It must have the rank and
     the linears of the configuration; another alpha is folded into its factors."""
-    found = peft.load(path, spec.model, base)
-    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, found.lora))
+    adapter = peft.load(path, spec.model, base)
+    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, adapter.config))
     if ours != theirs:
         raise ConfigError(
             f"the adapter in {path} has lora.rank={theirs[0]} and lora.targets={theirs[1]}, "
             f"the configuration {ours[0]} and {ours[1]}: make them equal"
         )
-    ratio = np.float32(found.lora.scale / spec.lora.scale)
-    for name, pair in found.factors.items():
+    ratio = np.float32(adapter.scale / spec.lora.scale)
+    for name, pair in adapter.factors.items():
         pair["b"] *= ratio
-        pair["a"] = reinit_dead_directions(pair, load.on_host(fresh[name]["a"]))
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), found.factors, fresh)
+        pair["a"] = reinit_dead_directions(pair, tensors.on_host(fresh[name]["a"]))
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), adapter.factors, fresh)
 
 
 def reinit_dead_directions(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
@@ -210,26 +234,32 @@ def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.
     identity.check(f"what is in {path}", theirs, ours)
 
 
-def load_sampler_weights(
+def frozen_for_sampler(
     model: ModelConfig,
     spec: states.Spec,
-    params: dict[str, Any] | None,
+    frozen: states.Frozen,
     mesh: jax.sharding.Mesh,
     seed: int,
-) -> dict[str, Any] | None:
-    """The frozen weights on the sampler's mesh: the trainer's own arrays where the sampler's devices hold
-    all their shards, else read once more. None where the weights are what is trained."""
+) -> states.Frozen:
+    """The same on the sampler's mesh: the trainer's own arrays where the sampler's devices hold all their
+    shards, else read once more."""
+    if frozen.params is None:
+        return frozen
+    params = exchange.reuse_shards(frozen.params, model_weights.shardings(spec.model, mesh))
     if params is None:
-        return None
-    shared = exchange.reuse_shards(params, arch.shardings(spec.model, mesh))
-    return base_weights(model, spec, mesh, seed) if shared is None else shared
+        params = base_weights(model, spec, mesh, seed)
+    under = frozen.under if jax.process_count() == 1 else load_under(spec, mesh)
+    return states.Frozen(params, under)
 
 
 def sampled_policy(
-    spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
-) -> tuple[dict, Any]:
-    """(weights, adapter) of the trainer's state on the sampler's mesh. Only what is trained crosses from
-    process to process."""
-    trained = exchange.reshard(state.trained, states.trained_shardings(spec, mesh))
-    base, adapter = states.policy(spec, frozen, trained)
-    return base, adapter and lora.Adapter(adapter, spec.lora.scale)
+    spec: states.Spec, frozen: states.Frozen, trained: Any, mesh: jax.sharding.Mesh
+) -> tuple[dict, lora.Adapter | None]:
+    """The weights and the one adapter that the sampler takes, on its mesh: those of `lora.under` and the
+    trained one side by side. Only what is trained crosses from process to process."""
+    shardings = jax.tree.map(lambda x: x.sharding, states.trained_shapes(spec, mesh))
+    trained = exchange.reshard(trained, shardings)
+    params, adapter = states.policy(spec, frozen.params, trained, frozen.under)
+    if isinstance(adapter, tuple):
+        adapter = lora.concatenate(adapter)
+    return params, adapter

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.model import arch, decoder
+from jaxdeep.model import decoder, head
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import SFT, Clip, Objective
 from jaxdeep.types import Batch
@@ -41,16 +42,14 @@ class ReferenceLogps(NamedTuple):
     """Log-probabilities of a batch's tokens, [B, T], from before the step: the trainer's, and the
     base's. None if the loss does not need them."""
 
-    own_BT: jax.Array | None = None
+    old_BT: jax.Array | None = None
     base_BT: jax.Array | None = None
 
 
 NO_REFERENCE = ReferenceLogps()
 
 
-def score(
-    params: dict, adapter: dict | None, batch: Batch, *, cfg: arch.Config
-) -> tuple[jax.Array, jax.Array]:
+def score(params: dict, adapter: Any, batch: Batch, *, cfg: Config) -> tuple[jax.Array, jax.Array]:
     """Log-probability and entropy in nats of each learned token of a packed batch, both [B, T]. Of
     other tokens they may be 0."""
     hidden_BTD, _ = decoder.forward(
@@ -62,7 +61,7 @@ def score(
         segments_BT=batch.segments_BT,
     )
     wanted_BT = batch.learn_BT != 0
-    return decoder.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
+    return head.token_logps(params, hidden_BTD, batch.tokens_BT, cfg=cfg, wanted_BT=wanted_BT)
 
 
 def loss(
@@ -84,7 +83,7 @@ def loss(
     if objective.kind == "likelihood":
         loss_BT, ratio_BT = -logp_BT * batch.advantage_BT, jnp.ones_like(logp_BT)
     else:
-        loss_BT, ratio_BT, cut = policy_loss(logp_BT, batch, before.own_BT, objective)
+        loss_BT, ratio_BT, cut = policy_loss(logp_BT, batch, before.old_BT, objective)
         by_token, maxima = sampler_mismatch(logp_BT, batch)
         sums |= {name: (x_BT * learn_BT).sum() for name, x_BT in (by_token | cut).items()}
     if objective.kl.coef:
@@ -145,15 +144,15 @@ def sampler_mismatch(
 
 
 def policy_loss(
-    logp_BT: jax.Array, batch: Batch, own_BT: jax.Array | None, objective: Objective
+    logp_BT: jax.Array, batch: Batch, trainer_BT: jax.Array | None, objective: Objective
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """The loss of each token and its ratio to the old policy, both [B, T]; and as metrics which
     tokens were beyond a bound of `clip` ("clipped") or of `correction` ("corrected")."""
     clip, correction, advantage_BT = objective.clip, objective.correction, batch.advantage_BT
     policy_BT, sampler_BT = mask_unlearned(logp_BT, batch), mask_unlearned(batch.logp_BT, batch)
     old_BT = sampler_BT
-    if objective.kind != "binary_tv" and own_BT is not None:
-        old_BT = mask_unlearned(own_BT, batch)
+    if trainer_BT is not None and not objective.ratio_to_sampler:
+        old_BT = mask_unlearned(trainer_BT, batch)
     elif correction.kind != "none":
         # the step's only update: the policy is still the old one, so r is 1, with the gradient of
         # log p

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -16,7 +14,7 @@ from jaxdeep.types import Batch
 def learn(
     step: states.Step,
     state: states.State,
-    params: Any,
+    frozen: states.Frozen,
     batches: list[Batch],
     tolerance: float | None,
     passes: int,
@@ -34,15 +32,15 @@ def learn(
     first: later passes have moved away from it. So are the log-probabilities of each microbatch,
     [B, T], which are appended to `logps`.
     """
-    befores = step.before(state, params, batches, own=passes > 1)
+    references = step.reference_logps(state, frozen, batches, old=passes > 1)
     at_first_pass: dict[str, float] = {}
     for number in range(passes):
         grads, metrics = step.gradients(
-            state, params, batches, befores, logps if number == 0 else None
+            state, frozen, batches, references, logps if number == 0 else None
         )
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
-            trouble = blame(step, state, params, batches, befores, metrics)
+            trouble = blame(step, state, frozen, batches, references, metrics)
             return (None if number else state), metrics, trouble
         if number == 0:
             difference = metrics["max_logp_diff"]
@@ -63,16 +61,16 @@ def learn(
 def blame(
     step: states.Step,
     state: states.State,
-    params: Any,
+    frozen: states.Frozen,
     batches: list[Batch],
-    befores: list[losses.ReferenceLogps],
+    references: list[losses.ReferenceLogps],
     metrics: dict[str, float],
 ) -> str:
     """A message that names the microbatches whose own loss or gradient is not finite."""
     wrong = []
-    for i, (batch, before) in enumerate(zip(batches, befores, strict=True), 1):
+    for i, (batch, reference) in enumerate(zip(batches, references, strict=True), 1):
         if batch.learn_BT.any():
-            _, alone = step.gradients(state, params, [batch], [before])
+            _, alone = step.gradients(state, frozen, [batch], [reference])
             if not np.isfinite([float(alone["loss"]), float(alone["grad_norm"])]).all():
                 wrong.append(f"{i} (tokens {int(alone['tokens'])})")
     return (

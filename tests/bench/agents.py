@@ -225,7 +225,7 @@ def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxdeep.model import decoder
+    from jaxdeep.model import decoder, head
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling
 
@@ -251,7 +251,7 @@ def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
     def trainer(params, tokens_BT):
         hidden_BTD, _ = decoder.forward(params, None, tokens_BT, cfg=cfg)
         last_BtD = hidden_BTD[:, -said - 1 : -1]
-        logp_BtV = jax.nn.log_softmax(decoder.logits(params, last_BtD, cfg=cfg))
+        logp_BtV = jax.nn.log_softmax(head.logits(params, last_BtD, cfg=cfg))
         return jnp.take_along_axis(logp_BtV, tokens_BT[:, -said:, None], axis=-1)[0, :, 0]
 
     away = float(np.abs(np.asarray(trainer(params, whole)) - done.logps).max())

@@ -33,12 +33,13 @@ def jaxdeep(L: int):
     import ahead
 
     from jaxdeep import programs
-    from jaxdeep.model import arch, lora
+    from jaxdeep.model import lora
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.train import optim
     from jaxdeep.train import state as states
 
-    cfg = arch.Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
+    cfg = Config(**ahead.QWEN3_8B | dict(L=L), limit=T, remat="dots")
     spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-4, steps=100))
     mesh = meshes.make_mesh()
     traced = (programs.gradients, spec, mesh, B, T), (programs.update, spec, mesh)

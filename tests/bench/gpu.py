@@ -90,7 +90,9 @@ def attention(flags: argparse.Namespace) -> dict:
 def sft_jaxdeep(flags: argparse.Namespace) -> dict:
     import jax
 
-    from jaxdeep.model import arch, lora
+    from jaxdeep.model import lora
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.plan import published
     from jaxdeep.train import optim
@@ -98,10 +100,10 @@ def sft_jaxdeep(flags: argparse.Namespace) -> dict:
     from jaxdeep.types import Batch
 
     hf = published.CONFIGS[flags.model]
-    cfg = arch.Config.from_hf(hf, dtype="bfloat16", remat="full", lora_scale=1.0)
+    cfg = Config.from_hf(hf, dtype="bfloat16", remat="full")
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     step, held, found = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh), {}
     for B in flags.rows:
 
@@ -112,7 +114,7 @@ def sft_jaxdeep(flags: argparse.Namespace) -> dict:
             learn = ones * (np.arange(LENGTH) > 0)
             places = np.tile(np.arange(LENGTH, dtype=np.int32), (B, 1))
             batch = Batch(tokens, np.ones((B, LENGTH), np.int32), places, learn, learn * 0, learn)
-            grads, told = step.gradients(held, params, [batch])
+            grads, told = step.gradients(held, states.Frozen(params), [batch])
             held, _ = step.update(held, grads)
             assert np.isfinite(float(told["loss"]))
 
@@ -174,15 +176,16 @@ def held_torch() -> float:
 def decode_jaxdeep(flags: argparse.Namespace) -> dict:
     import jax
 
-    from jaxdeep.model import arch
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.plan import published
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling
 
-    cfg = arch.Config.from_hf(published.CONFIGS[flags.model], dtype="bfloat16")
+    cfg = Config.from_hf(published.CONFIGS[flags.model], dtype="bfloat16")
     mesh, found = meshes.make_mesh(devices=jax.devices()[:1]), {}
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     for B in BATCHES:
         size = EngineConfig(slots=B, length=PROMPT + NEW, chunk=4096, tile=64, steps=32)
         engine = Engine(params, cfg, mesh, size)

@@ -136,7 +136,9 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
     import jax
 
     from jaxdeep.data.pack import pack
-    from jaxdeep.model import arch, lora
+    from jaxdeep.model import lora
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.rl import advantages
     from jaxdeep.sample.engine import Engine, EngineConfig
@@ -144,7 +146,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
     from jaxdeep.train import state as states
 
     compiled, chat = compilations(), Searching()
-    cfg = arch.Config.from_hf(TINY, dtype="float32", remat="dots", lora_scale=1.0)
+    cfg = Config.from_hf(TINY, dtype="float32", remat="dots")
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     spec = states.Spec(
         cfg,
@@ -152,7 +154,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         optim.OptimConfig(lr=1e-3, steps=100),
         losses.Objective(kind="clip"),
     )
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     step, state = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
     assert sum(x.size for x in jax.tree.leaves(state.trained)) == factors()
     engine = Engine(params, cfg, mesh, EngineConfig(slots=PROMPTS * GROUP, length=LENGTH))
@@ -203,7 +205,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         advantages.assign_advantages(groups)
         rows = advantages.to_rows(groups)
         batches = pack(rows, B=4, T=512)
-        grads, found = step.gradients(state, params, batches)
+        grads, found = step.gradients(state, states.Frozen(params), batches)
         assert float(found["max_logp_diff"]) < 1e-4
         state, _ = step.update(state, grads)
         engine.set_adapter(lora.Adapter(state.trained, spec.lora.scale))

@@ -22,7 +22,9 @@ from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.envs.toy import facts, practice
-from jaxdeep.model import arch, decoder, load
+from jaxdeep.model import decoder, head, load
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.types import Batch, Row
 
@@ -54,10 +56,10 @@ def main() -> None:
     batches = texts(flags.rows)
 
     def model(dtype: str, quant: str):
-        cfg = arch.Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="dots")
+        cfg = Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="dots")
         return cfg, load.load(str(PLACE), cfg, mesh)
 
-    def predictions(cfg: arch.Config, params: dict, batch: Batch) -> jax.Array:
+    def predictions(cfg: Config, params: dict, batch: Batch) -> jax.Array:
         """Log-probabilities of every next token, [B, T - 1, V]."""
         hidden_BTD, _ = decoder.forward(
             params,
@@ -67,12 +69,12 @@ def main() -> None:
             positions_BT=batch.positions_BT,
             segments_BT=batch.segments_BT,
         )
-        return jax.nn.log_softmax(decoder.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
+        return jax.nn.log_softmax(head.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
 
     plain, exact = model(*WAYS[0])
 
     @functools.partial(jax.jit, static_argnums=3)
-    def apart(exact: dict, params: dict, batch: Batch, cfg: arch.Config):
+    def apart(exact: dict, params: dict, batch: Batch, cfg: Config):
         """Sums over the tokens that count: divergence, agreement, one."""
         want, got = predictions(plain, exact, batch), predictions(cfg, params, batch)
         divergence_BT = jnp.sum(jnp.exp(want) * (want - got), -1)
@@ -83,7 +85,7 @@ def main() -> None:
         f"{sum(batch.learn_BT.sum() for batch in found):,.0f} tokens of {name}"
         for name, found in batches.items()
     )
-    print(f"the tiny base, {arch.count(plain):,} parameters; {counts}")
+    print(f"the tiny base, {model_weights.count(plain):,} parameters; {counts}")
     print(f"{'':16}{'base MB':>8}", *(f"{f'KL {n}':>14}{'same best':>11}" for n in batches), sep="")
     for dtype, quant in WAYS:
         cfg, params = model(dtype, quant)

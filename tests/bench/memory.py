@@ -17,7 +17,8 @@ import ahead
 import jax
 
 from jaxdeep import programs
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
@@ -44,7 +45,7 @@ def pod() -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8").devices
     axes, rank, B, T = dict(data=4, context=16), 32, 4, 1 << 17
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    cfg = arch.Config(**ahead.QWEN3_8B, limit=T, remat="full")
+    cfg = Config(**ahead.QWEN3_8B, limit=T, remat="full")
     spec = states.Spec(cfg, lora.LoraConfig(rank, rank), optim.OptimConfig(lr=1e-4, steps=100))
     found = programs.compile_traced(programs.gradients(spec, mesh, B, T), mesh).memory_analysis()
     moments = sum(

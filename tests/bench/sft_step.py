@@ -27,20 +27,22 @@ def jaxdeep(V: int):
     import jax
     import numpy as np
 
-    from jaxdeep.model import arch, lora
+    from jaxdeep.model import lora
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.train import optim
     from jaxdeep.train import state as states
     from jaxdeep.types import Batch
 
     def build():
-        cfg = arch.Config(
+        cfg = Config(
             V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=4096,
-            dtype="float32", remat="dots", lora_scale=1.0,
+            dtype="float32", remat="dots",
         )  # fmt: skip
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
         spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
-        params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+        params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
         step, held = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
         ones = np.ones((B, T), np.float32)
         learn = ones.copy()
@@ -50,7 +52,7 @@ def jaxdeep(V: int):
         def run(tokens):
             nonlocal held
             batch = Batch(tokens, np.ones((B, T), np.int32), places, learn, learn * 0, learn)
-            grads, found = step.gradients(held, params, [batch])
+            grads, found = step.gradients(held, states.Frozen(params), [batch])
             held, _ = step.update(held, grads)
             return float(found["loss"])
 

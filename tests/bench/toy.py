@@ -19,14 +19,15 @@ def jaxdeep(length: int) -> tuple[dict, Any, Any]:
     """Weights, configuration and mesh."""
     import jax
 
-    from jaxdeep.model import arch
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
 
-    cfg = arch.Config(
+    cfg = Config(
         V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=length,
-        dtype="float32", lora_scale=1.0,
+        dtype="float32",
     )  # fmt: skip
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     return params, cfg, meshes.make_mesh(devices=jax.devices()[:1])
 
 

@@ -17,7 +17,8 @@ from bench import ahead
 
 from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, context, decoder, lora
+from jaxdeep.model import attention, context, decoder, lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
@@ -44,18 +45,20 @@ def packed(cfg, B, lengths, T):
     return Batch(tokens, segments, positions, learn, learn * 0, learn)
 
 
-def measured(cfg, mesh, params, adapter, batch):
-    """What each learned token got, and the gradients of weights and adapter, of the mean loss."""
+def measured(cfg, mesh, params, factors, batch):
+    """What each learned token got, and the gradients of weights and factors, of the mean loss."""
 
     def total(trained, batch):
-        logp_BT, entropy_BT = losses.score(*trained, batch, cfg=cfg)
+        params, factors = trained
+        adapter = lora.Adapter(factors, tiny.SPEC.scale)
+        logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=cfg)
         loss, _ = losses.loss(logp_BT, entropy_BT, batch)
         return loss / batch.learn_BT.sum(), (logp_BT * batch.learn_BT, entropy_BT * batch.learn_BT)
 
-    rank = jax.tree.leaves(adapter)[0].shape[-1]
-    leaves = lora.leaves(cfg, lora.LoraConfig(rank, 1.0, tuple(adapter)))
+    leaves = lora.leaves(cfg, tiny.SPEC)
     trained = jax.device_put(
-        (params, adapter), (arch.shardings(cfg, mesh), arch.shardings(cfg, mesh, leaves))
+        (params, factors),
+        (model_weights.shardings(cfg, mesh), model_weights.shardings(cfg, mesh, leaves)),
     )
     with meshes.use(mesh):
         run = jax.jit(jax.grad(total, has_aux=True))
@@ -81,7 +84,7 @@ def model(**changes):
 
     def build(key):
         adapter = lora.init(key, cfg, tiny.SPEC)
-        return arch.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
+        return model_weights.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
 
     return cfg, *jax.jit(build)(jax.random.key(0))
 

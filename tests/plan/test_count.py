@@ -11,7 +11,8 @@ from model import models
 
 from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, flops
+from jaxdeep.model import attention, flops
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import chips, count, hlo
 from jaxdeep.train import optim
@@ -288,7 +289,7 @@ def test_published_configurations_have_the_published_counts(shared):
     checked = 0
     for path in shared("qwen3/configs").glob("*.json"):
         name = path.name.removesuffix("_config.json").split("Qwen3-")[1]
-        ours = arch.Config.from_hf(published.CONFIGS[f"Qwen/Qwen3-{name}"])
-        assert ours == arch.Config.from_hf(path)
+        ours = Config.from_hf(published.CONFIGS[f"Qwen/Qwen3-{name}"])
+        assert ours == Config.from_hf(path)
         checked += 1
     assert checked >= 9

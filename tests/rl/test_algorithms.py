@@ -101,14 +101,14 @@ class Step:
     call."""
 
     def __init__(self, *numbers):
-        self.numbers, self.updates, self.own = list(numbers), 0, None
+        self.numbers, self.updates, self.old = list(numbers), 0, None
 
-    def before(self, state, params, batches, *, own):
-        self.own = own
+    def reference_logps(self, state, frozen, batches, *, old):
+        self.old = old
         return [losses.NO_REFERENCE for _ in batches]
 
-    def gradients(self, state, params, batches, befores, logps=None):
-        assert len(batches) == len(befores)
+    def gradients(self, state, frozen, batches, references, logps=None):
+        assert len(batches) == len(references)
         loss, norm, apart = self.numbers.pop(0)
         same = dict.fromkeys(losses.MISMATCH, apart)
         return "grads", same | {"loss": loss, "grad_norm": norm, "tokens": 5.0}
@@ -133,10 +133,10 @@ def batches(count=2):
 def test_several_passes_are_several_updates_and_compare_with_the_sampler_once():
     step = Step(GOOD, (0.25, 2.0, 0.7))
     state, found, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=2)
-    assert (state, trouble, step.updates, step.own) == (12, "", 2, True)
+    assert (state, trouble, step.updates, step.old) == (12, "", 2, True)
     assert found["loss"] == 0.25 and found["max_logp_diff"] == 1e-6 and found["lr"] == 0.1
     step = Step(GOOD)
-    assert passes.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.own is False
+    assert passes.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.old is False
 
 
 def test_trainer_and_sampler_apart_stop_before_the_first_update():

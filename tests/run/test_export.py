@@ -9,7 +9,9 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
-from jaxdeep.model import arch, load, lora, peft, tensors
+from jaxdeep.model import load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.run import cli, sft
 from jaxdeep.setup import weights
@@ -22,7 +24,9 @@ from jaxdeep.train import state as states
 def random(tree, seed):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, np.float32) / 6, tree, is_leaf=arch.is_leaf
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32) / 6,
+        tree,
+        is_leaf=model_weights.is_leaf,
     )
 
 
@@ -31,9 +35,9 @@ def place(tmp_path_factory):
     """A base with weights, another one, and the checkpoint and adapter of a run over the first."""
     path = tmp_path_factory.mktemp("export")
     small.config(path, "sft", steps=2)
-    cfg = arch.Config.from_hf(path / "model", dtype="float32")
+    cfg = Config.from_hf(path / "model", dtype="float32")
     for seed, name in enumerate(("base", "other")):
-        load.save(path / name, random(arch.leaves(cfg), seed), cfg, source=path / "model")
+        load.save(path / name, random(model_weights.leaves(cfg), seed), cfg, source=path / "model")
     checkpoint_of(path, "run")
     assert cli.main([*export(path), f"--to={path / 'adapter'}"]) == 0
     return path
@@ -48,11 +52,11 @@ def checkpoint_of(path, workdir, *more):
     """What a run of `sft` over the base leaves after its second step, and its spec."""
     run = loaded(path, *more)
     spec, mesh = run.spec(), meshes.make_mesh()
-    tree = arch.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
+    tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
     state = states.init(jax.random.key(0), spec, mesh, random(tree, 2))
     params = load.load(str(path / "base"), spec.model, mesh)
     saved = checkpoint.Checkpoints(
-        path / workdir, spec, base=weights.base_of(run.model, spec, params)
+        path / workdir, spec, base=weights.base_of(run.model, spec, states.Frozen(params))
     )
     saved.save(2, state, {})
     saved.close()

@@ -93,7 +93,7 @@ def reference(logp_BT, entropy_BT, batch, before, objective, held_BT=None):
     """The loss divided by its count, and sums of metrics, sequence by sequence. `held_BT` stands where
     a log-probability carries no gradient."""
     held_BT = logp_BT if held_BT is None else held_BT
-    own_BT = before.own_BT
+    own_BT = before.old_BT
     if objective.kind == "binary_tv" or (own_BT is None and objective.correction.kind == "none"):
         own_BT = batch.logp_BT
     elif own_BT is None:
