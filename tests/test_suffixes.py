@@ -25,7 +25,7 @@ def test_the_check_finds_a_lie():
 
 OBJECTIVES = [
     SFT,
-    Objective("clip", Clip(dual=2.0), "sequence", entropy=0.1),
+    Objective("clip", clip=Clip(dual=2.0), aggregate="sequence", entropy=0.1),
     Objective("gspo", kl=Kl("k3", 0.1), correction=Correction("mask")),
     Objective("cispo"),
     Objective("binary_tv"),

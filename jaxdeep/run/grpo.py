@@ -188,7 +188,9 @@ class Training:
     def prepare(self, n: int, groups: Sequence[Sequence[Trajectory]]) -> StepData:
         """Advantages, rows and microbatches of a step; writes its rollouts down."""
         with self.timer("data"):
-            rows, shares = advantages.rows(groups, self.rules)
+            rewards = advantages.assign_advantages(groups, self.rules)
+            rows = advantages.to_rows(groups)
+            shares = summary.advantage_metrics(groups, rewards, self.rules)
             if self.own == self.workdir:
                 # gaps of an earlier try at this step, which the guard set back
                 self.workdir.gaps(n).unlink(missing_ok=True)

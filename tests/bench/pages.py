@@ -28,7 +28,7 @@ from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import FILE, Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.pages import view
-from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 GROUP = 8
 WORDS = re.findall(
@@ -66,7 +66,7 @@ def rollout(chat: Qwen3Chat, task: Task, rounds: int, rng: random.Random) -> Tra
         for p in chat.pieces(messages)
     ]
     reward = float(rng.random() < 0.4)
-    made = Trajectory(task, pieces=pieces, messages=messages, stop=Stop.FINISHED)
+    made = Trajectory(task, branches=[Branch(pieces)], messages=messages, stop=Stop.FINISHED)
     made.rewards, made.reward, made.advantage = {"answer": reward}, reward, reward - 0.4
     return made
 

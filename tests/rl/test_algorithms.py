@@ -49,9 +49,9 @@ WANT = {  # what each paper states: norm, groups of equal rewards, objective
         "keep",
         Objective(clip=Clip(None, None), aggregate="constant", length=1),
     ),
-    "gspo": (GROUP, "keep", Objective("gspo", Clip(3e-4, 4e-4), "sequence")),
-    "cispo": (GROUP, "keep", Objective("cispo", Clip(None, 4.0))),
-    "binary_tv": (Norm(), "drop", Objective("binary_tv", Clip(0.2, 0.2))),
+    "gspo": (GROUP, "keep", Objective("gspo", clip=Clip(3e-4, 4e-4), aggregate="sequence")),
+    "cispo": (GROUP, "keep", Objective("cispo", clip=Clip(None, 4.0))),
+    "binary_tv": (Norm(), "drop", Objective("binary_tv", clip=Clip(0.2, 0.2))),
     "reinforce_pp": (Norm("batch", "batch"), "keep", Objective(clip=Clip(0.2, 0.2))),
 }
 
@@ -97,7 +97,8 @@ def test_the_schedule_of_the_optimizer_follows_the_passes():
 
 
 class Step:
-    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each call."""
+    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each
+    call."""
 
     def __init__(self, *numbers):
         self.numbers, self.updates, self.own = list(numbers), 0, None

@@ -25,17 +25,19 @@ OBJECTIVES = {
     "no clip": Objective(clip=Clip(None, None)),
     "clip by sequence": Objective(clip=CLIP, aggregate="sequence"),
     "constant": Objective(clip=CLIP, aggregate="constant", length=17),
-    "gspo": Objective("gspo", Clip(0.15, 0.2), "sequence"),
-    "gspo by token": Objective("gspo", Clip(0.15, 0.2, dual=1.25)),
-    "cispo": Objective("cispo", Clip(None, 0.3)),
-    "cispo by sequence": Objective("cispo", Clip(0.3, 0.5), "sequence"),
-    "binary_tv": Objective("binary_tv", Clip(0.05, 0.07)),
-    "binary_tv, dual": Objective("binary_tv", Clip(0.05, 0.07, dual=1.3), "sequence"),
+    "gspo": Objective("gspo", clip=Clip(0.15, 0.2), aggregate="sequence"),
+    "gspo by token": Objective("gspo", clip=Clip(0.15, 0.2, dual=1.25)),
+    "cispo": Objective("cispo", clip=Clip(None, 0.3)),
+    "cispo by sequence": Objective("cispo", clip=Clip(0.3, 0.5), aggregate="sequence"),
+    "binary_tv": Objective("binary_tv", clip=Clip(0.05, 0.07)),
+    "binary_tv, dual": Objective(
+        "binary_tv", clip=Clip(0.05, 0.07, dual=1.3), aggregate="sequence"
+    ),
     "k1": Objective(kl=Kl("k1", 0.3)),
     "k2": Objective(kl=Kl("k2", 0.3), aggregate="sequence"),
     "k3": Objective(kl=Kl("k3", 0.3)),
     "truncate": Objective(correction=Correction("truncate", high=1.2)),
-    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
+    "mask": Objective("gspo", clip=Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
     "entropy": Objective(entropy=0.3),
 }
 OWN = {  # the ratio is against the trainer's own log-probabilities of before
@@ -456,7 +458,7 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
     ],
 )
 def test_a_clip_that_is_no_range_around_one_is_refused(bad):
-    with pytest.raises(ConfigError, match=r"clip low=.* high="):
+    with pytest.raises(ConfigError, match=r"clip.low=.* grpo.clip.high="):
         Clip(**bad)
 
 
@@ -465,14 +467,14 @@ def test_a_clip_that_is_no_range_around_one_is_refused(bad):
     [
         (lambda: Clip(dual=1.28), "dual=1.28 must be above"),
         (lambda: Clip(high=None, dual=0.5), "dual=0.5"),
-        (lambda: Kl("k3", -0.1), "kl coef=-0.1"),
-        (lambda: Kl("k3", float("nan")), "kl coef=nan"),
-        (lambda: Correction("mask", 1.2), "correction low=1.2"),
+        (lambda: Kl("k3", -0.1), "kl.coef=-0.1"),
+        (lambda: Kl("k3", float("nan")), "kl.coef=nan"),
+        (lambda: Correction("mask", 1.2), "correction.low=1.2"),
         (lambda: Correction("truncate", high=0.9), "high=0.9"),
         (lambda: Objective(length=0), "length=0"),
         (lambda: Objective(entropy=float("inf")), "entropy=inf"),
         (lambda: Objective("binary_tv", correction=Correction("mask")), "binary_tv"),
-        (lambda: Objective("cispo", Clip(dual=3.0)), "cispo"),
+        (lambda: Objective("cispo", clip=Clip(dual=3.0)), "cispo"),
     ],
 )
 def test_settings_out_of_range_or_without_an_effect_are_refused(make, said):

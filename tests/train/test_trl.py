@@ -36,10 +36,10 @@ CASES = {
     "dapo": (Objective(clip=Clip(0.2, 0.28)), dict(loss_type="dapo", epsilon_high=0.28)),
     "bnpo": (Objective(clip=Clip(0.2, 0.2)), dict(loss_type="bnpo")),
     "gspo": (
-        Objective("gspo", Clip(0.03, 0.04), "sequence"),
+        Objective("gspo", clip=Clip(0.03, 0.04), aggregate="sequence"),
         dict(loss_type="grpo", level="sequence", epsilon_low=0.03, epsilon_high=0.04),
     ),
-    "cispo": (Objective("cispo", Clip(None, 0.3)), dict(loss_type="cispo", epsilon_high=1.3)),
+    "cispo": (Objective("cispo", clip=Clip(None, 0.3)), dict(loss_type="cispo", epsilon_high=1.3)),
     "truncated": (
         Objective(clip=Clip(0.2, 0.28), correction=Correction("truncate", high=1.2)),
         dict(loss_type="dapo", epsilon_high=0.28, mode="token_truncate", bounds=(0.0, 1.2)),
