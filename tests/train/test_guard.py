@@ -6,7 +6,7 @@ import random
 import pytest
 
 from jaxdeep.errors import ConfigError, DivergedError
-from jaxdeep.train.guard import SIGNS, Guard, GuardConfig, keep, set_back
+from jaxdeep.train.guard import SIGNS, Guard, GuardConfig, checkpoints_to_keep, roll_back
 
 FINE = {
     "reward/mean": 0.6,
@@ -73,7 +73,7 @@ def collapse(folder, at, *kept, **given):
     for step in range(1, 200):
         alarms = guard.see({"step": step} | FINE | {"train/kl": 9.0 if step > at else 0.05})
         if alarms:
-            return set_back(folder, saved, guard, step, alarms, 10), saved.kept
+            return roll_back(folder, saved, guard, step, alarms, 10), saved.kept
     raise AssertionError("no alarm was raised")
 
 
@@ -93,8 +93,8 @@ def test_a_checkpoint_from_within_the_collapse_is_none_from_before(tmp_path):
 
 def test_enough_checkpoints_are_kept_to_be_set_back():
     config = GuardConfig(action="rollback", window=20, patience=5)
-    assert [keep(config, every) for every in (1, 5, 10, 100)] == [26, 6, 4, 2]
-    assert keep(GuardConfig(action="warn"), 5) == keep(None, 5) == 1
+    assert [checkpoints_to_keep(config, every) for every in (1, 5, 10, 100)] == [26, 6, 4, 2]
+    assert checkpoints_to_keep(GuardConfig(action="warn"), 5) == checkpoints_to_keep(None, 5) == 1
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -105,7 +105,7 @@ def test_each_sign_is_raised_soon_and_names_itself(sign):
             break
     assert 60 < row["step"] <= 110
     assert len(alarms) == 1 and SIGNS[sign][0] in alarms[0] and f"guard.{sign}=" in alarms[0]
-    assert 40 <= guard.before <= row["step"] - 10
+    assert 40 <= guard.safe_step <= row["step"] - 10
     silent = Guard(dataclasses.replace(GuardConfig(), **{sign: 0.0}))
     assert not any(silent.see(row) for row in run(sign=sign))
 
@@ -114,7 +114,7 @@ def test_each_sign_is_raised_soon_and_names_itself(sign):
 def test_noise_raises_nothing(seed):
     guard = Guard(GuardConfig())
     assert not any(guard.see(row) for row in run(seed=seed))
-    assert guard.before == 110
+    assert guard.safe_step == 110
 
 
 def test_a_run_that_goes_on_sees_what_one_that_never_stopped_does():
@@ -125,7 +125,7 @@ def test_a_run_that_goes_on_sees_what_one_that_never_stopped_does():
     for cut in (5, 61, 75, 100):
         again = Guard(GuardConfig(), rows[:cut])
         assert [again.see(row) for row in rows[cut:]] == want[cut:]
-        assert again.before == whole.before
+        assert again.safe_step == whole.safe_step
 
 
 def test_what_is_not_measured_or_not_finite_is_left_out():
