@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeep.errors import ConfigError
+from jaxdeep.workdir import Workdir
 
-FOLDER = "tensorboard"
 # Types of a protocol buffer's fields, in the low 3 bits of a field's key.
 VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5
 SESSION_START = 1
@@ -36,7 +36,7 @@ class TensorBoard:
     """
 
     def __init__(self, workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        folder = workdir / FOLDER
+        folder = Workdir(workdir).tensorboard
         folder.mkdir(parents=True, exist_ok=True)
         rows = list(rows)
         last = rows[-1]["step"] if rows else -1
@@ -113,7 +113,7 @@ class Wandb:
             raise ConfigError(
                 f"log.wandb={project!r} needs a package that is not installed: pip install wandb"
             ) from None
-        name = workdir / "wandb-id"
+        name = Workdir(workdir).wandb_id
         if not name.exists():
             name.write_text(secrets.token_hex(4))
         self.sent = sent
@@ -123,7 +123,7 @@ class Wandb:
             id=name.read_text(),
             resume="allow",
             dir=str(workdir),
-            config=json.loads((workdir / "config.json").read_text())["config"],
+            config=json.loads(Workdir(workdir).config.read_text())["config"],
         )
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from jaxdeep import __version__
 from jaxdeep.errors import ConfigError
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
 T = TypeVar("T")
 
@@ -303,7 +303,7 @@ def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, An
         "versions": {"python": sys.version.split()[0], "jaxdeep": __version__} | _versions(),
     }
     text = json.dumps(record, indent=2, default=str)
-    write_atomic(workdir / "config.json", text + "\n")
+    write_atomic(Workdir(workdir).config, text + "\n")
     return json.loads(text)
 
 

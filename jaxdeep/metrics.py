@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeep.errors import DataError
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ class Metrics:
     the run resumes."""
 
     def __init__(self, workdir: Path, *, step: int) -> None:
-        self.path = workdir / "metrics.jsonl"
+        self.path = Workdir(workdir).metrics
         workdir.mkdir(parents=True, exist_ok=True)
         kept = (
             [row for row in read_metrics(self.path) if row["step"] <= step]

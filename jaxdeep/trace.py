@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FILE = "trace.json.gz"
+from jaxdeep.workdir import Workdir
+
 MAX_BYTES = 32 * 2**20  # of a trace file; then a new one is begun
 MAX_BUFFERED = 5000  # events in memory, which a kill may cost
 
@@ -134,7 +135,7 @@ class Trace:
     grown to `limit` bytes, is renamed to `old-trace.json.gz`: the two newest are kept."""
 
     def __init__(self, workdir: Path, limit: int = MAX_BYTES) -> None:
-        self.path, self.limit = workdir / FILE, limit
+        self.path, self.limit = Workdir(workdir).trace, limit
         # Events carry the time of day, so that traces of several processes can be merged.
         self._epoch = time.time() - time.perf_counter()
         self._lock = threading.Lock()
@@ -183,7 +184,7 @@ class Trace:
 
     def _begin(self) -> None:
         if self.path.exists():
-            self.path.replace(self.path.with_name(f"old-{FILE}"))
+            self.path.replace(self.path.with_name(f"old-{self.path.name}"))
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
         self._compressor, self._size = zlib.compressobj(wbits=31), 0  # 31: a gzip header

@@ -50,6 +50,10 @@ class Workdir:
         return self.path / "tensorboard"
 
     @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb-id"
+
+    @property
     def profile(self) -> Path:
         return self.path / "profile"
 
@@ -84,12 +88,36 @@ class Workdir:
         """What `view` makes."""
         return self.path / "view"
 
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """What a quickstart came to."""
+        return self.path / "summary.json"
+
+    @property
+    def index(self) -> Path:
+        """The page of a quickstart."""
+        return self.path / "index.html"
+
     def rollouts(self, step: int) -> Path:
         return self.path / "rollouts" / f"{step:06d}.jsonl"
 
     def gaps(self, step: int) -> Path:
         """Trainer less sampler, for the sampled tokens of a step's rollouts."""
         return self.path / "gaps" / f"{step:06d}.npy"
+
+    def rollout_steps(self) -> list[int]:
+        """The steps whose rollouts are there, in order."""
+        paths = (self.path / "rollouts").glob("*.jsonl")
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+
+    def files_after(self, step: int) -> list[Path]:
+        """Rollouts and gaps of later steps."""
+        paths = [*self.path.glob("rollouts/*"), *self.path.glob("gaps/*")]
+        return sorted(path for path in paths if int(path.name.split(".")[0]) > step)
 
     def collapsed(self, number: int) -> Path:
         """What came after the step that the guard went back to, the `number`-th time."""

@@ -18,7 +18,7 @@ def rows(*steps):
 def written(workdir):
     """Every (step, tag, value) in the files, read by the format's own rules."""
     found = []
-    for path in sorted((workdir / boards.FOLDER).iterdir()):
+    for path in sorted((workdir / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_no_step_twice_and_none_missing(tmp_path):
     for row in rows(*range(1, 201)):
         board.write(row["step"], row)
     board.close()
-    (path,) = (tmp_path / boards.FOLDER).iterdir()
+    (path,) = (tmp_path / "tensorboard").iterdir()
     with path.open("ab") as file:  # a kill in the middle of an event
         file.write(path.read_bytes()[:30])
     board = boards.TensorBoard(tmp_path, rows(*range(1, 151)))

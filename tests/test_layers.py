@@ -54,12 +54,12 @@ JOINED = {
 ROOTS = {
     "types": set(),
     "errors": set(),
-    "trace": set(),
+    "trace": {"workdir"},
     "workdir": {"errors"},
     "console": {"errors"},
     "signals": {"errors"},
     "metrics": {"errors", "workdir"},
-    "boards": {"errors"},
+    "boards": {"errors", "workdir"},
     "config": {"errors", "workdir"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -85,7 +85,7 @@ def test_what_overlaps_counts_once_and_has_lanes_of_its_own(tmp_path, clock):
     assert taken.keys() == {"time/rollout", "time/rollout/tools", "time/train"}
     assert taken["time/rollout/tools"] == pytest.approx(5, abs=1e-3)
     assert taken["time/rollout"] == pytest.approx(7, abs=1e-3)
-    seen = events(tmp_path / trace.FILE)
+    seen = events(tmp_path / "trace.json.gz")
     lanes = [event["tid"] for event in seen if event["name"] == "a conversation"]
     assert sorted(lanes) == list(range(20))
     by_lane = {}
@@ -137,18 +137,18 @@ def test_a_trace_is_whole_after_every_flush_and_bounded(tmp_path):
     for number in range(200):
         kept.add("tools", f"</script> é {number}", number, number + 0.5, 0, {"n": number})
         kept.flush()
-        assert events(tmp_path / trace.FILE)[-1]["args"] == {"n": number}
+        assert events(tmp_path / "trace.json.gz")[-1]["args"] == {"n": number}
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
     assert max(sizes) < 2 * 2100
-    old, new = events(tmp_path / f"old-{trace.FILE}"), events(tmp_path / trace.FILE)
+    old, new = events(tmp_path / "old-trace.json.gz"), events(tmp_path / "trace.json.gz")
     numbers = [event["args"]["n"] for event in (*old, *new)]
     assert numbers == list(range(numbers[0], 200))
     again = trace.Trace(tmp_path)
-    assert events(tmp_path / trace.FILE) == new  # a run with nothing to do leaves it
+    assert events(tmp_path / "trace.json.gz") == new  # a run with nothing to do leaves it
     again.add("train", "train", 0.0, 1.0, 0, {})
     again.flush()
-    assert events(tmp_path / f"old-{trace.FILE}") == new
-    assert [event["name"] for event in events(tmp_path / trace.FILE)] == ["train"]
+    assert events(tmp_path / "old-trace.json.gz") == new
+    assert [event["name"] for event in events(tmp_path / "trace.json.gz")] == ["train"]
 
 
 def test_a_killed_run_leaves_a_trace_that_opens(tmp_path):
@@ -163,5 +163,5 @@ def test_a_killed_run_leaves_a_trace_that_opens(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         seen = [int(run.stdout.readline()) for _ in range(50)][-1]
         os.kill(run.pid, signal.SIGKILL)
-    found = [event["args"]["step"] for event in events(tmp_path / trace.FILE)]
+    found = [event["args"]["step"] for event in events(tmp_path / "trace.json.gz")]
     assert found == list(range(len(found))) and len(found) >= seen

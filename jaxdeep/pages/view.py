@@ -29,12 +29,12 @@ import numpy as np
 
 from jaxdeep.agent import record
 from jaxdeep.chat.families import chat_format, family_of
-from jaxdeep.chat.tokenizer import FILE, Tokenizer
+from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.console import progress
 from jaxdeep.errors import DataError
 from jaxdeep.metrics import read_metrics
 from jaxdeep.types import ToolCall, Trajectory
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
 PAGE = Path(__file__).parent / "page"
 FORMAT = 2  # of the scripts: those of another format are made again
@@ -73,15 +73,19 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "metrics.jsonl").exists() or bool(records(path))
+    return Workdir(path).metrics.exists() or bool(records(path))
 
 
 def records(run: Path) -> list[Record]:
     """The records of a run: its evaluation first, then its steps in order."""
-    steps = sorted(p for p in run.glob("rollouts/*.jsonl") if p.stem.isdigit())
-    records = [Record(p.stem, int(p.stem), p, run / "gaps" / f"{p.stem}.npy") for p in steps]
-    path = run / "eval.jsonl"
-    return [Record("eval", None, path, run / "gaps.npy"), *records] if path.exists() else records
+    workdir = Workdir(run)
+    records = [
+        Record(f"{step:06d}", step, workdir.rollouts(step), workdir.gaps(step))
+        for step in workdir.rollout_steps()
+    ]
+    if workdir.evaluation.exists():
+        records.insert(0, Record("eval", None, workdir.evaluation, workdir.evaluation_gaps))
+    return records
 
 
 def write(out: Path, key: str, payload: Any) -> None:
@@ -108,12 +112,12 @@ def _run(run: Path, out: Path, index: str, steps: range | None) -> None:
             write_atomic(ready, json.dumps(about | {"stamp": stamp}))
         about.pop("stamp", None)
         summaries.append({"key": each.key, "step": each.step} | about)
-    config = run / "config.json"
+    config = Workdir(run).config
     about = {
         "name": run.resolve().name,
         "path": str(run),
         "config": config.read_text(encoding="utf-8") if config.exists() else "",
-        "metrics": _columns(run / "metrics.jsonl"),
+        "metrics": _columns(Workdir(run).metrics),
         "records": summaries,
     }
     write(out, f"{index}/vocabulary", words)
@@ -127,9 +131,9 @@ def _stamp(run: Path, source: Record) -> list[Any]:
 
 
 def _tokenizer(run: Path) -> Tokenizer:
-    path = run / FILE
+    path = Workdir(run).tokenizer
     if not path.exists():
-        raise DataError(f"{path} is absent: put the {FILE} of the run's model there")
+        raise DataError(f"{path} is absent: put the tokenizer.json of the run's model there")
     return Tokenizer.load(path)
 
 

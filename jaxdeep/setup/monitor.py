@@ -18,6 +18,7 @@ from jaxdeep.console import say
 from jaxdeep.errors import ConfigError
 from jaxdeep.metrics import Metrics, read_metrics
 from jaxdeep.model import flops
+from jaxdeep.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Monitor(Metrics):
     ) -> None:
         self.settings = settings
         self._window = profile.window()
-        self._profile, self._profiling = workdir / "profile", False
+        self._profile, self._profiling = Workdir(workdir).profile, False
         self._peak = flops.peak_of(mesh)
-        path = workdir / "metrics.jsonl"
+        path = Workdir(workdir).metrics
         before = read_metrics(path) if path.exists() else []
         self._boards: list[TensorBoard | Wandb] = []
         self._first = jax.process_index() == 0  # of several processes, whose rows are the same

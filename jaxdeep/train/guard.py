@@ -20,9 +20,7 @@ from typing import Any
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.parallel import exchange
 from jaxdeep.train.checkpoint import Checkpoints
-from jaxdeep.workdir import write_atomic
-
-FILE = "guard.json"  # the history of a run's rollbacks, in its workdir
+from jaxdeep.workdir import Workdir, write_atomic
 
 ACTIONS = ("off", "warn", "stop", "rollback")
 # The metric of each sign and how its windowed mean is judged. "above" and "below": by the limit.
@@ -194,7 +192,7 @@ def roll_back(
         )
     rollback = {"step": step, "to": good, "why": list(alarms)}
     # written first: if the process is killed from here on, the next start finishes the rollback
-    write_atomic(workdir / FILE, json.dumps([*_read(workdir), rollback], indent=2) + "\n")
+    write_atomic(Workdir(workdir).guard, json.dumps([*_read(workdir), rollback], indent=2) + "\n")
     print(f"step {step}: set back to step {good}", file=sys.stderr)
     finish_rollback(workdir, saved)
     return True
@@ -204,25 +202,23 @@ def finish_rollback(workdir: pathlib.Path, saved: Checkpoints) -> None:
     """Move everything after the step of the last rollback out of the run's way, unless that was
     done: a process that was killed in `roll_back` does it at its next start."""
     history = _read(workdir)
-    folder = workdir / f"collapsed-{len(history)}"
+    folder = Workdir(Workdir(workdir).collapsed(len(history)))
     # the metrics are copied last, so their copy shows that the rest is done
-    if not history or exchange.broadcast((folder / "metrics.jsonl").exists()):
+    if not history or exchange.broadcast(folder.metrics.exists()):
         return
     step = history[-1]["to"]
     saved.drop_after(step)
-    for name in ("rollouts", "gaps"):
-        for path in sorted((workdir / name).glob("*")):
-            if int(path.name.split(".")[0]) > step:
-                folder.mkdir(exist_ok=True)
-                shutil.move(path, folder / path.name)
-    write_atomic(folder / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
+    for path in Workdir(workdir).files_after(step):
+        folder.path.mkdir(exist_ok=True)
+        shutil.move(path, folder.path / path.name)
+    write_atomic(folder.metrics, Workdir(workdir).metrics.read_text())
 
 
 def share_history(workdir: pathlib.Path) -> None:
     """Give every process the first one's history of rollbacks. Each writes its own file, and a kill
     between two of them would leave the processes with different learning rates."""
     if (history := exchange.broadcast(_read(workdir))) != _read(workdir):
-        write_atomic(workdir / FILE, json.dumps(history, indent=2) + "\n")
+        write_atomic(Workdir(workdir).guard, json.dumps(history, indent=2) + "\n")
 
 
 def rollback_count(workdir: pathlib.Path) -> int:
@@ -236,5 +232,5 @@ def lr_factor(config: GuardConfig | None, workdir: pathlib.Path) -> float:
 
 
 def _read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    path = workdir / FILE
+    path = Workdir(workdir).guard
     return json.loads(path.read_text()) if path.exists() else []
