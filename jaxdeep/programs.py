@@ -96,6 +96,7 @@ def batch_shapes(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
     """B packed rows of T positions. ConfigError if they do not divide over the mesh."""
     meshes.check_size(mesh, B, T)
     sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
+    # tokens, segments, positions; mask, log-probabilities, advantages
     types = [jnp.int32] * 3 + [jnp.float32] * 3
     return Batch(*(jax.ShapeDtypeStruct((B, T), kind, sharding=sharding) for kind in types))
 
@@ -226,7 +227,7 @@ def trace_all(
 ) -> list[tuple[str, jax.stages.Traced, jax.sharding.Mesh]]:
     """The name, trace and mesh of each program of a run that trains on `mesh` and samples on
     `sampler_mesh` (None: it does not sample); `fractions` as in `engine_calls`. With `largest_only`
-    the programs are left out that need less memory than another one does."""
+    "before" and "update" are left out: "gradients" needs more memory than they do."""
     spec, traced = work.spec, []
     if work.rows:
         shapes = (work.rows, work.length, reference_shapes(work, mesh), work.under)
@@ -247,10 +248,11 @@ def compile_all(
     """Compile every program of a run, several at a time. JAX caches them, so that the run's own
     calls find them compiled.
 
-    Without this a rollout would wait minutes for the first call of each program, and that time
-    would count against the limits of its conversation.
+    Without this the first call of each program would wait for its compilation, and a conversation
+    would spend its `limits.seconds` on that.
     """
     traced = trace_all(work, mesh, sampler_mesh, fractions=sizes.CALL_FRACTIONS)
+    # XLA compiles without the GIL, so that threads overlap
     with (
         progress(len(traced), "compile", "program") as bar,
         concurrent.futures.ThreadPoolExecutor(len(traced)) as pool,

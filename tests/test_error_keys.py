@@ -29,11 +29,7 @@ ERRORS = {
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 PACKAGE = pathlib.Path(jaxdeep.__file__).parent
-PENDING = {  # files whose messages still name keys that do not exist
-    *("sample/sizes.py", "train/state.py"),
-    *("rl/advantages.py", "rl/curriculum.py", "rl/objective.py", "rl/shaping.py"),
-}
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if str(p.relative_to(PACKAGE)) not in PENDING)
+FILES = sorted(PACKAGE.rglob("*.py"))
 VALUE = "\0"  # stands in a message for what an f-string puts in
 KEY = re.compile(r"(?<![\w./-])(?:--config\.)?([a-z]\w*(?:\.(?:[a-z]\w*|\0))+)(=?)")
 NOT_KEYS = re.compile(  # names of files, and of tensors of a checkpoint

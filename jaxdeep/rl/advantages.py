@@ -199,5 +199,5 @@ def _check_group(group: Sequence[Trajectory]) -> None:
     if len(prompts) > 1:
         raise DataError(
             f"the rollouts of task {group[0].task.id!r} have {len(prompts)} different prompts, so "
-            "their rewards cannot be compared: env.open must say the same each time"
+            "their rewards cannot be compared: Env.open must return the same messages each time"
         )

@@ -49,7 +49,9 @@ class Kl:
 
     def __post_init__(self) -> None:
         if not 0 <= self.coef < float("inf"):
-            raise ConfigError(f"kl.coef={self.coef} must be a finite number, 0 or more")
+            raise ConfigError(
+                f"grpo.kl.coef or sft.kl.coef={self.coef} must be a finite number, 0 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

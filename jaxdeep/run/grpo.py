@@ -268,9 +268,9 @@ class Training:
             self.saved.save(n, state, position)
 
     def set_back(self, n: int, alarms: Sequence[str]) -> bool:
-        """Acts on a collapse after step n: see `guard.set_back`."""
+        """Acts on a collapse after step n: see `guard.roll_back`."""
         save_every = self.run.train.save_every
-        return guard.set_back(self.own.path, self.saved, self.watch, n, alarms, save_every)
+        return guard.roll_back(self.own.path, self.saved, self.watch, n, alarms, save_every)
 
 
 @contextlib.contextmanager
@@ -286,16 +286,16 @@ def open_training(
     """The run at its newest checkpoint, or at its start, with all programs compiled. Everything that has
     a thread or a file open is closed at the end."""
     own = workdir.of_process(jax.process_index())
-    guard.agree(own.path)
-    spec = run.spec(guard.rate(run.guard, own.path))
+    guard.share_history(own.path)
+    spec = run.spec(guard.lr_factor(run.guard, own.path))
     sampler_mesh = sizes.devices(spec.model, mesh)
     weights.check_vocabulary(chat, spec.model)
     location = run.train.checkpoints or workdir.path
     frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
     base = weights.base_of(run.model, spec, frozen)
-    keep = max(run.train.keep, guard.keep(run.guard, run.train.save_every))
+    keep = max(run.train.keep, guard.checkpoints_to_keep(run.guard, run.train.save_every))
     saved = checkpoint.Checkpoints(location, spec, keep=keep, base=base, run=about)
-    guard.finish(own.path, saved)
+    guard.finish_rollback(own.path, saved)
     done, position = 0, {}
     if saved.latest() is not None:
         done, state, position = saved.restore(state)
@@ -314,7 +314,7 @@ def open_training(
         monitor = Monitor(own.path, step=done, mesh=mesh, settings=run.log, profile=run.profile)
         stack.enter_context(monitor)
         bar = stack.enter_context(progress(run.train.steps, "grpo", "step", done=done))
-        rollbacks = guard.rollbacks(own.path)
+        rollbacks = guard.rollback_count(own.path)
         explorer = Explorer(taskset, engine, chat, run, done, position, rollbacks)
         stack.callback(explorer.close)
         yield Training(

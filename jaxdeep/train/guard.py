@@ -112,7 +112,7 @@ class Guard:
         return alarms
 
     @property
-    def before(self) -> int:
+    def safe_step(self) -> int:
         """The last step before the windows of the present alarms. A collapse may have begun
         anywhere in the first window that shows it, so the whole window counts as collapsed."""
         return max(self._last_healthy - self.config.window, 0)
@@ -149,7 +149,7 @@ class Guard:
             self._told.add(sign)
 
 
-def keep(config: GuardConfig | None, every: int) -> int:
+def checkpoints_to_keep(config: GuardConfig | None, every: int) -> int:
     """How many checkpoints, one every `every` steps, a run must keep so that one of them is from
     before the windows of an alarm."""
     if config is None or config.action != "rollback":
@@ -157,7 +157,7 @@ def keep(config: GuardConfig | None, every: int) -> int:
     return -(-(config.window + config.patience) // every) + 1
 
 
-def set_back(
+def roll_back(
     workdir: pathlib.Path,
     saved: Checkpoints,
     guard: Guard,
@@ -168,7 +168,7 @@ def set_back(
     """Act on the alarms of a step, in a run that saves a checkpoint every `every` steps.
 
     True if the run was rolled back: it must go on from its newest checkpoint, or from its beginning
-    if it has none, with its learning rate times `rate`. That checkpoint is from before the
+    if it has none, with its learning rate times `lr_factor`. That checkpoint is from before the
     collapse; the later rollouts and metrics are moved to `collapsed-N`. DivergedError if the run
     must stop.
     """
@@ -176,15 +176,15 @@ def set_back(
     if not alarms or guard.config.action in ("off", "warn"):
         return False
     saved.wait()
-    done = rollbacks(workdir)
-    good = max((s for s in saved.steps() if s <= guard.before), default=0)
+    done = rollback_count(workdir)
+    good = max((s for s in saved.steps() if s <= guard.safe_step), default=0)
     # one was saved in time, and deleted since: beginning anew would throw away a healthy run
-    lost = not good and guard.before >= every
+    lost = not good and guard.safe_step >= every
     if guard.config.action == "stop" or done >= guard.config.rollbacks or lost:
         last = f"The last checkpoint from before is that of step {good}" if good else ""
         if lost:
             last = (
-                f"No checkpoint of step {guard.before} or before it is kept any more: "
+                f"No checkpoint of step {guard.safe_step} or before it is kept any more: "
                 "raise train.keep"
             )
         raise DivergedError(
@@ -194,13 +194,13 @@ def set_back(
     # written first: if the process is killed from here on, the next start finishes the rollback
     write_atomic(Workdir(workdir).guard, json.dumps([*_read(workdir), rollback], indent=2) + "\n")
     print(f"step {step}: set back to step {good}", file=sys.stderr)
-    finish(workdir, saved)
+    finish_rollback(workdir, saved)
     return True
 
 
-def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
+def finish_rollback(workdir: pathlib.Path, saved: Checkpoints) -> None:
     """Move everything after the step of the last rollback out of the run's way, unless that was
-    done: a process that was killed in `set_back` does it at its next start."""
+    done: a process that was killed in `roll_back` does it at its next start."""
     history = _read(workdir)
     folder = Workdir(Workdir(workdir).collapsed(len(history)))
     # the metrics are copied last, so their copy shows that the rest is done
@@ -214,21 +214,21 @@ def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
     write_atomic(folder.metrics, Workdir(workdir).metrics.read_text())
 
 
-def agree(workdir: pathlib.Path) -> None:
+def share_history(workdir: pathlib.Path) -> None:
     """Give every process the first one's history of rollbacks. Each writes its own file, and a kill
     between two of them would leave the processes with different learning rates."""
     if (history := exchange.broadcast(_read(workdir))) != _read(workdir):
         write_atomic(Workdir(workdir).guard, json.dumps(history, indent=2) + "\n")
 
 
-def rollbacks(workdir: pathlib.Path) -> int:
+def rollback_count(workdir: pathlib.Path) -> int:
     """How often a run was rolled back."""
     return len(_read(workdir))
 
 
-def rate(config: GuardConfig | None, workdir: pathlib.Path) -> float:
+def lr_factor(config: GuardConfig | None, workdir: pathlib.Path) -> float:
     """The factor on the learning rate after all rollbacks so far."""
-    return (config or GuardConfig()).lr ** rollbacks(workdir)
+    return (config or GuardConfig()).lr ** rollback_count(workdir)
 
 
 def _read(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -186,11 +186,11 @@ WRONG = {
     "an empty corpus": ("grpo", ["--config.env.corpus={tmp}/empty"], "empty"),
     "an unknown algorithm": ("grpo", ["--config.grpo.algorithm=dr-grpo"], '"dr_grpo"'),
     "an unknown objective": ("grpo", ["--config.grpo.objective=ppo"], "'clip', 'gspo', 'cispo'"),
-    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl coef=-1.0"),
+    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl.coef=-1.0"),
     "kl to what is trained": (
         "grpo",
         ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
-        "kl coef=0.04",
+        "kl.coef=0.04",
     ),
     "ahead and several passes, nothing corrected": (
         "grpo",

@@ -56,8 +56,8 @@ def value_and_grad(logp_BT, entropy_BT, batch, before, *, objective):
 
 
 def example(seed, case="clip", *, B=3, T=40, n=9):
-    """A packed batch, and what a model might give: log-probabilities off the sampler's, entropies; and
-    log-probabilities of before the step."""
+    """A packed batch with random log-probabilities near the sampler's, entropies, and reference
+    log-probabilities from before the step."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
@@ -90,8 +90,8 @@ def sequences(*arrays, batch):
 
 
 def reference(logp_BT, entropy_BT, batch, before, objective, held_BT=None):
-    """The loss divided by its count, and sums of metrics, sequence by sequence. `held_BT` stands where
-    a log-probability carries no gradient."""
+    """The loss divided by its denominator, and summed metrics, sequence by sequence. `held_BT`
+    stands in for log-probabilities under a stop_gradient."""
     held_BT = logp_BT if held_BT is None else held_BT
     own_BT = before.old_BT
     if objective.kind == "binary_tv" or (own_BT is None and objective.correction.kind == "none"):
