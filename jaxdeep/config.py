@@ -20,8 +20,9 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -67,11 +68,16 @@ def suggest(name: str, names: Iterable[str]) -> str:
 # From a file and the command line to a ConfigDict.
 
 
-def load(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
+def load(
+    path: str,
+    overrides: Iterable[str] = (),
+    on_change: Mapping[str, Callable[[ConfigDict, str], None]] = MappingProxyType({}),
+) -> ConfigDict:
     """The locked configuration of `path.py` or `path.py:arg`, with each override
     "--config.a.b=value" applied in the type of the present value. A relative path is from the
     current folder, or else from the repository. ConfigError if the file or an override cannot be
-    used."""
+    used. `on_change` has, by the last part of a key, a function of the section and the key that is
+    called before an override changes this value, such as for `env.taskset`."""
     name, colon, arg = path.partition(":")
     config = _run(_find(name), arg if colon else None)
     config.lock()
@@ -79,24 +85,42 @@ def load(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
         key, equals, text = override.removeprefix("--config.").partition("=")
         if not equals or key == override:
             raise ConfigError(f"{override!r} is not of the form --config.key=value")
+        parents, _, last = key.rpartition(".")
+        section = _section(config, parents)
+        if last in on_change and section is not None and section.get(last) != text:
+            with section.unlocked():
+                on_change[last](section, text)
         _override(config, key, text)
     return config
+
+
+def _section(config: ConfigDict, key: str) -> ConfigDict | None:
+    """The section with this dotted key; None if there is none."""
+    section: Any = config
+    for name in filter(None, key.split(".")):
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    return section if isinstance(section, ConfigDict) else None
 
 
 def _find(name: str) -> Path:
     for path in (Path(name), ROOT / name):
         if path.is_file():
             return path
-    names = sorted(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py"))
+    paths = (ROOT / "configs").rglob("*.py")
+    names = sorted(path.relative_to(ROOT).as_posix() for path in paths)
     listing = "; there are " + ", ".join(names) if names else ""
     raise ConfigError(f"{name} does not exist{listing}.{suggest(name, names)}")
 
 
 def _run(path: Path, arg: str | None) -> ConfigDict:
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = types.ModuleType(f"jaxdeep_config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where a dataclass of the file looks its module up
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        get_config = namespace.get("get_config")
+        # without this module's own `from __future__ import annotations`
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+        get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise ConfigError(f"{path} defines no get_config()")
         config = get_config() if arg is None else get_config(arg)

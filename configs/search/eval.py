@@ -1,10 +1,13 @@
-"""Evaluate a search agent, or talk to it: the model and tool of grpo.py beside this file.
+"""Evaluate a search agent, or talk to it: model, task set and limits of grpo.py beside this file.
 
     python -m jaxdeep eval --config=configs/search/eval.py --config.env.corpus=docs/ \
         --config.env.questions=test.jsonl --config.train.start=runs/grpo --workdir=runs/eval
+    python -m jaxdeep chat --config=configs/search/eval.py --config.env.corpus=docs/ \
+        --config.env.questions=test.jsonl --config.train.start=runs/grpo
 
-`--against=runs/eval-sft` adds a paired test. `python -m jaxdeep chat` takes the same flags. Not yet run
-at this size.
+    --against=runs/eval-sft    (eval) a paired test against another evaluation of these questions
+
+Hardware: that of grpo.py. Time and result: not yet run at this size.
 """
 
 import pathlib

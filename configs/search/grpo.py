@@ -1,11 +1,15 @@
-"""GRPO of Qwen3-8B as a search agent on your own corpus and questions.
+"""GRPO of Qwen3-8B, LoRA of rank 32, as a search agent on your own corpus and questions.
 
     python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ \
         --config.env.questions=questions.jsonl --config.train.start=runs/sft --workdir=runs/grpo
 
 The corpus is a file or folder of Markdown, text or JSONL; a question is a line with `question` and
-`answer`. Leave `train.start` empty to begin from the model itself. Hardware: meant for a TPU v5e-16 or
-larger. Not yet run at this size.
+`answer`. `train.start` is the run of sft.py to begin from; leave it empty to begin from the model
+itself.
+
+Hardware: meant for a TPU v5e-16 or larger, there with --config.mesh.model=4
+--config.rollout.cache_gb=18, which `jaxdeep plan` says fits.
+Time and result: not yet run at this size.
 """
 
 from ml_collections import ConfigDict
@@ -44,12 +48,12 @@ def get_config():
         )
     )
     # algorithm: one word for many settings, all of them in jaxdeep/rl/algorithms.py
-    # tolerance: the largest difference of any token's log-probability between sampler and trainer, in
-    # nats; in bfloat16 both round differently
+    # tolerance: the largest difference between sampler and trainer in any token's log-probability,
+    # in nats; in bfloat16 both round differently
     config.grpo = ConfigDict(
         dict(prompts=16, group=8, algorithm="default", tolerance=1.0, eval_every=0)
     )
-    # a collapse: off, warn, stop or rollback; see jaxdeep/train/guard.py for its signs and limits
+    # after a collapse: off, warn, stop or rollback; signs and limits in jaxdeep/train/guard.py
     config.guard = ConfigDict(dict(action="rollback"))
     config.batch = ConfigDict(dict(rows=16, length=8192))
     config.train = ConfigDict(dict(steps=200, save_every=10, keep=4, start="", seed=0))

@@ -47,7 +47,7 @@ def control_names(family: str) -> tuple[str, ...]:
 
 
 def has_stray_tag(text: str) -> bool:
-    """Whether a message's text holds a control token, or an imitation of one, of any family."""
+    """Whether a message's text has a control token, or an imitation of one, of any family."""
     return any(made.stray_tag.search(text) for made in FAMILIES.values())
 
 

@@ -83,7 +83,7 @@ class TurnParser(Protocol):
 
     However the tokens are split over `feed`, the texts of the events joined by kind, and the calls
     of the `CallEnd`s, are those of `ChatFormat.parse` for the same tokens. An event is final: text
-    is held back while it is not known where it belongs, as are bytes that are not yet a character.
+    is buffered while it is not known where it belongs, as are bytes that are not yet a character.
     The work per token is constant on average.
     """
 
@@ -92,7 +92,7 @@ class TurnParser(Protocol):
         ...
 
     def flush(self) -> list[Event]:
-        """What was held back, when the turn ends here; nothing may be fed after it."""
+        """What was buffered, when the turn ends here; nothing may be fed after it."""
         ...
 
     def finish(self) -> Message:

@@ -122,7 +122,7 @@ def _refuse(constant: str) -> NoReturn:
 class Qwen3TurnParser:
     """`read_turn` on tokens as they come; see `format.TurnParser`.
 
-    What is held back, and until when:
+    What is buffered, and until when:
 
     - the bytes of a character that is not whole, until it is or the run of text ends;
     - line ends, until other text follows or the block ends, since those around blocks are dropped;
@@ -173,7 +173,7 @@ class Qwen3TurnParser:
         return events
 
     def flush(self) -> list[Event]:
-        """What was held back, when the turn ends here."""
+        """What was buffered, when the turn ends here."""
         if self._ended:
             return []
         self._ended = True
@@ -285,14 +285,14 @@ class Qwen3TurnParser:
 class _Segments:
     """The text between blocks as it comes, one segment after another: those that are not empty are
     joined by a line end, and line ends at the start of a segment are dropped (of the first one with
-    `strip_first`). Line ends at its end are held back until `end` says how many are dropped; those
+    `strip_first`). Line ends at its end are buffered until `end` says how many are dropped; those
     of a segment that is followed by another without an `end` all are."""
 
     def __init__(self, *, strip_first: bool) -> None:
         self._at_start = strip_first  # of a segment whose line ends there are dropped
         self._joint = ""  # what comes before the segment's first text
         self._any = False  # whether any segment had text
-        self._line_ends = 0  # held back
+        self._line_ends = 0  # buffered
 
     def begin(self) -> None:
         """The next segment."""
@@ -314,7 +314,7 @@ class _Segments:
         return out
 
     def end(self, drop: int = 0) -> str:
-        """The line ends that were held back, but for `drop` of them."""
+        """The line ends that were buffered, but for `drop` of them."""
         kept = max(self._line_ends - drop, 0)
         self._line_ends = 0
         if not kept:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from jaxdeep import __version__
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
+from jaxdeep.setup.tasksets import load_config
 
 VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -95,7 +96,7 @@ def _main(argv: list[str]) -> int:
         words, flags = split(verb, rest)
         return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
     command = parse(verb, rest)
-    loaded = configs.load(command.config, command.overrides)
+    loaded = load_config(command.config, command.overrides)
     module = importlib.import_module(f"jaxdeep.run.{name}")
     return module.main(loaded, command.workdir, **command.flags)
 

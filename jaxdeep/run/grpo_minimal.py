@@ -18,12 +18,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxdeep import config as configs
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.data.pack import pack
 from jaxdeep.metrics import Metrics
+from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
 from jaxdeep.rl.advantages import assign_advantages, to_rows
@@ -31,6 +31,7 @@ from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.tasksets import load_config
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch, Sampling, Trajectory
 
@@ -55,7 +56,7 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
             for n in range(1, run.train.steps + 1):
                 # the policy of this step samples every token of this step: on-policy, ratio 1
                 _, adapter = states.policy(spec, params, state.trained)
-                engine.set_adapter(adapter, version=n - 1)
+                engine.set_adapter(lora.Adapter(adapter, spec.lora.scale), version=n - 1)
 
                 tasks = [order[i % len(order)] for i in places(n, run.grpo.prompts)]
                 groups = asyncio.run(sample(taskset, tasks, engine, chat, run, seed=n))
@@ -133,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
     """`--config=FILE.py`, overrides and `--workdir=DIR`, as for every verb."""
     flags = dict(word.removeprefix("--").split("=", 1) for word in argv)
     path, workdir = flags.pop("config"), Path(flags.pop("workdir"))
-    config = configs.load(path, [f"--{key}={value}" for key, value in flags.items()])
+    config = load_config(path, [f"--{key}={value}" for key, value in flags.items()])
     train(load_run(GrpoRun, algorithms.expand(config)), workdir)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jaxdeep import programs
 from jaxdeep.chat.format import ChatFormat
+from jaxdeep.model import lora
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
@@ -36,7 +37,7 @@ def open_policy(run: EvalRun, name: str = "eval") -> Iterator[OpenPolicy]:
     programs.compile_all(programs.Workload(name, spec, engine=sizes), mesh, mesh)
     engine = Engine(base, spec.model, mesh, sizes)
     try:
-        engine.set_adapter(adapter)
+        engine.set_adapter(adapter and lora.Adapter(adapter, spec.lora.scale))
         yield OpenPolicy(chat, engine)
     finally:
         engine.close()

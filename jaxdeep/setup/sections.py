@@ -13,7 +13,7 @@ from jaxdeep import config as configs
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.chat.format import Thinking
 from jaxdeep.errors import ConfigError
-from jaxdeep.sample.sizes import EngineConfig
+from jaxdeep.sample.sizes import EngineConfig, EngineSettings
 from jaxdeep.setup.tasksets import EnvConfig
 
 T = TypeVar("T")
@@ -51,30 +51,18 @@ class ModelConfig:
         return str(SHIPPED.get(self.path, self.path))
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-    """The limits of a conversation, and the engine that samples it: `slots` conversations at a time.
-    `cache_gb` is the room for keys and values; 0 is enough for all slots at `limits.max_tokens`. `exact`
-    makes a run repeat itself to the last bit on CPUs, after an interruption too, for slower rollouts."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig(EngineSettings):
+    """The limits of a conversation, and the engine that samples it. With `exact` a run repeats itself to
+    the last bit on CPUs, after an interruption too."""
 
     limits: Limits
-    slots: int
-    cache_gb: float = 0.0
-    chunk: int = 256
-    steps: int = 8
-    exact: bool = False
 
     def engine(self, adapters: int = 1) -> EngineConfig:
         """The engine's sizes, with room for this many adapters."""
-        return EngineConfig(
-            self.slots,
-            self.limits.max_tokens,
-            cache_gb=self.cache_gb,
-            chunk=self.chunk,
-            steps=self.steps,
-            adapters=adapters,
-            exact=self.exact,
-        )
+        fields = dataclasses.fields(EngineSettings)
+        settings = {field.name: getattr(self, field.name) for field in fields}
+        return EngineConfig(**settings, length=self.limits.max_tokens, adapters=adapters)
 
 
 @dataclasses.dataclass(frozen=True)

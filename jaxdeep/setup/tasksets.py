@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,25 @@ BUILT_IN = {
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnReward:
+    """A reward of your own: `function` is "FILE.py:NAME" or "module:NAME", `weight` what it counts."""
+
+    function: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvConfig:
     """`settings` is the task set's own dataclass, built from all other keys of the section.
 
-    `rewards` changes what its rewards count: a number re-weights one of them (0: it is only measured),
-    None leaves it out, and "FILE.py:NAME" or "module:NAME" adds a function of your own with that weight.
+    `rewards` changes what its rewards count, by name: a number re-weights one (0: it is only measured),
+    None leaves it out, and `OwnReward` adds a function of your own.
     Of its tasks the `first` are skipped, then `count` are used (0: all that are left).
     """
 
     taskset: str
     settings: Any
-    rewards: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
     first: int = 0
     count: int = 0
 
@@ -83,7 +91,7 @@ class EnvConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    rewards: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
     first: int = 0
     count: int = 0
 
@@ -112,6 +120,25 @@ class Chosen:
         return self.taskset.gold(task)
 
 
+def load_config(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """`configs.load`, where an override may name another task set than the file: then the settings of the
+    file's own that the new one does not have, and its rewards, are left out, which is said on stderr."""
+    return configs.load(path, overrides, {"taskset": _keep_fields})
+
+
+def _keep_fields(section: ConfigDict, taskset: str) -> None:
+    fields = {field.name for field in dataclasses.fields(settings_class(taskset, "env.taskset"))}
+    kept = fields | set(SHARED) - {"rewards"}
+    dropped = [name for name in section if name not in kept]
+    for name in dropped:
+        del section[name]
+    if dropped:
+        print(
+            f"env.taskset={taskset}: {', '.join(dropped)} of the configuration's own task set left out",
+            file=sys.stderr,
+        )
+
+
 def settings_class(name: str, key: str) -> type:
     """The dataclass that `env.taskset` names; ConfigError where there is none."""
     if ":" not in name and name not in BUILT_IN:
@@ -130,22 +157,24 @@ def settings_class(name: str, key: str) -> type:
 
 
 def reweighted(
-    rewards: Mapping[str, tuple[float, Reward]], weights: Mapping[str, float | None]
+    rewards: Mapping[str, tuple[float, Reward]],
+    changes: Mapping[str, float | OwnReward | None],
 ) -> dict[str, tuple[float, Reward]]:
-    """The rewards of a task set with the weights of a configuration over them."""
+    """The rewards of a task set with the changes of a configuration."""
     out = dict(rewards)
-    for name, weight in weights.items():
-        if name not in rewards and ":" not in name:
+    for name, change in changes.items():
+        if isinstance(change, OwnReward):
+            out[name] = (change.weight, imported(change.function, f"env.rewards.{name}.function"))
+        elif name not in rewards:
             raise ConfigError(
                 f"env.rewards.{name} is not a reward of this task set, which has {', '.join(rewards)}; "
-                f"one of your own is FILE.py:NAME.{configs.suggest(name, rewards)}"
+                f'one of your own is {{"function": "FILE.py:NAME", "weight": 1.0}}.'
+                f"{configs.suggest(name, rewards)}"
             )
-        if weight is None:
-            out.pop(name, None)
-        elif name in rewards:
-            out[name] = (weight, rewards[name][1])
+        elif change is None:
+            del out[name]
         else:
-            out[name.rpartition(":")[2]] = (weight, imported(name, "env.rewards"))
+            out[name] = (change, rewards[name][1])
     if not out:
         raise ConfigError("env.rewards leaves no reward: nothing could be learned")
     return out

@@ -231,4 +231,5 @@ def sampled_policy(
     """(weights, adapter) of the trainer's state on the sampler's mesh. Only what is trained crosses from
     process to process."""
     trained = exchange.reshard(state.trained, states.trained_shardings(spec, mesh))
-    return states.policy(spec, frozen, trained)
+    base, adapter = states.policy(spec, frozen, trained)
+    return base, adapter and lora.Adapter(adapter, spec.lora.scale)

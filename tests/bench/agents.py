@@ -62,7 +62,7 @@ class Jaxdeep:
     def __init__(self, conversations: int) -> None:
         from jaxdeep.sample.engine import Engine, EngineConfig
 
-        size = EngineConfig(conversations, LENGTH, cache_gb=1.0, tile=32, chunk=512)
+        size = EngineConfig(slots=conversations, length=LENGTH, cache_gb=1.0, tile=32, chunk=512)
         self.engine = Engine(*toy.jaxdeep(LENGTH), size)
         self.engine.warm()
 
@@ -191,7 +191,8 @@ def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
     cfg = dataclasses.replace(cfg, L=1)
     params = params | {"layers": {name: x[:1] for name, x in params["layers"].items()}}
     room = contiguous * limit * paged.page_bytes(cfg, mesh, 1) / 1e9
-    engine = Engine(params, cfg, mesh, EngineConfig(128, limit, cache_gb=room, chunk=1024))
+    size = EngineConfig(slots=128, length=limit, cache_gb=room, chunk=1024)
+    engine = Engine(params, cfg, mesh, size)
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(mean) - 0.32, 0.8, 128)), 500, limit - 64)
 
@@ -208,7 +209,7 @@ def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
         for work in asked:
             work.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-        return rows, held * engine.engine.page
+        return rows, held * engine.config.page
 
     rows, held = asyncio.run(main())
     engine.close()
@@ -226,7 +227,8 @@ def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
 
     length = turns * (said + told) + 512
     params, cfg, mesh = toy.jaxdeep(length)
-    engine = Engine(params, cfg, mesh, EngineConfig(2, length, cache_gb=0.3, tile=32, chunk=512))
+    size = EngineConfig(slots=2, length=length, cache_gb=0.3, tile=32, chunk=512)
+    engine = Engine(params, cfg, mesh, size)
     engine.warm()
     rng = np.random.default_rng(0)
     tokens, took, computed = rng.integers(1, toy.V - 1, 400).tolist(), [], []

@@ -28,7 +28,8 @@ def jaxdeep(batch: int):
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling
 
-    size = EngineConfig(batch, PROMPT + NEW, chunk=max(PROMPT * batch, 64), steps=64)
+    chunk = max(PROMPT * batch, 64)
+    size = EngineConfig(slots=batch, length=PROMPT + NEW, chunk=chunk, steps=64)
     engine = Engine(*toy.jaxdeep(PROMPT + NEW), size)
 
     async def every(prompts: list[list[int]], n: int, seed: int) -> list[list[int]]:

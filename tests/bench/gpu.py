@@ -181,7 +181,7 @@ def decode_jaxdeep(flags: argparse.Namespace) -> dict:
     mesh, found = meshes.make_mesh(devices=jax.devices()[:1]), {}
     params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
     for B in BATCHES:
-        size = EngineConfig(B, PROMPT + NEW, chunk=4096, tile=64, steps=32)
+        size = EngineConfig(slots=B, length=PROMPT + NEW, chunk=4096, tile=64, steps=32)
         engine = Engine(params, cfg, mesh, size)
 
         async def every(at: int, engine: Any = engine, B: int = B) -> list:

@@ -155,8 +155,8 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
     params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
     step, state = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
     assert sum(x.size for x in jax.tree.leaves(state.trained)) == factors()
-    engine = Engine(params, cfg, mesh, EngineConfig(PROMPTS * GROUP, LENGTH))
-    engine.set_adapter(state.trained)
+    engine = Engine(params, cfg, mesh, EngineConfig(slots=PROMPTS * GROUP, length=LENGTH))
+    engine.set_adapter(lora.Adapter(state.trained, spec.lora.scale))
     engine.warm()
     limits = Limits(
         max_turns=CALLS + 1, max_calls=CALLS, turn_tokens=TURN, max_tokens=LENGTH,
@@ -206,7 +206,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         grads, found = step.gradients(state, params, batches)
         assert float(found["max_logp_diff"]) < 1e-4
         state, _ = step.update(state, grads)
-        engine.set_adapter(state.trained)
+        engine.set_adapter(lora.Adapter(state.trained, spec.lora.scale))
         jax.block_until_ready(state)
         end = time.perf_counter()
         tokens = int(sum(batch.learn_BT.sum() for batch in batches))

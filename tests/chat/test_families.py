@@ -1,4 +1,5 @@
-"""Families of chat formats: made by name, told by the tokenizer, and nobody else knows their tokens."""
+"""Families of chat formats: made by name, told by the tokenizer, and nobody else knows their
+tokens."""
 
 import pathlib
 import random

@@ -32,7 +32,7 @@ set_adapter, count = Engine.set_adapter, 0
 
 def copied(engine, adapter, *rest, **more):
     global count
-    flat = {f"{name}-{key}": x for name, pair in adapter.items() for key, x in pair.items()}
+    flat = {f"{name}-{key}": x for name, pair in adapter.factors.items() for key, x in pair.items()}
     shared = together and jax.process_count() > 1
     assert all(x.is_fully_addressable != shared for x in flat.values())
     flat = {name: x.addressable_data(0) for name, x in flat.items()}

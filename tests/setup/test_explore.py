@@ -94,7 +94,7 @@ def exploring(chat, *, done=0, last=1000, position=None, seed=0, **settings):
     run = types.SimpleNamespace(
         grpo=configs.build(algorithms.GrpoConfig, algorithms.expand(config).grpo, "grpo"),
         train=TrainConfig(steps=last, seed=seed),
-        rollout=RolloutConfig(LIMITS, slots=8),
+        rollout=RolloutConfig(limits=LIMITS, slots=8),
     )
     explorer = explore.Explorer(Tasks(), Policy(chat), chat, run, done, position)
     try:

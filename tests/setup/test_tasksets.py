@@ -4,10 +4,11 @@ import textwrap
 
 import pytest
 
+from jaxdeep import config as configs
 from jaxdeep.envs.toy.facts import Facts
 from jaxdeep.envs.toy.maze import Mazes
 from jaxdeep.errors import ConfigError
-from jaxdeep.setup.tasksets import EnvConfig
+from jaxdeep.setup.tasksets import EnvConfig, load_config
 from jaxdeep.types import Message, Stop, Trajectory
 
 OWN = """
@@ -116,10 +117,11 @@ def test_rewards_are_weighted_left_out_and_joined(own):
         return EnvConfig.build({"taskset": f"{own}:Adding", "rewards": rewards}).load()
 
     assert score(with_rewards(right=0.5), "6") == {"right": 0.5}
-    both = with_rewards(**{"right": 2.0, f"{own}:brief": 0.1})
+    own_one = {"function": f"{own}:brief", "weight": 0.1}
+    both = with_rewards(right=2.0, brief=own_one)
     assert score(both, "6") == {"right": 2.0, "brief": 0.1}
     assert score(both, "12") == {"right": 0.0, "brief": 0.05}
-    assert list(with_rewards(**{"right": None, f"{own}:brief": 1.0}).rewards) == ["brief"]
+    assert list(with_rewards(right=None, brief=own_one).rewards) == ["brief"]
     with pytest.raises(
         ConfigError, match=r'env.rewards.rihgt is not a reward.*Did you mean "right"'
     ):
@@ -127,7 +129,7 @@ def test_rewards_are_weighted_left_out_and_joined(own):
     with pytest.raises(ConfigError, match="leaves no reward"):
         with_rewards(right=None)
     with pytest.raises(ConfigError, match="no_such"):
-        with_rewards(**{f"{own}:no_such": 1.0})
+        with_rewards(mine={"function": f"{own}:no_such"})
 
 
 def test_the_built_in_ones_keep_a_right_answer_worth_most():
@@ -159,3 +161,40 @@ def test_names():
 def test_what_is_no_task_set_is_refused(name, said, own):
     with pytest.raises(ConfigError, match=said):
         EnvConfig.build({"taskset": name.format(own=own)})
+
+
+def test_a_file_can_hold_a_task_set_and_the_configuration_that_names_it(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        textwrap.dedent(OWN)
+        + textwrap.dedent("""
+            def get_config():
+                from ml_collections import ConfigDict
+
+                return ConfigDict(dict(env=dict(taskset=__file__ + ":Adding", largest=4,
+                    rewards=dict(brief=dict(function=__file__ + ":brief", weight=0.5)))))
+        """)
+    )
+    config = configs.load(str(path), ["--config.env.largest=3", "--config.env.rewards.right=2.0"])
+    taskset = EnvConfig.build(config.env).load()
+    assert len(taskset) == 3
+    assert {name: weight for name, (weight, _) in taskset.rewards.items()} == {
+        "right": 2.0,
+        "brief": 0.5,
+    }
+
+
+def test_an_override_can_name_another_task_set_than_the_file(own, capsys):
+    overrides = [f"--config.env.taskset={own}:Adding", "--config.env.largest=4"]
+    config = load_config("configs/search/grpo.py", overrides)
+    assert EnvConfig.build(config.env).load()[3].answers == ("6",)
+    said = capsys.readouterr().err
+    assert (
+        "chunk, corpus, k, questions, rewards of the configuration's own task set left out" in said
+    )
+    nested = [f"--config.grpo.{override.removeprefix('--config.')}" for override in overrides]
+    config = load_config("configs/search/quickstart.py", nested)
+    assert EnvConfig.build(config.grpo.env).settings.largest == 4
+    assert EnvConfig.build(config.sft.env).settings.corpus == "train"
+    same = load_config("configs/search/quickstart.py", ["--config.grpo.env.taskset=facts"])
+    assert same.grpo.env.rewards.format == 0.0

@@ -355,8 +355,8 @@ def tasks(world: Sequence[Entity]) -> list[Task]:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """The task set `facts`: questions about the entities of a split, searched for in the passages about
-    those of `corpus`. A search shows the `k` best passages."""
+    """The task set `facts`: questions about the entities of a split, searched for in the passages
+    about those of `corpus`. A search shows the `k` best passages."""
 
     questions: Literal["train", "dev", "test", "all"] = "train"
     corpus: Literal["train", "dev", "test", "all"] = "train"
