@@ -1,13 +1,13 @@
-"""Attention: which key each query may see, and the kernels that compute it.
+"""Causal attention of a sequence to itself inside its segments, and the kernels that compute it.
 
-    plain    XLA on any device: at once where the sequence is short, else in blocks of queries and keys
-             with a running softmax (arXiv 2205.14135), recomputed in the backward pass
-    splash   the Pallas kernel that comes with JAX for TPUs; elsewhere it is interpreted, for tests
-    cudnn    cuDNN's kernel on GPUs, in half precision; its mask takes memory with T squared
-    auto     splash on TPUs, cudnn on GPUs, plain elsewhere and where the kernel refuses the shapes
+    plain    XLA on any device: short sequences at once, longer ones in blocks of queries and keys
+             with an online softmax (arXiv 2205.14135), recomputed in the backward pass
+    splash   the Pallas kernel for TPUs that comes with JAX; elsewhere it is interpreted, for tests
+    cudnn    cuDNN's kernel on GPUs, in half precision; its mask takes memory quadratic in T
+    auto     splash on TPUs, cudnn on GPUs, plain elsewhere and for shapes that the kernel refuses
 
-Scores and softmax are float32. A query that may see nothing (padding) gets a finite value that
-nothing reads.
+Scores and softmax are float32. A query without any key to see (padding) gets a finite value that no
+loss reads.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from jaxdeep.model import context
 from jaxdeep.parallel.mesh import ROWS
 
 KINDS = ("auto", "plain", "splash", "cudnn")
-MASKED = -1e30  # finite, so that a row that is masked whole stays free of NaN
-LANES = 128  # a TPU's vector width: what splash cuts sequences by
+MASKED = -1e30  # finite: with -inf the softmax of a row without any key would be NaN
+LANES = 128  # a TPU's vector width, and the smallest block of splash
 
 
 def attend(
@@ -46,65 +46,70 @@ def attend(
 ) -> jax.Array:
     """Causal attention of a sequence to itself, inside each segment; returns BTNH.
 
-    On a mesh, rows go over `replica` and `data`, heads over `model`, and positions over `context`, in
-    the order of `context.order`: each device gathers all keys and values of its rows and kv heads for
-    its own queries. Where devices along `model` have positions of their own (`context.owned`), they
-    exchange them for heads and back. `block` is the plain computation's.
+    On a mesh, rows are sharded over `replica` and `data`, heads over `model`, and positions over
+    `context`, in the order of `context.order`. Each device all-gathers the keys and values of its
+    rows and kv heads over `context` for its own queries. Where training shards positions over
+    `model`, too (`context.sequence_parallel`), an all-to-all exchanges them for heads, and back.
 
-    Raises ConfigError for heads or positions that do not divide over the mesh, and for a kind (other
-    than auto) that cannot compute these shapes here.
+    `block` is the number of queries and of keys in a block of the plain computation. ConfigError
+    for heads or positions that do not divide over the mesh, and for a kind (other than auto) that
+    cannot compute these shapes here.
     """
     T, N = q_BTNH.shape[1:3]
     K = k_BTKH.shape[2]
     kind = choose(kind, q_BTNH.shape, q_BTNH.dtype)
-    seen = _splash_kernel(T) if kind == "splash" else jnp.asarray(context.order(T))
+    # what decides the mask: splash has it inside the kernel, the others take the queries' indices
+    mask = _splash_kernel(T) if kind == "splash" else jnp.asarray(context.order(T))
     run = {"plain": functools.partial(plain, block=block), "splash": splash, "cudnn": cudnn}[kind]
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, seen)
+        return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, segments_BT, mask)
     if N % mesh.shape["model"]:
         raise ConfigError(
             f"{N} attention heads do not divide over model={mesh.shape['model']} devices: choose a "
-            "mesh whose model axis divides them"
+            "mesh.model that divides them"
         )
-    whole = K % mesh.shape["model"] == 0  # as in mesh.sharding: else kv heads are on every device
+    # as in mesh.sharding: kv heads that do not divide over `model` are whole on every device
+    divides = K % mesh.shape["model"] == 0
 
-    def local(q_BQNH, k_BQKH, v_BQKH, segments_BQ, seen):
-        if not whole:
-            need = kv_heads(N, K, mesh.shape["model"], jax.lax.axis_index("model"))
-            k_BQKH, v_BQKH = (jnp.take(x, need, axis=2) for x in (k_BQKH, v_BQKH))
-        k_BSKH, v_BSKH, segments_BS = map(context.gather, (k_BQKH, v_BQKH, segments_BQ))
-        return run(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, seen)
+    def local(q_btnH, k_btkH, v_btkH, segments_bt, mask):
+        if not divides:
+            heads = kv_heads(N, K, mesh.shape["model"], jax.lax.axis_index("model"))
+            k_btkH, v_btkH = (jnp.take(x, heads, axis=2) for x in (k_btkH, v_btkH))
+        k_bTkH, v_bTkH, segments_bT = map(context.gather, (k_btkH, v_btkH, segments_bt))
+        return run(q_btnH, k_bTkH, v_bTkH, segments_bt, segments_bT, mask)
 
     heads, tokens = P(ROWS, "context", "model"), P(ROWS, "context")
-    keys = heads if whole else tokens
-    where = P("context")
+    keys = heads if divides else tokens
+    mask_spec = P("context")
     if kind == "splash":
-        where = seen.manual_sharding_spec(NamedSharding(mesh, P(None, "context")))
-    # the kernels do not say over which axes their results vary
+        mask_spec = mask.manual_sharding_spec(NamedSharding(mesh, P(None, "context")))
+    # check_vma is off: the kernels do not declare over which axes their results vary
     shared = jax.shard_map(
-        local, in_specs=(heads, keys, keys, tokens, where), out_specs=heads, check_vma=False
+        local, in_specs=(heads, keys, keys, tokens, mask_spec), out_specs=heads, check_vma=False
     )
     if not context.sequence_parallel(T):
-        return shared(q_BTNH, k_BTKH, v_BTKH, segments_BT, seen)
-    # said aloud: else XLA would have heads spread before and after, where devices have positions
+        return shared(q_BTNH, k_BTKH, v_BTKH, segments_BT, mask)
+    # Constrained on both sides: without it XLA propagates the sharding by heads outwards, into the
+    # linears, where every device has positions of its own.
     return context.constrain_activations(
-        shared(*map(context.constrain_activations, (q_BTNH, k_BTKH, v_BTKH)), segments_BT, seen)
+        shared(*map(context.constrain_activations, (q_BTNH, k_BTKH, v_BTKH)), segments_BT, mask)
     )
 
 
 def kv_heads(N: int, K: int, model: int, index: int | jax.Array) -> np.ndarray | jax.Array:
-    """Which kv heads the query heads of device `index` of `model` devices use, where K kv heads do not
-    divide over them."""
-    held, per = N // model, N // K
-    return (index * held + np.arange(held if per % held else 1)) // per
+    """The kv heads that the query heads of device `index` of `model` devices read, where K kv heads
+    do not divide over them: one if all its query heads share it, else one for each query head."""
+    held, group = N // model, N // K
+    return (index * held + np.arange(held if group % held else 1)) // group
 
 
 def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
-    """The kernel that `kind` stands for, for queries of this shape on the devices in use."""
+    """The kernel that `kind` stands for, for queries of this shape on the devices in use.
+    ConfigError for one that cannot run here."""
     if kind not in KINDS:
         raise ConfigError(f"attention={kind!r}: choose one of {', '.join(KINDS)}")
-    T, H, there = shape_BTNH[1], shape_BTNH[3], platform()
+    T, H, device = shape_BTNH[1], shape_BTNH[3], platform()
     shard = T // context.shards()
     refusals = {
         "plain": "",
@@ -113,15 +118,15 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
             and f"splash needs a multiple of {LANES} positions on each device, there are {shard}"
         )
         or (
-            there == "tpu"
+            device == "tpu"
             and H % LANES
             and f"splash on TPUs needs heads of a multiple of {LANES} numbers, not {H}"
         ),
-        "cudnn": (there != "gpu" and f"cudnn runs on GPUs, not on {there}")
+        "cudnn": (device != "gpu" and f"cudnn runs on GPUs, not on {device}")
         or (jnp.dtype(dtype).itemsize != 2 and f"cudnn needs bfloat16 or float16, not {dtype}"),
     }
     if kind == "auto":
-        best = {"tpu": "splash", "gpu": "cudnn"}.get(there, "plain")
+        best = {"tpu": "splash", "gpu": "cudnn"}.get(device, "plain")
         return "plain" if refusals[best] else best
     if refusals[kind]:
         raise ConfigError(f"attention={kind!r}: {refusals[kind]}; choose auto or plain")
@@ -129,7 +134,8 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
 
 
 def platform() -> str:
-    """What the program is traced for: the mesh's devices, which ahead of time need not be here."""
+    """The platform that the program is traced for ("cpu", "gpu", "tpu"): that of the mesh in use,
+    which need not be of this machine when a program is compiled ahead of time."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -144,17 +150,17 @@ def plain(
     *,
     block: int = 128,
 ) -> jax.Array:
-    """Attention of queries at `index_Q` of a sequence to its keys 0..S-1; returns BQNH.
+    """Attention of queries at the indices `index_Q` of a sequence to its keys 0..S-1; returns BQNH.
 
-    Grouped keys and values are repeated: on XLA's CPU backend that halves the cost of the grouped
-    einsum in training.
+    Each kv head is repeated for its query heads: on XLA's CPU backend a grouped einsum costs twice
+    as much in training.
     """
     args = (q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q)
     if max(q_BQNH.shape[1], k_BSKH.shape[1]) > block:
         return _blocked(*args, block)
     q_BNQH, k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (q_BQNH, k_BSKH, v_BSKH))
-    at_S = jnp.arange(k_BSKH.shape[1])
-    scores_BNQS = _scores(q_BNQH, k_BKSH, segments_BQ, segments_BS, index_Q, at_S)
+    index_S = jnp.arange(k_BSKH.shape[1])
+    scores_BNQS = _scores(q_BNQH, k_BKSH, segments_BQ, segments_BS, index_Q, index_S)
     weights_BNQS = jax.nn.softmax(scores_BNQS, axis=-1).astype(v_BSKH.dtype)
     v_BNSH = _repeat(v_BKSH, q_BQNH.shape[2])
     return jnp.einsum("bnqs,bnsh->bqnh", weights_BNQS, v_BNSH)
@@ -166,7 +172,7 @@ def _repeat(x_BKSH: jax.Array, N: int) -> jax.Array:
 
 
 def _scores(q_BNQH, k_BKSH, segments_BQ, segments_BS, index_Q, index_S) -> jax.Array:
-    """What softmax is taken of, [B, N, Q, S] float32."""
+    """The masked scores, before softmax: [B, N, Q, S] float32."""
     N, H = q_BNQH.shape[1], q_BNQH.shape[3]
     scores_BNQS = jnp.einsum(
         "bnqh,bnsh->bnqs", q_BNQH, _repeat(k_BKSH, N), preferred_element_type=jnp.float32
@@ -177,27 +183,31 @@ def _scores(q_BNQH, k_BKSH, segments_BQ, segments_BS, index_Q, index_S) -> jax.A
 
 
 def _split(x: jax.Array, axis: int, block: int) -> jax.Array:
-    """Blocks of a dimension in front, padded with zeros to whole ones: [n, ..., block, ...]."""
+    """`x` with a dimension cut into blocks, which come first: [z, ..., block, ...]. The last block
+    is padded with zeros; a segment of 0 is padding."""
     x = jnp.pad(x, [(0, -n % block if i == axis else 0) for i, n in enumerate(x.shape)])
     return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :]), axis, 0)
 
 
 def _keys(k_BSKH, v_BSKH, segments_BS, block: int):
-    """Keys, values, segments as blocks in front, head-major; and the index of each block's keys."""
-    k_nBKsH, v_nBKsH = (_split(jnp.swapaxes(x, 1, 2), 2, block) for x in (k_BSKH, v_BSKH))
-    n = len(k_nBKsH)
-    return k_nBKsH, v_nBKsH, _split(segments_BS, 1, block), jnp.arange(n * block).reshape(n, block)
+    """Keys, values and segments in blocks, head-major, and the indices of each block's keys."""
+    k_zBKsH, v_zBKsH = (_split(jnp.swapaxes(x, 1, 2), 2, block) for x in (k_BSKH, v_BSKH))
+    z = len(k_zBKsH)
+    return k_zBKsH, v_zBKsH, _split(segments_BS, 1, block), jnp.arange(z * block).reshape(z, block)
 
 
-def _reach(segments_Bq, index_q, segments_nBs) -> tuple[jax.Array, jax.Array]:
-    """The first block of keys that may share a segment with these queries, and the first after them."""
-    low_nB, high_nB = segments_nBs.min(2), segments_nBs.max(2)
-    shared_nB = (low_nB <= segments_Bq.max(1)) & (high_nB >= segments_Bq.min(1))
-    return jnp.argmax(shared_nB.any(1)), index_q.max() // segments_nBs.shape[2] + 1
+def _reach(segments_Bq, index_q, segments_zBs) -> tuple[jax.Array, jax.Array]:
+    """The range of blocks of keys that these queries may see, from the first that may hold one of
+    their segments to the one of the last query. In rows of several sequences it is a small part of
+    all."""
+    low_zB, high_zB = segments_zBs.min(2), segments_zBs.max(2)
+    shared_zB = (low_zB <= segments_Bq.max(1)) & (high_zB >= segments_Bq.min(1))
+    return jnp.argmax(shared_zB.any(1)), index_q.max() // segments_zBs.shape[2] + 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _blocked(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, block):
+    """As `plain`, block by block: [Q, S] scores never exist whole."""
     return _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, block)[0]
 
 
@@ -205,11 +215,13 @@ def _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, 
     B, Q, N, H = q_BQNH.shape
     keys = _keys(k_BSKH, v_BSKH, segments_BS, block)
 
-    def some(part):
-        q_BqNH, segments_Bq, index_q = part
+    def attend_block(queries):
+        q_BqNH, segments_Bq, index_q = queries
         q_BNqH = jnp.swapaxes(q_BqNH, 1, 2)
 
         def step(i, carry):
+            # of the keys so far: the largest score, the softmax's denominator and its numerator,
+            # both relative to that score
             top_BNq, total_BNq, sum_BNqH = carry
             k_BKsH, v_BKsH, segments_Bs, index_s = (x[i] for x in keys)
             scores_BNqs = _scores(q_BNqH, k_BKsH, segments_Bq, segments_Bs, index_q, index_s)
@@ -232,67 +244,72 @@ def _blocked_forward(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, 
         out_BNqH = (sum_BNqH / total_BNq[..., None]).astype(q_BQNH.dtype)
         return jnp.swapaxes(out_BNqH, 1, 2), top_BNq + jnp.log(total_BNq)
 
-    parts = (_split(q_BQNH, 1, block), _split(segments_BQ, 1, block), _split(index_Q, 0, block))
-    out_nBqNH, lse_nBNq = jax.lax.map(some, parts)
-    out_BQNH = jnp.moveaxis(out_nBqNH, 0, 1).reshape(B, -1, N, H)[:, :Q]
-    out_BQNH, lse_nBNq = (checkpoint_name(x, "attention") for x in (out_BQNH, lse_nBNq))
-    return out_BQNH, (q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, out_BQNH, lse_nBNq)
+    blocks = (_split(q_BQNH, 1, block), _split(segments_BQ, 1, block), _split(index_Q, 0, block))
+    out_yBqNH, lse_yBNq = jax.lax.map(attend_block, blocks)
+    out_BQNH = jnp.moveaxis(out_yBqNH, 0, 1).reshape(B, -1, N, H)[:, :Q]
+    # named for config.REMAT: with both saved, the backward pass does not run this again
+    out_BQNH, lse_yBNq = (checkpoint_name(x, "attention") for x in (out_BQNH, lse_yBNq))
+    return out_BQNH, (q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, out_BQNH, lse_yBNq)
 
 
 def _blocked_backward(block, saved, grad_BQNH):
-    q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, out_BQNH, lse_nBNq = saved
+    """Softmax weights are recomputed from the saved log-sum-exp of each query's scores."""
+    q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q, out_BQNH, lse_yBNq = saved
     B, Q, N, H = q_BQNH.shape
     S, K = k_BSKH.shape[1:3]
     keys = _keys(k_BSKH, v_BSKH, segments_BS, block)
     dot_BQN = (grad_BQNH.astype(jnp.float32) * out_BQNH.astype(jnp.float32)).sum(-1)
     einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def some(carry, part):
-        q_BqNH, grad_BqNH, dot_BqN, segments_Bq, index_q, lse_BNq = part
+    def attend_block(carry, queries):
+        q_BqNH, grad_BqNH, dot_BqN, segments_Bq, index_q, lse_BNq = queries
         q_BNqH, grad_BNqH, dot_BNq = (jnp.swapaxes(x, 1, 2) for x in (q_BqNH, grad_BqNH, dot_BqN))
 
         def step(i, carry):
-            dq_BNqH, dk_nBKsH, dv_nBKsH = carry
+            dq_BNqH, dk_zBKsH, dv_zBKsH = carry
             k_BKsH, v_BKsH, segments_Bs, index_s = (x[i] for x in keys)
             scores_BNqs = _scores(q_BNqH, k_BKsH, segments_Bq, segments_Bs, index_q, index_s)
             weights_BNqs = jnp.exp(scores_BNqs - lse_BNq[..., None])
             back_BNqs = einsum("bnqh,bnsh->bnqs", grad_BNqH, _repeat(v_BKsH, N))
+            # softmax's gradient: weight * (own gradient - the weighted mean of all)
             back_BNqs = weights_BNqs * (back_BNqs - dot_BNq[..., None]) * (H**-0.5)
             back_BNqs = back_BNqs.astype(q_BQNH.dtype)
             dq_BNqH += einsum("bnqs,bnsh->bnqh", back_BNqs, _repeat(k_BKsH, N))
             dk_BNsH = einsum("bnqs,bnqh->bnsh", back_BNqs, q_BNqH)
             dv_BNsH = einsum("bnqs,bnqh->bnsh", weights_BNqs.astype(q_BQNH.dtype), grad_BNqH)
-            dk_nBKsH = dk_nBKsH.at[i].add(dk_BNsH.reshape(B, K, -1, block, H).sum(2))
-            dv_nBKsH = dv_nBKsH.at[i].add(dv_BNsH.reshape(B, K, -1, block, H).sum(2))
-            return dq_BNqH, dk_nBKsH, dv_nBKsH
+            dk_zBKsH = dk_zBKsH.at[i].add(dk_BNsH.reshape(B, K, -1, block, H).sum(2))
+            dv_zBKsH = dv_zBKsH.at[i].add(dv_BNsH.reshape(B, K, -1, block, H).sum(2))
+            return dq_BNqH, dk_zBKsH, dv_zBKsH
 
         start = (jnp.zeros(q_BNqH.shape, jnp.float32), *carry)
         dq_BNqH, *carry = jax.lax.fori_loop(*_reach(segments_Bq, index_q, keys[2]), step, start)
         return tuple(carry), jnp.swapaxes(dq_BNqH, 1, 2).astype(q_BQNH.dtype)
 
-    parts = [_split(x, 1, block) for x in (q_BQNH, grad_BQNH, dot_BQN, segments_BQ)]
-    parts += [_split(index_Q, 0, block), lse_nBNq]
-    zero_nBKsH = jnp.zeros(keys[0].shape, jnp.float32)
-    (dk_nBKsH, dv_nBKsH), dq_nBqNH = jax.lax.scan(some, (zero_nBKsH, zero_nBKsH), tuple(parts))
+    blocks = [_split(x, 1, block) for x in (q_BQNH, grad_BQNH, dot_BQN, segments_BQ)]
+    blocks = (*blocks, _split(index_Q, 0, block), lse_yBNq)
+    zero_zBKsH = jnp.zeros(keys[0].shape, jnp.float32)
+    (dk_zBKsH, dv_zBKsH), dq_yBqNH = jax.lax.scan(attend_block, (zero_zBKsH, zero_zBKsH), blocks)
 
-    def join(x_nBKsH, dtype):
-        x_BnsKH = x_nBKsH.transpose(1, 0, 3, 2, 4)
-        return x_BnsKH.reshape(B, -1, K, H)[:, :S].astype(dtype)
+    def join(x_zBKsH, dtype):
+        x_BzsKH = x_zBKsH.transpose(1, 0, 3, 2, 4)
+        return x_BzsKH.reshape(B, -1, K, H)[:, :S].astype(dtype)
 
-    dq_BQNH = jnp.moveaxis(dq_nBqNH, 0, 1).reshape(B, -1, N, H)[:, :Q]
-    return dq_BQNH, join(dk_nBKsH, k_BSKH.dtype), join(dv_nBKsH, v_BSKH.dtype), None, None, None
+    dq_BQNH = jnp.moveaxis(dq_yBqNH, 0, 1).reshape(B, -1, N, H)[:, :Q]
+    return dq_BQNH, join(dk_zBKsH, k_BSKH.dtype), join(dv_zBKsH, v_BSKH.dtype), None, None, None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen(mask_lib.Mask):
-    """The causal mask of queries in the order of `context.order`, keys in natural order, for splash.
+class _CausalMask(mask_lib.Mask):
+    """The causal mask of queries in the order of `context.order`, keys in natural order, for
+    splash.
 
-    The kernel computes it from the index of each query. Only which blocks are full, empty or neither
-    is read from here, so a block is stood for by the least array of which any() and all() say so: to
-    write blocks out takes minutes at 131,072 positions.
+    The kernel computes the mask itself from the index of each query. From here it only learns
+    whether a block is full, empty or neither, by any() and all(), so a block is represented by two
+    numbers with the same any() and all(): to write out all blocks takes minutes at 131,072
+    positions.
     """
 
     index: bytes
@@ -310,15 +327,16 @@ class _Seen(mask_lib.Mask):
         T = len(self.index) // 4
         return T, T
 
-    def __getitem__(self, at: tuple[slice, slice]) -> np.ndarray:
-        queries, keys = self.q_sequence[at[0]], at[1]
+    def __getitem__(self, block: tuple[slice, slice]) -> np.ndarray:
+        queries, keys = self.q_sequence[block[0]], block[1]
         return np.array([queries.max() >= keys.start, queries.min() >= keys.stop - 1])
 
 
 def _splash_kernel(T: int) -> splash_lib.SplashAttentionKernel:
-    """The kernel for all queries of T positions, to be cut over `context`."""
+    """The kernel for all queries of T positions, to be sharded over `context`."""
     C = context.shards()
-    # blocks that lie in one chunk can be skipped whole
+    # A block of one chunk (see context.order) has consecutive queries, so that more blocks are
+    # empty and skipped than if it held some of an early and some of a late chunk.
     chunk = T // (2 * C) if C > 1 and T // C % (2 * LANES) == 0 else T // C
     large, small = (
         next(n for n in (top, 512, 256, LANES) if chunk % n == 0) for top in (1024, 512)
@@ -334,7 +352,7 @@ def _splash_kernel(T: int) -> splash_lib.SplashAttentionKernel:
         block_kv_dq=large,
     )
     return splash_lib.make_splash_mha(
-        mask_lib.MultiHeadMask([_Seen(context.order(T).tobytes())]),  # the same for all heads
+        mask_lib.MultiHeadMask([_CausalMask(context.order(T).tobytes())]),  # the same for all heads
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=C,
@@ -344,7 +362,7 @@ def _splash_kernel(T: int) -> splash_lib.SplashAttentionKernel:
 
 
 def splash(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, kernel) -> jax.Array:
-    """As `plain`, by the kernel for these queries."""
+    """As `plain`, by the splash kernel for these queries."""
     q_BNQH, k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (q_BQNH, k_BSKH, v_BSKH))
     q_BNQH = q_BNQH * jnp.asarray(q_BQNH.shape[3] ** -0.5, q_BQNH.dtype)
     segments = splash_lib.SegmentIds(segments_BQ, segments_BS)
@@ -352,7 +370,7 @@ def splash(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, kernel) -> jax.Arra
 
 
 def cudnn(q_BQNH, k_BSKH, v_BSKH, segments_BQ, segments_BS, index_Q) -> jax.Array:
-    """As `plain`, by cuDNN."""
+    """As `plain`, by cuDNN's kernel."""
     seen_BQS = segments_BQ[:, :, None] == segments_BS[:, None, :]
     seen_BQS &= jnp.arange(k_BSKH.shape[1]) <= index_Q[:, None]
     return jax.nn.dot_product_attention(

@@ -1,14 +1,14 @@
-"""What a training step computes, counted from shapes, and what a device can do at most.
+"""Model FLOPs of a training step, counted from shapes, and the peak of a device.
 
-Model FLOPs as in PaLM's appendix B (arXiv 2204.02311): what the architecture asks for, whatever is
-computed again to save memory. A multiplication and its addition are two. A linear costs 2 a weight and
-token forward, 2 for the gradient of its input and 2 for that of the weight; attention costs 4 a head's
-width and pair of tokens forward and 8 backward. A frozen base has no gradients of weights.
+Model FLOPs are those of PaLM's appendix B (arXiv 2204.02311): what the architecture asks for,
+without what is recomputed to save memory. A multiply-add counts two. Per token, a linear costs 2
+for each weight forward, 2 for the gradient of its input and 2 for the gradient of the weight, which
+a frozen weight does not have. Per pair of tokens, attention costs 4 for each dimension of a head
+forward and 8 backward.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.types import Batch
 
 PEAK = {
@@ -33,44 +35,47 @@ PEAK = {
     "NVIDIA H200": 989.4e12,
     "NVIDIA A100": 312e12,
 }
-"""FLOP/s of a device in bfloat16, dense, by how its kind begins; from the vendors' data sheets."""
+"""Dense bfloat16 FLOP/s of a device, by the beginning of its kind; from the vendors' data
+sheets."""
 
 
 def peak(kind: str) -> float | None:
-    """The peak of a `jax.Device.device_kind`; None where it is not known, as for a CPU."""
+    """The peak of a `jax.Device.device_kind` in FLOP/s; None if it is unknown, as for a CPU."""
     known = [name for name in PEAK if re.match(rf"{name}( |-|$)", kind)]
     return PEAK[max(known, key=len)] if known else None
 
 
 def peak_of(mesh: jax.sharding.Mesh) -> float | None:
-    """The peak of all devices of the mesh together."""
+    """The peak of all devices of the mesh together, in FLOP/s; None if it is unknown."""
     one = peak(mesh.devices.flat[0].device_kind)
     return one and one * mesh.devices.size
 
 
-def per_token(cfg: arch.Config) -> int:
-    """Weights of linears that a token goes through: of a mixture, those of its `top_k` experts."""
-    tree = arch.leaves(dataclasses.replace(cfg, quant=""))
-    head = cfg.V * cfg.D  # tied or not; the embedding is looked up
+def per_token(cfg: Config) -> int:
+    """Weights that a token is multiplied by: all linears and the head, of a mixture those of its
+    `top_k` experts."""
+    tree = model_weights.published(cfg)
+    head = cfg.V * cfg.D  # tied or not; the embedding is a lookup, not a product
     return head + sum(_used(cfg, leaf) for leaf in tree["layers"].values() if leaf.fan_in)
 
 
-def of_adapter(cfg: arch.Config, adapter: lora.LoraConfig) -> int:
+def of_adapter(cfg: Config, adapter: lora.LoraConfig) -> int:
     """The same for the factors of an adapter."""
     pairs = lora.leaves(cfg, adapter).values()
     return sum(_used(cfg, leaf) for pair in pairs for leaf in pair.values())
 
 
 def of_step(
-    cfg: arch.Config,
+    cfg: Config,
     adapter: lora.LoraConfig,
     batches: Sequence[Batch],
     *,
     passes: int = 1,
     forwards: int = 0,
 ) -> float:
-    """FLOPs of `passes` gradients over the (numpy) microbatches of a step and `forwards` more forward
-    passes; padding is not counted. `adapter.rank` 0: the base itself is trained."""
+    """FLOPs of `passes` gradients over the (numpy) microbatches of a step, and of `forwards`
+    forward passes beside them. Padding is not counted. With `adapter.rank` 0 the base itself is
+    trained."""
     tokens = sum(int(np.count_nonzero(batch.segments_BT)) for batch in batches)
     pairs = sum(
         int(((batch.positions_BT + 1) * (batch.segments_BT > 0)).sum()) for batch in batches
@@ -83,6 +88,6 @@ def of_step(
     return float(passes * (forward + backward) + forwards * forward)
 
 
-def _used(cfg: arch.Config, leaf: arch.Leaf) -> int:
+def _used(cfg: Config, leaf: model_weights.Leaf) -> int:
     size = math.prod(leaf.shape)
     return size * cfg.top_k // cfg.E if "experts" in leaf.axes else size

@@ -1,11 +1,15 @@
-"""Which base an adapter belongs to: a name for people, and a hash that another base does not share."""
+"""Which base an adapter belongs to: a name for people, and a hash that no other base has.
+
+An adapter on the wrong base loads without an error and computes nonsense, so every adapter and
+every checkpoint of a run carries its `Base`, and it is checked wherever one is loaded.
+"""
 
 from __future__ import annotations
 
 import collections
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,54 +17,63 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, load, tensors
+from jaxdeep.model import layout, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 
 FIELDS = ("V", "D", "F", "L", "N", "K", "H", "theta", "eps", "tie", "E", "top_k", "norm_top_k")
+"""What of the configuration is hashed: the architecture, and not how it is computed."""
 
 
 class Base(NamedTuple):
-    """The name a base was loaded by, and its `identity`."""
+    """The name that a base was loaded by, and its hash: `identity` of its weights, followed for an
+    adapter over other frozen adapters by "+" and the hash of those (`lora.base_over`)."""
 
     name: str
     identity: str
 
 
-def identity(params: Mapping[str, Any], cfg: arch.Config) -> str:
+def identity(params: Mapping[str, Any], cfg: Config) -> str:
     """A short hash of the architecture and of the largest magnitude of each output of each weight.
 
-    It is the same in bfloat16 and float32 and on any mesh: rounding keeps the order of numbers, so the
-    largest is the same number, rounded. Its second half covers the linears that `cfg.quant` turns into
-    int8, and is absent of such a base.
+    It is the same in bfloat16 and float32 and on any mesh: rounding keeps the order of numbers, so
+    the largest magnitude rounds to the same number. It has two halves, "aaa-bbb", of which the
+    second covers the linears that `cfg.quant` turns into int8. A quantized base has the first half
+    alone.
     """
     layers = dict(params["layers"])
-    linears = {name: layers.pop(name) for name in arch.LINEARS}
+    linears = {name: layers.pop(name) for name in model_weights.LINEARS}
     halves = [{**params, "layers": layers}] + ([] if cfg.quant else [linears])
-    return "-".join(_hash(cfg, jax.tree.map(load.on_host, half)) for half in _largest(halves))
+    return "-".join(_hash_half(cfg, jax.tree.map(tensors.on_host, x)) for x in _largest(halves))
 
 
-def of_files(name: str, cfg: arch.Config) -> str:
-    """The first half of the `identity` of checkpoint `name`, read a tensor at a time: most other bases
-    show before anything is on a device."""
-    plan = load.parts(cfg)
-    held = load.check(load.folder(name), plan)
+def of_files(name: str, cfg: Config) -> str:
+    """The first half of the `identity` of checkpoint `name`, read from its files a tensor at a
+    time: it tells most bases apart before anything is on a device."""
+    plan = layout.slots(cfg)
+    entries = layout.locate(layout.folder(name), plan)
     half: dict[str, Any] = {"layers": collections.defaultdict(list)}
-    for key, part in plan.items():
-        if part.leaf in arch.LINEARS:
+    for key, slot in plan.items():
+        if slot.leaf in model_weights.LINEARS:
             continue
-        x = tensors.read(held[key])
-        x = x.T if part.flip else x
-        if part.layer is None:
-            half[part.leaf] = _largest_of(part.leaf, x)
+        x = tensors.read(entries[key])
+        x = x.T if slot.transposed else x
+        if slot.layer is None:
+            half[slot.leaf] = _largest_of(slot.leaf, x)
         else:
-            half["layers"][part.leaf].append(_largest_of(part.leaf, x[None]))
+            half["layers"][slot.leaf].append(_largest_of(slot.leaf, x[None]))
     half["layers"] = {name: np.concatenate(x) for name, x in half["layers"].items()}
-    return _hash(cfg, half)
+    return _hash_half(cfg, half)
 
 
-def _hash(cfg: arch.Config, half: Any) -> str:
+def digest(parts: Iterable[bytes]) -> str:
+    """Twelve hexadecimal digits of a hash."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def _hash_half(cfg: Config, half: Any) -> str:
     about = json.dumps([getattr(cfg, name) for name in FIELDS]).encode()
-    arrays = [x.tobytes() for x in jax.tree.leaves(half)]
-    return hashlib.sha256(b"".join([about, *arrays])).hexdigest()[:12]
+    return digest([about, *(x.tobytes() for x in jax.tree.leaves(half))])
 
 
 @jax.jit
@@ -69,19 +82,29 @@ def _largest(tree: Any) -> Any:
 
 
 def _largest_of(name: str, x: Any) -> Any:
-    # of layers [L, ..., out] those two stay; of the rest the vocabulary, or the norm's width
+    # layers [L, ..., out] keep those two dimensions; others keep the vocabulary, or the norm's
+    # width
     keep = {"embed": {0}, "head": {1}}.get(name, {0, x.ndim - 1})
     axes = tuple(d for d in range(x.ndim) if d not in keep)
     return abs(x).max(axis=axes).astype(jnp.bfloat16)
 
 
 def check(what: str, theirs: Base | None, ours: Base | None) -> None:
-    """CheckpointError where `what` belongs to another base than ours; what is not known passes."""
+    """CheckpointError if `what` belongs to another base than ours, or lies over other frozen
+    adapters. An unknown base passes, and so does a half of a hash that only one of them has."""
     if theirs is None or ours is None:
         return
-    pairs = zip(theirs.identity.split("-"), ours.identity.split("-"), strict=False)
-    if any(a != b for a, b in pairs):
+    (their_weights, _, their_under), (our_weights, _, our_under) = (
+        base.identity.partition("+") for base in (theirs, ours)
+    )
+    halves = zip(their_weights.split("-"), our_weights.split("-"), strict=False)
+    if any(a != b for a, b in halves):
         raise CheckpointError(
             f"{what} belongs to the base {theirs.name} ({theirs.identity}), but this one is "
             f"{ours.name} ({ours.identity}): set model.path to the base it was trained on"
+        )
+    if their_under != our_under:
+        raise CheckpointError(
+            f"{what} was trained over {theirs.name} ({theirs.identity}), but this run is over "
+            f"{ours.name} ({ours.identity}): set lora.under to the adapters it was trained over"
         )

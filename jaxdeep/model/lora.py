@@ -1,11 +1,13 @@
-"""Low-rank adapters: float32 factors beside a frozen base, and the one function that applies them.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): float32 factors beside frozen weights.
 
-An adapter is a dictionary from the name of a linear to its two factors, stacked over layers:
-`{"wq": {"a": [L, in, R], "b": [L, R, out]}}`, with a dimension E before `in` and R for the linears of
-experts. Its effect is `x @ a @ b * alpha / rank`; `b` starts at zero, so a new adapter is the base.
-None in its place is the base, a tuple of adapters is their sum. (LoRA, arXiv 2106.09685.)
+The factors of an adapter are a dictionary from the name of a linear to a pair, stacked over layers:
+`{"wq": {"a": [L, in, R], "b": [L, R, out]}}`; experts have a dimension E after L. This dictionary
+is what is trained, optimized and checkpointed. With its scale it becomes an `Adapter`, the form in
+which the model, the engine and the files take it; the effect on a linear is `x @ a @ b * scale`.
 
-A `Bank` holds several adapters at once; each row of a batch uses any weighted mixture of them.
+`decoder.forward` takes None (the weights alone), an Adapter, a `Bank` (several adapters, of which
+each row of a batch uses any weighted mixture), or a tuple of these, whose effects add up.
+`linear.Layer` applies them.
 """
 
 from __future__ import annotations
@@ -16,80 +18,107 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch
-from jaxdeep.model.arch import LINEARS, Leaf
+from jaxdeep.model import tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
+from jaxdeep.model.identity import Base, check, digest
 from jaxdeep.parallel import mesh as meshes
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Rank 0 trains every parameter of the base instead of an adapter."""
+    """The adapter to train: its rank, alpha, and the linears it is added to. Rank 0 trains every
+    parameter of the base instead. `under` are frozen adapters that lie between the base and the
+    trained one: folders of runs or of PEFT adapters."""
 
     rank: int
     alpha: float
-    targets: tuple[str, ...] = LINEARS
+    targets: tuple[str, ...] = model_weights.LINEARS
+    under: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.targets) - set(LINEARS))
-        if unknown or not self.targets:
-            raise ConfigError(f"lora.targets={self.targets}: choose some of {', '.join(LINEARS)}")
+        names = model_weights.LINEARS
+        if not self.targets or not set(self.targets) <= set(names):
+            raise ConfigError(f"lora.targets={self.targets}: choose some of {', '.join(names)}")
         if self.rank < 0:
             raise ConfigError(f"lora.rank={self.rank} must be 0 (train the base itself) or more")
+        if self.under and not self.rank:
+            raise ConfigError(
+                f"lora.under={self.under} lies under an adapter, and lora.rank=0 trains none: "
+                "merge it into the base (export --what=merged), or set lora.rank"
+            )
 
     @property
     def scale(self) -> float:
-        """What the product of the factors is multiplied by."""
+        """The factor on the product `a @ b`."""
         return self.alpha / max(self.rank, 1)
 
 
 @struct.dataclass
 class Adapter:
-    """One adapter as it is handed around: its effect on a linear is `x @ a @ b * scale`.
+    """One adapter as it is handed around.
 
-    `factors` are those of all its linears, `scale` is alpha / rank (data: another one compiles nothing),
-    `base` says which frozen weights it belongs to (`identity.Base`), None where that is not known.
+    `scale` is alpha / rank. Passed into a jitted function it is data, and another one compiles
+    nothing; made inside one from a number, it is a constant. `base` is the base the adapter belongs
+    to, None if that is not known.
     """
 
     factors: dict[str, Any]
     scale: float | jax.Array
-    base: Any = struct.field(pytree_node=False, default=None)
+    base: Base | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def config(self) -> LoraConfig:
+        """Its rank, alpha and linears. Not inside jit."""
+        rank = next(iter(self.factors.values()))["a"].shape[-1]
+        targets = tuple(name for name in model_weights.LINEARS if name in self.factors)
+        # alpha / rank * rank can miss alpha in the last digit
+        return LoraConfig(rank, float(f"{float(self.scale) * rank:.12g}"), targets)
 
 
 @struct.dataclass
 class Bank:
-    """Adapters of one shape, and how much of each every row uses.
+    """Adapters of the same linears and rank, and how much of each every row uses.
 
-    `factors` is as one adapter with a dimension A after L: {"wq": {"a": [L, A, in, R], ...}}.
-    `mix_BA` [B, A] float32 weighs them, alpha / rank included: a row of zeros is the base, one entry
-    chooses an adapter, several compose. Both are data: a change compiles nothing.
+    `factors` is as in one adapter with a dimension A after L: {"wq": {"a": [L, A, in, R], ...}}.
+    `mix_BA` [B, A] float32 is the weight of each adapter times its scale: a row of zeros is the
+    base, a single entry chooses an adapter, several compose. Both are data: a change compiles
+    nothing.
     """
 
     factors: dict[str, Any]
     mix_BA: jax.Array
 
 
-def leaves(cfg: arch.Config, lora: LoraConfig, *, adapters: int = 0) -> dict[str, dict[str, Leaf]]:
-    """The factors' shapes and axes, derived from the weights they stand beside; with `adapters`, those
-    of a Bank of so many."""
-    layers = arch.leaves(dataclasses.replace(cfg, quant=""))["layers"]
+def leaves(
+    cfg: Config, lora: LoraConfig, *, adapters: int = 0
+) -> dict[str, dict[str, model_weights.Leaf]]:
+    """The factors' shapes and axes, derived from the weights they stand beside; with `adapters`,
+    those of a Bank of that many."""
+    layers = model_weights.published(cfg)["layers"]
     A, none = ((adapters,), (None,)) if adapters else ((), ())
     out = {}
     for name in lora.targets:
         L, *E, inputs, outputs = layers[name].shape
         layer, *expert, i, o = layers[name].axes
         out[name] = {
-            "a": Leaf((L, *A, *E, inputs, lora.rank), (layer, *none, *expert, i, "rank"), inputs),
-            "b": Leaf((L, *A, *E, lora.rank, outputs), (layer, *none, *expert, "rank", o), 0),
+            "a": model_weights.Leaf(
+                (L, *A, *E, inputs, lora.rank), (layer, *none, *expert, i, "rank"), inputs
+            ),
+            "b": model_weights.Leaf(
+                (L, *A, *E, lora.rank, outputs), (layer, *none, *expert, "rank", o), 0
+            ),
         }
     return out
 
 
-def init(key: jax.Array, cfg: arch.Config, lora: LoraConfig) -> dict:
-    """A fresh adapter: `a` uniform as in PEFT's default (Kaiming with a = sqrt 5), `b` zero."""
+def init(key: jax.Array, cfg: Config, lora: LoraConfig) -> dict:
+    """Fresh factors: `a` uniform as in PEFT's default (Kaiming with a = sqrt 5), `b` zero, so that
+    a new adapter changes nothing."""
     names = leaves(cfg, lora)
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     return {
@@ -102,92 +131,94 @@ def init(key: jax.Array, cfg: arch.Config, lora: LoraConfig) -> dict:
     }
 
 
-def stack(adapters: Sequence[dict]) -> dict:
-    """The `factors` of a Bank from adapters of the same targets and rank."""
-    shapes = [jax.tree.map(jnp.shape, adapter) for adapter in adapters]
+def place(adapter: Adapter, cfg: Config, mesh: jax.sharding.Mesh) -> Adapter:
+    """A frozen adapter on the mesh, to be handed to programs again and again: each factor sharded
+    as the weight it stands beside, the scale a float32 on every device."""
+    tree = leaves(cfg, adapter.config)
+    return adapter.replace(
+        factors=jax.device_put(adapter.factors, model_weights.shardings(cfg, mesh, tree)),
+        scale=jax.device_put(np.float32(adapter.scale), meshes.replicated(mesh)),
+    )
+
+
+def placed_shapes(cfg: Config, lora: LoraConfig, mesh: jax.sharding.Mesh) -> Adapter:
+    """The shapes of what `place` makes of an adapter with these settings."""
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=meshes.replicated(mesh))
+    return Adapter(model_weights.shapes(cfg, mesh, leaves(cfg, lora), "float32"), scale)
+
+
+def stack(adapters: Sequence[Adapter], weights_BA: jax.Array) -> Bank:
+    """A Bank of these adapters, of which each row uses so much of each as `weights_BA` says.
+    ConfigError where their linears or ranks differ."""
+    shapes = [jax.tree.map(jnp.shape, adapter.factors) for adapter in adapters]
     if any(shape != shapes[0] for shape in shapes):
         raise ConfigError(
             "a bank needs adapters of the same linears and rank: pad the smaller ones"
         )
-    return jax.tree.map(lambda *factors: jnp.stack(factors, 1), *adapters)
+    factors = jax.tree.map(lambda *x: jnp.stack(x, 1), *(adapter.factors for adapter in adapters))
+    scale_A = jnp.stack([jnp.float32(adapter.scale) for adapter in adapters])
+    return Bank(factors, weights_BA * scale_A)
 
 
-def merge(params: dict, adapter: dict, scale: float) -> dict:
-    """The base with the adapter's effect added to its weights; with `-scale`, taken out again."""
+def concatenate(adapters: Sequence[Adapter]) -> Adapter:
+    """The one adapter, of scale 1, whose effect is the sum of theirs: ranks add up, and a linear
+    that one of them does not have gets zeros of its rank."""
+    ranks = [adapter.config.rank for adapter in adapters]
+    factors = {}
+    for name in model_weights.LINEARS:
+        some = next((x.factors[name] for x in adapters if name in x.factors), None)
+        if some is None:
+            continue
+        lead, inputs, outputs = some["a"].shape[:-2], some["a"].shape[-2], some["b"].shape[-1]
+        a, b = [], []
+        for adapter, rank in zip(adapters, ranks, strict=True):
+            pair = adapter.factors.get(name)
+            a.append(pair["a"] if pair else jnp.zeros((*lead, inputs, rank)))
+            b.append(pair["b"] if pair else jnp.zeros((*lead, rank, outputs)))
+            b[-1] = b[-1] * jnp.float32(adapter.scale)
+        factors[name] = {"a": jnp.concatenate(a, axis=-1), "b": jnp.concatenate(b, axis=-2)}
+    return Adapter(factors, 1.0, adapters[0].base)
+
+
+def merge(params: dict, adapter: Adapter) -> dict:
+    """The base with the adapter's effect added to its weights; one of the opposite scale takes it
+    out again. ConfigError for int8 weights, whose rounding would swallow it."""
     layers = dict(params["layers"])
-    for name, pair in adapter.items():
+    for name, pair in adapter.factors.items():
         if isinstance(layers[name], dict):
             raise ConfigError(f"{name} is int8: merge into the base as published, then quantize")
-        delta = jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * scale
+        delta = jnp.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * adapter.scale
         layers[name] = (layers[name].astype(jnp.float32) + delta).astype(layers[name].dtype)
     return {**params, "layers": layers}
 
 
-def parts(lora: Any) -> tuple[tuple[dict, ...], tuple[jax.Array | None, ...]]:
-    """The factors of each adapter in `lora`, to scan over layers, and the mixture of each Bank."""
-    found = () if lora is None else lora if isinstance(lora, tuple) else (lora,)
+def base_over(base: Base | None, under: Sequence[Adapter]) -> Base | None:
+    """What an adapter that is trained over `base` and these frozen adapters belongs to."""
+    if base is None or not under:
+        return base
+    parts = []
+    for adapter in under:
+        for name, pair in sorted(adapter.factors.items()):
+            host = [np.asarray(tensors.on_host(pair[key]), np.float32) for key in ("a", "b")]
+            parts += [name.encode(), *(x.tobytes() for x in host)]
+        parts.append(np.float32(adapter.scale).tobytes())
+    return base._replace(identity=f"{base.identity}+{digest(parts)}")
+
+
+def check_under(under: Sequence[Adapter], base: Base | None) -> None:
+    """CheckpointError for a frozen adapter of another base than `base`, or one that was trained over
+    other adapters than those before it."""
+    for i, adapter in enumerate(under):
+        if adapter.base is not None:
+            over = "+" in adapter.base.identity
+            check(f"lora.under[{i}]", adapter.base, base_over(base, under[:i]) if over else base)
+
+
+def parts(lora: Any) -> tuple[tuple[dict, ...], tuple[float | jax.Array, ...]]:
+    """What `linear.Layer` needs of what `forward` is given: the factors of each adapter, to scan
+    over layers, and the scale of each, [B, A] for a Bank."""
+    adapters = () if lora is None else lora if isinstance(lora, tuple) else (lora,)
     return (
-        tuple(part.factors if isinstance(part, Bank) else part for part in found),
-        tuple(part.mix_BA if isinstance(part, Bank) else None for part in found),
+        tuple(adapter.factors for adapter in adapters),
+        tuple(x.mix_BA if isinstance(x, Bank) else x.scale for x in adapters),
     )
-
-
-@jax.custom_vjp
-def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`x @ a @ b` in the precision of `x`, [..., out]; gradients of the factors in their own."""
-    return _low_rank_forward(x, a, b)[0]
-
-
-def _low_rank_forward(x: jax.Array, a: jax.Array, b: jax.Array) -> tuple:
-    low = x @ a.astype(x.dtype)
-    return low @ b.astype(x.dtype), (x, low, a, b)
-
-
-def _low_rank_backward(kept: tuple, grad: jax.Array) -> tuple:
-    """The narrow operand comes first in each product: XLA's CPU backend transposes, so copies, that one,
-    where the order of automatic differentiation has it copy the wide one."""
-    x, low, a, b = kept
-    back = grad @ b.astype(x.dtype).T
-    da = jnp.einsum("...r,...i->ri", back, x, preferred_element_type=a.dtype).T
-    db = jnp.einsum("...r,...o->ro", low, grad, preferred_element_type=b.dtype)
-    return back @ a.astype(x.dtype).T, da, db
-
-
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One layer's weights with what is added to its linears: `factors` of each adapter and `mixes`,
-    None or [B, A] for each; `scale` is alpha / rank of those without a mixture.
-
-    With `whole` each device gathers a linear and applies it to positions of its own (`context.owned`). In
-    training that moves a quarter to a half of what summing hidden states over `model` would."""
-
-    weights: dict[str, Any]
-    factors: tuple[dict, ...]
-    mixes: tuple[jax.Array | None, ...]
-    scale: float
-    whole: bool = False
-
-    def __call__(self, x_BTi: jax.Array, name: str) -> jax.Array:
-        """`x_BTi` through the linear `name` and the adapters beside it; [B, T, out]."""
-        weight, dtype = self._held(self.weights[name]), x_BTi.dtype
-        if isinstance(weight, dict):
-            y_BTo = (x_BTi @ weight["q"].astype(dtype)) * weight["scale"].astype(dtype)
-        else:
-            y_BTo = x_BTi @ weight
-        for factors, mix_BA in zip(self.factors, self.mixes, strict=True):
-            if name not in factors:
-                continue
-            a, b = self._held((factors[name]["a"], factors[name]["b"]))
-            if mix_BA is None:
-                y_BTo = y_BTo + low_rank(x_BTi, a, b) * jnp.asarray(self.scale, dtype)
-            else:
-                low_BTAR = jnp.einsum("bti,air->btar", x_BTi, a.astype(dtype))
-                low_BTAR = low_BTAR * mix_BA[:, None, :, None].astype(dtype)
-                y_BTo = y_BTo + jnp.einsum("btar,aro->bto", low_BTAR, b.astype(dtype))
-        return checkpoint_name(y_BTo, "linear")
-
-    def _held(self, weight: Any) -> Any:
-        return jax.tree.map(meshes.constrain, weight) if self.whole else weight

@@ -1,14 +1,15 @@
-"""Keys and values in pages, and attention to them: what a sampler keeps between calls.
+"""Keys and values in pages, and attention to them: what an engine keeps between calls.
 
-All layers share one array of pages; a table says which pages hold a row's tokens, in order. Several
-rows of one call may be consecutive parts of one sequence, and several sequences may share pages: a
-layer first writes the keys and values of all rows, then attends.
+All layers share one array of pages; a row's table lists the pages that hold its tokens, in order.
+Sequences may share pages, and several rows of one call may be consecutive parts of one prompt.
+Therefore a layer first writes the keys and values of all rows, and only then attends.
 
-    plain    XLA on any device: blocks of pages with a running softmax, as many as the longest row needs
-    ragged   the ragged paged attention kernel that comes with JAX for TPUs
+    plain    XLA on any device: blocks of pages with an online softmax, as many as the longest row
+             needs
+    ragged   the ragged paged attention kernel for TPUs that comes with JAX
 
-On a mesh rows are spread over `replica` and `data`, each with pages of its own to which its table
-refers, and heads over `model`.
+On a mesh rows are sharded over `replica` and `data`, and heads over `model`. Each shard of rows has
+pages of its own, and its tables hold their local numbers.
 """
 
 from __future__ import annotations
@@ -21,20 +22,22 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.model import attention
-from jaxdeep.model.arch import Config
+from jaxdeep.model.config import Config
 from jaxdeep.parallel.mesh import ROWS
 
-BLOCK = 64  # slots that the plain computation looks at together
-GROUP = 16  # rows that it takes as many blocks for as the longest of them needs
-GPU_BLOCK = 512  # slots there, for all rows: launching small steps takes longer than computing them
-TPU_BLOCK = 512  # and the kernel
+BLOCK = 64  # slots that the plain computation reads together
+GROUP = 16  # rows that go through as many blocks as the longest of them needs
+GPU_BLOCK = (
+    512  # there in large blocks, all rows as one group: small steps are bound by their launch
+)
+TPU_BLOCK = 512  # slots that the TPU kernel reads together
 
 
 @struct.dataclass
 class Pages:
-    """`kv_LPSJH` holds P pages of S slots for each layer; J alternates keys and values of the kv heads.
-    `table_BX` are the pages of each row, in order, and `held_B` the tokens it has. Slots after those
-    hold nothing that is read."""
+    """The cache of a call. `kv_LPSJH` holds P pages of S slots for each layer; J alternates the
+    keys and values of the kv heads, as the TPU kernel wants it. `table_BX` lists the pages of each
+    row, in order, and `held_B` counts its tokens. Slots after those are never read."""
 
     kv_LPSJH: jax.Array
     table_BX: jax.Array
@@ -42,8 +45,8 @@ class Pages:
 
 
 def held_heads(cfg: Config, model: int) -> int:
-    """Kv heads in a page over all devices of the `model` axis: where they do not divide over it, each
-    device holds those that its query heads need."""
+    """The kv heads in a page, over all devices of the `model` axis. Where they do not divide over
+    it, each device has a copy of those that its query heads read (`attention.kv_heads`)."""
     if cfg.K % model == 0:
         return cfg.K
     return model * len(attention.kv_heads(cfg.N, cfg.K, model, 0))
@@ -56,16 +59,16 @@ def page_bytes(cfg: Config, mesh: Mesh, S: int) -> int:
 
 
 def shape(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.ShapeDtypeStruct:
-    """`pages` pages of S slots, spread over the mesh; [L, P, S, J, H]."""
+    """The shape and sharding of `pages` pages of S slots, [L, P, S, J, H]."""
     sizes = (cfg.L, pages, S, 2 * held_heads(cfg, mesh.shape["model"]), cfg.H)
-    where = NamedSharding(mesh, P(None, ROWS, None, "model"))
-    return jax.ShapeDtypeStruct(sizes, jnp.dtype(cfg.dtype), sharding=where)
+    sharding = NamedSharding(mesh, P(None, ROWS, None, "model"))
+    return jax.ShapeDtypeStruct(sizes, jnp.dtype(cfg.dtype), sharding=sharding)
 
 
 def empty(cfg: Config, mesh: Mesh, pages: int, S: int) -> jax.Array:
-    """The pages of `shape`, nothing in them."""
-    what = shape(cfg, mesh, pages, S)
-    return jax.jit(lambda: jnp.zeros(what.shape, what.dtype), out_shardings=what.sharding)()
+    """The pages of `shape`, empty."""
+    like = shape(cfg, mesh, pages, S)
+    return jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)()
 
 
 def extend(
@@ -78,31 +81,35 @@ def extend(
     *,
     kind: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Write the first `count_B` keys and values of each row after those it holds, and attend: query t
-    of a row sees its first held + t + 1 tokens. Returns BTNH and the pages' new array.
+    """Append the first `count_B` keys and values of each row to the row's tokens, and attend: query
+    t of a row sees its first held + t + 1 tokens. Returns the output BTNH and the pages' new array.
 
-    `kind` is as in `attention.attend`: anything but "plain" takes the kernel where it can run.
+    `kind` is as in `attention.attend`: all but "plain" choose the kernel on TPUs, where the width
+    of a head allows it.
     """
     N, K = q_BTNH.shape[2], k_BTKH.shape[2]
-    used = jax.sharding.get_abstract_mesh()
-    model = 1 if used.empty else used.shape["model"]
+    mesh = jax.sharding.get_abstract_mesh()
+    model = 1 if mesh.empty else mesh.shape["model"]
 
-    def local(q_btnh, k_btkh, v_btkh, kv_LpSjH, table_bX, held_b, count_b, layer):
+    def local(q_bTnH, k_bTkH, v_bTkH, kv_LpSjH, table_bX, held_b, count_b, layer):
         if K % model:
-            need = attention.kv_heads(N, K, model, jax.lax.axis_index("model"))
-            k_btkh, v_btkh = (jnp.take(x, need, axis=2) for x in (k_btkh, v_btkh))
-        kv_LpSjH = write(kv_LpSjH, k_btkh, v_btkh, table_bX, held_b, count_b, layer)
+            heads = attention.kv_heads(N, K, model, jax.lax.axis_index("model"))
+            k_bTkH, v_bTkH = (jnp.take(x, heads, axis=2) for x in (k_bTkH, v_bTkH))
+        kv_LpSjH = write(kv_LpSjH, k_bTkH, v_bTkH, table_bX, held_b, count_b, layer)
+        # All layers' pages as one list, and the table moved to this layer's: to slice them out
+        # would copy them.
         L, p, S, j, H = kv_LpSjH.shape
-        flat, table_bX = kv_LpSjH.reshape(L * p, S, j, H), table_bX + layer * p
+        pages, table_bX = kv_LpSjH.reshape(L * p, S, j, H), table_bX + layer * p
         ragged = kind != "plain" and attention.platform() == "tpu" and H % attention.LANES == 0
         attend = kernel if ragged else plain
-        return attend(q_btnh, flat, table_bX, held_b), kv_LpSjH
+        return attend(q_bTnH, pages, table_bX, held_b), kv_LpSjH
 
     args = (q_BTNH, k_BTKH, v_BTKH, pages.kv_LPSJH, pages.table_BX, pages.held_B, count_B, layer)
-    if used.empty or used.size == 1:
+    if mesh.empty or mesh.size == 1:
         return local(*args)
-    heads = P(ROWS, None, "model")
-    kv, rows, held = heads if K % model == 0 else P(ROWS), P(ROWS), P(None, ROWS, None, "model")
+    heads, rows, held = P(ROWS, None, "model"), P(ROWS), P(None, ROWS, None, "model")
+    kv = heads if K % model == 0 else rows
+    # check_vma is off: the kernel does not declare over which axes its results vary
     return jax.shard_map(
         local,
         in_specs=(heads, kv, kv, held, rows, rows, rows, P()),
@@ -112,22 +119,23 @@ def extend(
 
 
 def write(kv_LPSJH, k_BTKH, v_BTKH, table_BX, held_B, count_B, layer) -> jax.Array:
-    """The pages with new keys and values in them."""
+    """The pages with the first `count_B` new keys and values of each row written after its
+    tokens."""
     B, T, K, H = k_BTKH.shape
     S = kv_LPSJH.shape[2]
     new_BTJH = jnp.stack((k_BTKH, v_BTKH), axis=3).reshape(B, T, 2 * K, H)
     if B * T == 1:
-        # XLA would copy all pages for a scatter of one update that may be dropped (seen on CPUs)
+        # for a scatter of a single update that may be dropped XLA copies all pages (seen on CPUs)
         page = jnp.take(table_BX[0], held_B[0] // S, mode="clip")
-        at = (layer, page, held_B[0] % S, 0, 0)
-        old = jax.lax.dynamic_slice(kv_LPSJH, at, (1, 1, 1, 2 * K, H))
+        start = (layer, page, held_B[0] % S, 0, 0)
+        old = jax.lax.dynamic_slice(kv_LPSJH, start, (1, 1, 1, 2 * K, H))
         new = jnp.where(count_B[0] > 0, new_BTJH[None], old)
-        return jax.lax.dynamic_update_slice(kv_LPSJH, new, at)
-    at_BT = held_B[:, None] + jnp.arange(T)
-    page_BT = jnp.take_along_axis(table_BX, at_BT // S, axis=1, mode="clip")
-    # what is out of range is dropped by the scatter: padding is never written
+        return jax.lax.dynamic_update_slice(kv_LPSJH, new, start)
+    index_BT = held_B[:, None] + jnp.arange(T)
+    page_BT = jnp.take_along_axis(table_BX, index_BT // S, axis=1, mode="clip")
+    # padding gets a page out of range, and the scatter drops it
     page_BT = jnp.where(jnp.arange(T) < count_B[:, None], page_BT, kv_LPSJH.shape[1])
-    return kv_LPSJH.at[layer, page_BT, at_BT % S].set(new_BTJH, mode="drop")
+    return kv_LPSJH.at[layer, page_BT, index_BT % S].set(new_BTJH, mode="drop")
 
 
 def plain(
@@ -135,8 +143,9 @@ def plain(
 ) -> jax.Array:
     """Attention of new queries to pages that already hold their keys; returns BTNH.
 
-    What a query sees is summed up block by block, in the same order however long other rows are. Rows
-    of similar length are best next to each other.
+    A row's keys are added up block by block in one order, whatever the other rows are, so its
+    result does not depend on them. The cost of a group is that of its longest row: rows of similar
+    length belong next to each other.
     """
     B = len(held_B)
     if attention.platform() == "gpu":
@@ -151,37 +160,42 @@ def plain(
 def _blocks(
     q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array, size: int
 ) -> jax.Array:
+    """As `plain` for one group of rows, in blocks of about `size` slots."""
     B, T, N, H = q_BTNH.shape
     _, S, J, _ = kv_PSJH.shape
     K, M = J // 2, N // (J // 2)
     X = table_BX.shape[1]
-    n = min(max(size // S, 1), X)  # pages of a block
-    table_BX = jnp.pad(table_BX, ((0, 0), (0, -X % n)))
-    at_BT = held_B[:, None] + jnp.arange(T)
-    at_BQ = jnp.tile(at_BT, (1, M))
+    x = min(max(size // S, 1), X)  # pages of a block
+    table_BX = jnp.pad(table_BX, ((0, 0), (0, -X % x)))
+    # the M query heads of a kv head as if they were M times as many queries of it: one batched
+    # matmul per kv head
+    index_BT = held_B[:, None] + jnp.arange(T)
+    index_BQ = jnp.tile(index_BT, (1, M))
     q_BKQH = q_BTNH.reshape(B, T, K, M, H).transpose(0, 2, 3, 1, 4).reshape(B, K, M * T, H)
 
     def block(i, carry):
+        # of the keys so far: the largest score, the softmax's denominator and its numerator
         top_BKQ, total_BKQ, out_BKQH = carry
-        page_Bn = jax.lax.dynamic_slice_in_dim(table_BX, i * n, n, axis=1)
-        # head by head, so that the products need no copy; a key and its value in one read
-        slot_BC = (page_Bn[:, :, None] * S + jnp.arange(S)).reshape(B, n * S)
-        both = kv_PSJH.reshape(-1, 2 * H)[slot_BC[:, None] * K + jnp.arange(K)[:, None]]
-        scores_BKQC = jnp.einsum(
-            "bkqh,bkch->bkqc", q_BKQH, both[..., :H], preferred_element_type=jnp.float32
+        page_Bx = jax.lax.dynamic_slice_in_dim(table_BX, i * x, x, axis=1)
+        slot_BY = (page_Bx[:, :, None] * S + jnp.arange(S)).reshape(B, x * S)
+        # A key and its value lie side by side and are read at once. By head first, so that the
+        # products need no transposed copy.
+        kv = kv_PSJH.reshape(-1, 2 * H)[slot_BY[:, None] * K + jnp.arange(K)[:, None]]
+        scores_BKQY = jnp.einsum(
+            "bkqh,bkyh->bkqy", q_BKQH, kv[..., :H], preferred_element_type=jnp.float32
         ) * (H**-0.5)
-        seen_BQC = i * n * S + jnp.arange(n * S) <= at_BQ[:, :, None]
-        scores_BKQC = jnp.where(seen_BQC[:, None], scores_BKQC, attention.MASKED)
-        new_BKQ = jnp.maximum(top_BKQ, jnp.max(scores_BKQC, axis=-1))
+        seen_BQY = i * x * S + jnp.arange(x * S) <= index_BQ[:, :, None]
+        scores_BKQY = jnp.where(seen_BQY[:, None], scores_BKQY, attention.MASKED)
+        new_BKQ = jnp.maximum(top_BKQ, jnp.max(scores_BKQY, axis=-1))
         shrink_BKQ = jnp.exp(top_BKQ - new_BKQ)
-        weights_BKQC = jnp.exp(scores_BKQC - new_BKQ[..., None])
+        weights_BKQY = jnp.exp(scores_BKQY - new_BKQ[..., None])
         part_BKQH = jnp.einsum(
-            "bkqc,bkch->bkqh",
-            weights_BKQC.astype(kv_PSJH.dtype),
-            both[..., H:],
+            "bkqy,bkyh->bkqh",
+            weights_BKQY.astype(kv_PSJH.dtype),
+            kv[..., H:],
             preferred_element_type=jnp.float32,
         )
-        total_BKQ = total_BKQ * shrink_BKQ + jnp.sum(weights_BKQC, axis=-1)
+        total_BKQ = total_BKQ * shrink_BKQ + jnp.sum(weights_BKQY, axis=-1)
         return new_BKQ, total_BKQ, out_BKQH * shrink_BKQ[..., None] + part_BKQH
 
     start = (
@@ -189,7 +203,7 @@ def _blocks(
         jnp.zeros((B, K, M * T), jnp.float32),
         jnp.zeros((B, K, M * T, H), jnp.float32),
     )
-    blocks = jnp.minimum((jnp.max(held_B) + T - 1) // (n * S) + 1, table_BX.shape[1] // n)
+    blocks = jnp.minimum((jnp.max(held_B) + T - 1) // (x * S) + 1, table_BX.shape[1] // x)
     _, total_BKQ, out_BKQH = jax.lax.fori_loop(0, blocks, block, start)
     out_BKQH = (out_BKQH / total_BKQ[..., None]).astype(q_BTNH.dtype)
     return out_BKQH.reshape(B, K, M, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
@@ -198,7 +212,8 @@ def _blocks(
 def kernel(
     q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
 ) -> jax.Array:
-    """As `plain`, by the kernel for TPUs; each row is a sequence whose last T tokens are its queries."""
+    """As `plain`, by the kernel for TPUs: to it each row is a sequence whose last T tokens are
+    queries."""
     B, T, N, H = q_BTNH.shape
     S, X = kv_PSJH.shape[1], table_BX.shape[1]
     out = ragged_paged_attention(
@@ -209,6 +224,7 @@ def kernel(
         jnp.arange(B + 1, dtype=jnp.int32) * T,
         jnp.array([B], jnp.int32),
         sm_scale=H**-0.5,
+        # explicit: its own choice asks which chip it runs on, which ahead of time there is none
         num_kv_pages_per_block=min(max(TPU_BLOCK // S, 1), X),
         num_queries_per_block=min(B * T, 32),
     )

@@ -1,13 +1,13 @@
 """Adapters in PEFT's layout, out and in: adapter_config.json and adapter_model.safetensors.
 
-What is read is folded into one shape, an adapter of one rank and scale: smaller factors are padded with
-zeros, other scales go into `b`, modules without factors get zeros. What has no such form is refused by
-name. `jaxdeep.json` beside them tells which base the adapter belongs to.
+PEFT can give each module a rank and an alpha of its own. What is read is folded into our one form,
+all linears of one rank and one scale: smaller factors are padded with zeros, other scales are
+multiplied into `b`, modules without factors get zeros. What does not fit this form is refused by
+name. `jaxdeep.json` in the folder says which base the adapter belongs to.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -19,17 +19,24 @@ import jax
 import numpy as np
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, identity, lora, tensors
+from jaxdeep.model import identity, lora, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.identity import Base
-from jaxdeep.model.load import NAMES, hf_module, on_host, put_beside
+from jaxdeep.model.layout import NAMES, hf_module
+from jaxdeep.model.load import put_beside
+from jaxdeep.model.lora import Adapter
+from jaxdeep.model.tensors import on_host
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "jaxdeep.json"
 PREFIX = "base_model.model."
-LEAVES = {hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in arch.LINEARS}
+LEAVES = {
+    hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in model_weights.LINEARS
+}
 TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp(?:\.experts\.(\d+))?)\.(\w+)")
 FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
-REFUSED = (  # each changes what an adapter computes to something that two factors are not
+REFUSED = (  # settings with which an adapter computes something else than x @ a @ b * scale
     "use_dora",
     "lora_bias",
     "modules_to_save",
@@ -40,63 +47,81 @@ REFUSED = (  # each changes what an adapter computes to something that two facto
     "use_bdlora",
     "fan_in_fan_out",
 )
-MOVED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base
-
-
-class Adapter(NamedTuple):
-    """Factors on the host (float32), the rank, alpha and linears they have, and their base if known."""
-
-    factors: dict[str, Any]
-    lora: lora.LoraConfig
-    base: Base | None
+BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that subtract the initial adapter from the base's weights."""
 
 
 def save(
     path: pathlib.Path,
-    adapter: Mapping[str, Any],
-    cfg: arch.Config,
-    spec: lora.LoraConfig,
+    adapter: Adapter,
+    cfg: Config,
     *,
-    base: Base,
     source: pathlib.Path | None = None,
     beside: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the adapter as a folder that PEFT loads onto the published base, with the files of `source`
-    and `beside` as `load.save` does. A folder with content is refused.
+    """Write the adapter as a folder that PEFT loads onto the published base `adapter.base`, with
+    the files of `source` and `beside` as in `load.save`. A folder with content is refused.
 
-    Experts' factors are written for each expert; PEFT, which fuses them, wants all three linears, so
-    those without an adapter get one of zeros.
+    Factors of experts are written for each expert. PEFT, which fuses experts, needs all three of
+    their linears: those without an adapter get one of zeros.
     """
-    targets = [name for name in arch.LINEARS if name in adapter]
-    if cfg.E and set(arch.EXPERTS) & set(targets):
-        targets = [n for n in arch.LINEARS if n in targets or n in arch.EXPERTS]
+    if adapter.base is None:
+        raise ValueError("an adapter is written with its base, which is not known here")
+    spec, factors = adapter.config, adapter.factors
+    targets = list(spec.targets)
+    if cfg.E and set(model_weights.EXPERTS) & set(targets):
+        targets = [n for n in model_weights.LINEARS if n in targets or n in model_weights.EXPERTS]
+    plan = _plan(cfg, spec, targets)
+
+    def arrays() -> Iterator[np.ndarray]:
+        # a layer is fetched once for all of its experts
+        fetched, layer = None, {}
+        for shape, name, key, i, expert in plan.values():
+            if name not in factors:
+                yield np.zeros(shape, np.float32)
+                continue
+            if fetched != (name, i):
+                fetched = (name, i)
+                layer = {
+                    k: on_host(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
+                    for k, x in factors[name].items()
+                }
+            x = layer[key] if expert is None else layer[key][expert]
+            yield np.asarray(x, np.float32).T
+
+    if jax.process_index():
+        for _ in arrays():  # gathering needs every process
+            pass
+        return
+    with tensors.fresh(path) as folder:
+        dtype = np.dtype(np.float32)
+        tensors.write(folder / WEIGHTS, {k: (v[0], dtype) for k, v in plan.items()}, arrays())
+        about = _about(spec, targets, adapter.base)
+        (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
+        base = {"base": adapter.base._asdict()}
+        (folder / BASE).write_text(json.dumps(base, indent=2) + "\n")
+        put_beside(folder, source, beside)
+
+
+def _plan(cfg: Config, spec: lora.LoraConfig, targets: list[str]) -> dict[str, tuple]:
+    """For each tensor to write, by name: its shape, linear, factor ("a" or "b"), layer and
+    expert."""
     shapes = lora.leaves(cfg, lora.LoraConfig(spec.rank, spec.alpha, tuple(targets)))
     plan = {}
     for name in targets:
-        experts = range(cfg.E) if cfg.E and name in arch.EXPERTS else (None,)
+        experts = range(cfg.E) if cfg.E and name in model_weights.EXPERTS else (None,)
         for i in range(cfg.L):
-            for e in experts:
+            for expert in experts:
                 for key, factor in (("a", "lora_A"), ("b", "lora_B")):
                     *_, rows, columns = shapes[name][key].shape
-                    full = f"{PREFIX}{hf_module(name, i, e)}.{factor}.weight"
-                    plan[full] = ((columns, rows), name, key, i, e)
+                    full = f"{PREFIX}{hf_module(name, i, expert)}.{factor}.weight"
+                    plan[full] = ((columns, rows), name, key, i, expert)
+    return plan
 
-    def arrays() -> Iterator[np.ndarray]:
-        held, layer = None, None
-        for shape, name, key, i, e in plan.values():
-            if name not in adapter:
-                yield np.zeros(shape, np.float32)
-                continue
-            if held != (name, i):
-                held = (name, i)
-                layer = {
-                    k: on_host(jax.lax.dynamic_index_in_dim(x, i, 0, keepdims=False))
-                    for k, x in adapter[name].items()
-                }
-            x = layer[key] if e is None else layer[key][e]
-            yield np.asarray(x, np.float32).T
 
-    about = {
+def _about(spec: lora.LoraConfig, targets: list[str], base: Base) -> dict[str, Any]:
+    """The content of adapter_config.json."""
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.name,
@@ -112,21 +137,11 @@ def save(
         "use_dora": False,
         "use_rslora": False,
     }
-    if jax.process_index():
-        for _ in arrays():  # what is gathered takes part of all
-            pass
-        return
-    with tensors.fresh(path) as part:
-        dtype = np.dtype(np.float32)
-        tensors.write(part / WEIGHTS, {k: (v[0], dtype) for k, v in plan.items()}, arrays())
-        (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n")
-        (part / BASE).write_text(json.dumps({"base": base._asdict()}, indent=2) + "\n")
-        put_beside(part, source, beside)
 
 
 class _Piece(NamedTuple):
-    """The factors of one linear of one layer ([in, r] and [r, out]), of one expert, or of all of them
-    (expert None, with a leading E); `module` is what the configuration calls it."""
+    """The factors of one linear of one layer: `a` [in, r] and `b` [r, out] of one expert, or of all
+    of them (expert None, with a leading E). `module` is its name in the configuration."""
 
     module: str
     leaf: str
@@ -137,41 +152,45 @@ class _Piece(NamedTuple):
 
 
 def base_in(path: pathlib.Path) -> Base | None:
-    """The base that the adapter in a folder says it belongs to; None where it does not say."""
+    """The base that the adapter in a folder names as its own; None if the folder does not say."""
     if not (path / BASE).exists():
         return None
     return Base(**json.loads((path / BASE).read_text())["base"])
 
 
-def load(path: pathlib.Path, cfg: arch.Config, base: Base | None = None) -> Adapter:
-    """The adapter in a PEFT folder, for a base of this architecture. Its rank is the largest of any
-    module. CheckpointError names a setting or tensor that has no place in it, and where the adapter says
-    that it belongs to another base than `base`, both."""
+def load(path: pathlib.Path, cfg: Config, base: Base | None = None) -> Adapter:
+    """The adapter in a PEFT folder, on the host, for a base of this architecture. Its rank is the
+    largest of any module.
+
+    CheckpointError names a setting or a tensor that does not fit, and both bases where the adapter
+    says that it belongs to another one than `base`.
+    """
     about = _config(path)
     theirs = base_in(path)
     identity.check(f"the adapter in {path}", theirs, base)
     pieces = []
     for module, pair in _pairs(path).items():
         pieces += _pieces(path, module, *pair, cfg)
-    # zeros stand for no adapter, as `save` writes them
+    # zeros are no adapter: `save` writes them for experts' linears that have none
     pieces = [piece for piece in pieces if piece.a.any() or piece.b.any()] or pieces
     scales = [_scale(path, piece, about) for piece in pieces]
-    targets = [name for name in arch.LINEARS if any(piece.leaf == name for piece in pieces)]
+    leaves = {piece.leaf for piece in pieces}
+    targets = tuple(name for name in model_weights.LINEARS if name in leaves)
     rank = max(piece.a.shape[-1] for piece in pieces)
-    spec = lora.LoraConfig(rank, float(scales[0] * rank), tuple(targets))
     factors = {
         name: {key: np.zeros(leaf.shape, np.float32) for key, leaf in pair.items()}
-        for name, pair in lora.leaves(cfg, spec).items()
+        for name, pair in lora.leaves(cfg, lora.LoraConfig(rank, 1.0, targets)).items()
     }
     for piece, scale in zip(pieces, scales, strict=True):
-        at = (piece.layer,) if piece.expert is None else (piece.layer, piece.expert)
+        index = (piece.layer,) if piece.expert is None else (piece.layer, piece.expert)
         r = piece.a.shape[-1]
-        factors[piece.leaf]["a"][at][..., :r] = piece.a
-        factors[piece.leaf]["b"][at][..., :r, :] = piece.b * np.float32(scale / scales[0])
-    return Adapter(factors, spec, theirs)
+        factors[piece.leaf]["a"][index][..., :r] = piece.a
+        factors[piece.leaf]["b"][index][..., :r, :] = piece.b * np.float32(scale / scales[0])
+    return Adapter(factors, float(scales[0]), theirs)
 
 
 def _config(path: pathlib.Path) -> dict[str, Any]:
+    """The content of adapter_config.json, if it describes plain LoRA."""
     try:
         about = json.loads((path / CONFIG).read_text())
         kind, bias = about.get("peft_type"), about.get("bias", "none")
@@ -184,59 +203,61 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is an adapter of type {kind}, not LORA")
     wrong = [f"{name}={about[name]!r}" for name in REFUSED if about.get(name)]
     wrong += [f"bias={bias!r}"] if bias != "none" else []
-    start = about.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(MOVED):
-        wrong.append(f"init_lora_weights={start!r}")
+    initial = about.get("init_lora_weights")
+    if isinstance(initial, str) and initial.startswith(BASE_CHANGING):
+        wrong.append(f"init_lora_weights={initial!r}")
     if wrong:
         raise CheckpointError(f"{path} is more than two factors a linear: {', '.join(wrong)}")
     return about
 
 
 def _pairs(path: pathlib.Path) -> dict[str, tuple[tensors.Entry, tensors.Entry]]:
-    """The entries of both factors of each module."""
+    """The entries of both factors of each module, by the module's name."""
     if not (path / WEIGHTS).exists():
         raise CheckpointError(f"{path} holds no {WEIGHTS}: save the adapter as safetensors")
-    found: dict[str, dict[str, tensors.Entry]] = {}
+    pairs: dict[str, dict[str, tensors.Entry]] = {}
     for name, entry in tensors.header(path / WEIGHTS).items():
         match = TENSOR.fullmatch(name)
         if not match or not (MODULE.fullmatch(match[1]) or FUSED.fullmatch(match[1])):
             raise CheckpointError(f"{path}: the tensor {name} is no factor of a Qwen3's linear")
         if entry.dtype not in tensors.DTYPES or len(entry.shape) != 2:
             raise CheckpointError(f"{path}: {name} is {entry.dtype}{list(entry.shape)}")
-        found.setdefault(match[1], {})[match[2]] = entry
-    for module, pair in found.items():
+        pairs.setdefault(match[1], {})[match[2]] = entry
+    for module, pair in pairs.items():
         if len(pair) != 2:
             raise CheckpointError(f"{path}: {module} has lora_{min(pair)} and not the other factor")
-    if not found:
+    if not pairs:
         raise CheckpointError(f"{path / WEIGHTS} holds no factors")
-    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+    return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}
 
 
 def _pieces(
-    path: pathlib.Path, module: str, a: tensors.Entry, b: tensors.Entry, cfg: arch.Config
+    path: pathlib.Path, module: str, a: tensors.Entry, b: tensors.Entry, cfg: Config
 ) -> list[_Piece]:
-    """What a module's factors are to the linears here."""
-    layers = arch.leaves(dataclasses.replace(cfg, quant=""))["layers"]
+    """The factors of a module as those of our linears. PEFT fuses the experts of a layer: gate and
+    up are one module, and the ranks of all experts are one dimension, in A expert by expert, in B
+    rank by rank."""
+    layers = model_weights.published(cfg)["layers"]
     fused = FUSED.fullmatch(module)
     layer, expert, last = (fused[1], None, "") if fused else MODULE.fullmatch(module).groups()
     layer, expert = int(layer), None if expert is None else int(expert)
     rank, inputs, outputs = a.shape[0], a.shape[1], b.shape[0]
     fits = b.shape[1] == rank > 0 and layer < cfg.L
-    if fused:  # the experts of a layer in one tensor, gate and up in one
+    if fused:
         names = {(cfg.D, 2 * cfg.F): "gate_up_proj", (cfg.F, cfg.D): "down_proj"}
         last = names.get((inputs, outputs), "")
         fits = fits and cfg.E > 0 and rank % cfg.E == 0 and last != ""
         module = f"model.layers.{layer}.mlp.experts.{last}"
     else:
         name = LEAVES.get(last)
-        of_expert = cfg.E > 0 and name in arch.EXPERTS
+        of_expert = cfg.E > 0 and name in model_weights.EXPERTS
         fits = fits and name is not None and of_expert == (expert is not None)
         fits = fits and (expert is None or expert < cfg.E)
         fits = fits and (inputs, outputs) == layers[name].shape[-2:]
     if not fits:
         raise CheckpointError(
-            f"{path}: {module} has factors {list(a.shape)} and {list(b.shape)}, which fit nothing in "
-            "this base"
+            f"{path}: {module} has factors {list(a.shape)} and {list(b.shape)}, which fit nothing "
+            "in this base"
         )
     A, B = (tensors.read(entry).astype(np.float32) for entry in (a, b))
     if not fused:
@@ -252,8 +273,8 @@ def _pieces(
 
 
 def _scale(path: pathlib.Path, piece: _Piece, about: Mapping[str, Any]) -> float:
-    """What the product of a piece's factors is multiplied by; CheckpointError where the configuration
-    speaks of another rank, or does not target its module."""
+    """The scale of a piece. CheckpointError if the configuration says another rank, or does not
+    target the module."""
     if not _targeted(piece, about):
         raise CheckpointError(
             f"{path} has factors of {piece.module}, which {CONFIG} does not target: PEFT drops them"
@@ -273,6 +294,8 @@ def _scale(path: pathlib.Path, piece: _Piece, about: Mapping[str, Any]) -> float
 
 
 def _targeted(piece: _Piece, about: Mapping[str, Any]) -> bool:
+    """Whether PEFT would create the module that this piece belongs to."""
+
     def among(names: str | list[str]) -> bool:
         if isinstance(names, str):
             return re.fullmatch(names, piece.module) is not None

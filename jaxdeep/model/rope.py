@@ -14,18 +14,22 @@ from jaxdeep.errors import CheckpointError
 
 
 class Yarn(NamedTuple):
-    """How positions beyond those of pre-training are reached, from the `rope_scaling` of a config."""
+    """YaRN's settings, from the `rope_scaling` of a config.json: fast frequencies stay as they are,
+    slow ones are divided by `factor`, and those between are blended."""
 
     factor: float
     original: int  # positions of pre-training
-    fast: float = 32.0  # rotations over `original` above which a frequency stays as it is
-    slow: float = 1.0  # and below which it is divided by `factor`
-    attention: float = 1.0  # multiplies cosine and sine, and so the scores by its square
-    truncate: bool = True  # round the band between them outwards to whole dimensions
+    fast: float = 32.0  # a frequency with more rotations over `original` positions is fast
+    slow: float = 1.0  # and one with fewer is slow
+    attention: float = (
+        1.0  # multiplies cosine and sine, and so scales attention scores by its square
+    )
+    truncate: bool = True  # round the band between fast and slow outwards to whole dimensions
 
     @classmethod
     def from_hf(cls, rope: Mapping[str, Any], limit: int) -> Yarn:
-        """From a `rope_scaling` of type yarn; `limit` is the config's max_position_embeddings."""
+        """From a `rope_scaling` of type yarn, with transformers' defaults for what it leaves out;
+        `limit` is the config's max_position_embeddings."""
         original = int(rope.get("original_max_position_embeddings") or limit)
         factor = float(rope.get("factor") or limit / original)
         if factor < 1:
@@ -48,7 +52,7 @@ class Yarn(NamedTuple):
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The same as the content of `rope_scaling`."""
+        """The content of `rope_scaling` that says the same."""
         return {
             "rope_type": "yarn",
             "factor": self.factor,
@@ -68,14 +72,14 @@ def frequencies(H: int, theta: float, yarn: Yarn | None) -> np.ndarray:
         return plain
 
     def dimension(rotations: float) -> float:
-        """The pair that turns so often over the positions of pre-training."""
+        """The (fractional) index of the pair that turns this often over the original positions."""
         return H * math.log(yarn.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = dimension(yarn.fast), dimension(yarn.slow)
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, H - 1)
-    width = high - low or 0.001
+    width = high - low or 0.001  # as transformers does, against a division by zero
     stretched = np.clip((np.arange(H // 2, dtype=np.float32) - low) / width, 0, 1)
     return (plain / yarn.factor * stretched + plain * (1 - stretched)).astype(np.float32)
 
@@ -90,6 +94,7 @@ def angles(
 
 
 def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding, the halves of a head paired as in the published checkpoints."""
+    """Rotate each pair of a head's dimensions, in float32. Dimension i is paired with i + H / 2, as
+    in the published checkpoints (and not with i + 1, as in the paper)."""
     a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,7 +1,9 @@
-"""Safetensors files read and written a tensor at a time, and folders that appear whole or not at all.
+"""Safetensors files read and written a tensor at a time, and folders that appear complete or not at
+all.
 
-The header of a file says where the bytes of each tensor are. Nothing is mapped into memory: it holds what
-was asked for and no more.
+The header of a file says where the bytes of each tensor are, and only those that are asked for are
+read. Files are not memory-mapped: pages of a map count as the process's memory until the kernel
+drops them.
 """
 
 from __future__ import annotations
@@ -15,19 +17,22 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdeep.errors import CheckpointError
+from jaxdeep.parallel import exchange
 
 DTYPES = {"BF16": jnp.dtype("bfloat16"), "F16": np.dtype("float16"), "F32": np.dtype("float32")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-ALIGN = 64  # bytes
-BLOCK = 32 * 2**20  # bytes of a file read at one time
+ALIGN = 64  # bytes; what XLA's CPU backend asks of memory that it takes over without a copy
+BLOCK = 32 * 2**20  # bytes of a file that are read at one time
 
 
 class Entry(NamedTuple):
-    """Where a tensor is: its file, the offset of its first byte, its shape and safetensors dtype."""
+    """Where a tensor lies: its file, the offset of its first byte, its shape and safetensors
+    dtype."""
 
     file: pathlib.Path
     start: int
@@ -36,20 +41,24 @@ class Entry(NamedTuple):
 
 
 def header(path: pathlib.Path) -> dict[str, Entry]:
-    """The tensors of a file; CheckpointError where it is unreadable or shorter than its header says."""
+    """The tensors of a file by name. CheckpointError for a file that is unreadable, or not of the
+    size that its header implies (an interrupted download)."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= size - 8:
                 raise ValueError("it does not begin with the length of a header")
-            listed = json.loads(file.read(length))
-        listed.pop("__metadata__", None)
-        found = {
-            name: Entry(path, 8 + length + at["data_offsets"][0], tuple(at["shape"]), at["dtype"])
-            for name, at in listed.items()
+            described = json.loads(file.read(length))
+        described.pop("__metadata__", None)
+        data = 8 + length  # offsets count from the end of the header
+        entries = {
+            name: Entry(
+                path, data + about["data_offsets"][0], tuple(about["shape"]), about["dtype"]
+            )
+            for name, about in described.items()
         }
-        end = 8 + length + max((at["data_offsets"][1] for at in listed.values()), default=0)
+        end = data + max((about["data_offsets"][1] for about in described.values()), default=0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
     if end != size:
@@ -57,20 +66,20 @@ def header(path: pathlib.Path) -> dict[str, Entry]:
             f"{path} has {size:,} bytes, its header speaks of {end:,}: the file is not whole, "
             "fetch it again"
         )
-    return found
+    return entries
 
 
-def read(entry: Entry, at: Sequence[slice] | None = None) -> np.ndarray:
-    """The tensor, or the part of it that one slice a dimension chooses."""
+def read(entry: Entry, slices: Sequence[slice] | None = None) -> np.ndarray:
+    """The tensor, or a part of it: one slice for each dimension. CheckpointError if the file ends
+    early."""
     dtype, shape = DTYPES[entry.dtype], entry.shape
-    bounds = [
-        s.indices(n)[:2] for s, n in zip(at or [slice(None)] * len(shape), shape, strict=True)
-    ]
+    slices = slices or [slice(None)] * len(shape)
+    bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]
     (first, last), *rest = bounds
     columns = tuple(slice(*b) for b in rest)
-    # numpy cannot read bfloat16 from a file, but integers of its size
+    # numpy cannot read bfloat16 from a file; it is read as integers of the same size
     raw, width = np.dtype(f"u{dtype.itemsize}"), math.prod(shape[1:])
-    # aligned, so that the CPU's backend takes the memory itself in the place of a copy
+    # aligned, so that XLA's CPU backend takes the memory over and does not copy it
     sizes = [b - a for a, b in bounds]
     memory = np.empty(math.prod(sizes) * raw.itemsize + ALIGN, np.uint8)
     begin = -memory.ctypes.data % ALIGN
@@ -92,46 +101,58 @@ def write(
     shapes: Mapping[str, tuple[Sequence[int], np.dtype]],
     arrays: Iterable[np.ndarray],
 ) -> None:
-    """Write the named tensors as one file; `arrays` yields them in order, and each is let go of once it
-    is on disk."""
-    listed, end = {"__metadata__": {"format": "pt"}}, 0
+    """Write the named tensors as one file. `arrays` yields them in the order of `shapes`; each is
+    freed once it is written."""
+    described, end = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, dtype) in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        listed[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(listed, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+        described[name] = {
+            "dtype": NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (shape, dtype), array in zip(shapes.values(), arrays, strict=True):
             if array.shape != tuple(shape) or array.dtype != dtype:
-                raise ValueError(f"{array.dtype}{array.shape} in the place of {dtype}{shape}")
+                raise ValueError(f"{array.dtype}{array.shape} instead of {dtype}{shape}")
             file.write(np.ascontiguousarray(array).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
 
 def refuse_used(path: pathlib.Path) -> None:
-    """CheckpointError where `path` is something else than an empty folder."""
+    """CheckpointError if `path` exists and is not an empty folder."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise CheckpointError(f"{path} exists already: remove it, or choose another folder")
 
 
 @contextlib.contextmanager
 def fresh(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path]:
-    """A folder to fill that becomes `path` when the block ends well, and is removed when it fails. With
-    `replace` it takes the place of what was there."""
+    """A temporary folder that is renamed to `path` when the block succeeds, and removed when it
+    fails. With `replace` it takes the place of an existing folder, which stays until then."""
     path = path.absolute()
     if not replace:
         refuse_used(path)
-    part, old = (path.with_name(f".{path.name}.{word}") for word in ("partial", "old"))
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    # beside `path`: a rename is atomic only within a file system
+    partial, old = (path.with_name(f".{path.name}.{word}") for word in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
-        yield part
+        yield partial
         if replace and path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
-        part.rename(path)
+        partial.rename(path)
     finally:
-        shutil.rmtree(part, ignore_errors=True)  # there only where this failed
+        shutil.rmtree(partial, ignore_errors=True)  # exists only after a failure
     shutil.rmtree(old, ignore_errors=True)
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """The whole array as numpy, on every process: all of them must call it."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return exchange.all_gather(x, tiled=True)

@@ -1,4 +1,4 @@
-"""A plan for people and programs: text, JSON, one HTML page that stands alone."""
+"""A plan as text for the terminal, as JSON, and as an HTML page without scripts or requests."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from jaxdeep.plan import chips
 from jaxdeep.plan.estimate import KERNEL_PEAK_SHARE, Plan
 
 BASIS = (
-    "At least: the roofline of the chip's published peak, memory and links. Estimated: the compiler's own "
-    f"cycles, attention kernels at {100 * KERNEL_PEAK_SHARE:.0f} % of the peak, and exchange that nothing hides. "
-    "Neither has been compared with a run of this package on a TPU."
+    "At least: the roofline of the chip's published peak, memory and links. Estimated: the "
+    f"compiler's own cycles, attention kernels at {100 * KERNEL_PEAK_SHARE:.0f} % of the peak, "
+    "and collectives that the chip waits for. Neither has been compared with a run of this "
+    "package on a TPU."
 )
 
 
 def facts(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON; bytes, seconds and FLOPs of one device unless named otherwise."""
-    kept = {k: v for k, v in dataclasses.asdict(plan).items() if k not in ("work", "programs")}
+    """The plan as JSON; bytes, seconds and FLOPs are of one device unless their name says
+    otherwise."""
+    fields = {k: v for k, v in dataclasses.asdict(plan).items() if k not in ("work", "programs")}
     batch = dict(rows=plan.work.rows, length=plan.work.length, microbatches=plan.work.microbatches)
-    programs = {
-        name: dataclasses.asdict(program) | {"binding": program.binding}
-        for name, program in plan.programs.items()
+    costs = {
+        name: dataclasses.asdict(cost) | {"binding": cost.binding}
+        for name, cost in plan.programs.items()
     }
     return {
         "name": plan.work.name,
@@ -33,18 +35,18 @@ def facts(plan: Plan) -> dict[str, Any]:
         "used": plan.used,
         "advice": advice(plan),
         "batch": batch | {"rollouts": plan.work.rollouts},
-        **kept,
-        "programs": programs,
+        **fields,
+        "programs": costs,
     }
 
 
 def advice(plan: Plan) -> list[str]:
-    """What would make it fit, largest part first; nothing where it does."""
+    """What would make it fit, each as a sentence; empty if it fits."""
     if plan.fits:
         return []
     memory, axes, out = plan.memory, plan.mesh, []
-    large = max((p for p in plan.programs.values()), key=lambda p: p.temporary)
-    rows = plan.work.rows // (axes["replica"] * axes["data"])
+    large = max(plan.programs.values(), key=lambda p: p.temporary)
+    rows = plan.work.rows // (axes["replica"] * axes["data"])  # of a microbatch, on one device
     temporary = f"{gb(large.temporary)} GB are temporary, in {large.name}"
     if large.name in ("gradients", "before") and large.temporary > plan.limit / 4:
         if plan.work.spec.model.remat != "full":
@@ -53,50 +55,49 @@ def advice(plan: Plan) -> list[str]:
             out.append(f"{temporary}: batch.rows={plan.work.rows // 2} would about halve them")
         else:
             out.append(
-                f"{temporary}: mesh.context={2 * axes['context']} or mesh.model={2 * axes['model']} "
-                "would about halve them, with batch.rows to match"
+                f"{temporary}: mesh.context={2 * axes['context']} or "
+                f"mesh.model={2 * axes['model']} would about halve them, with batch.rows to match"
             )
     asked = memory.get("keys and values", 0.0)
     possible = plan.engine.get("gb_possible", 0.0)
     if asked and plan.engine["rows_possible"] and asked > plan.engine["bytes_left"]:
         out.append(
             f"keys and values take {gb(asked)} GB: rollout.cache_gb={int(possible)} holds "
-            f"{plan.engine['rows_possible']} rows of full length at once, the others wait for their turn"
+            f"{plan.engine['rows_possible']} rows of full length at once, the others wait"
         )
-    again = memory.get("base once more, for the engine", 0.0)
-    if again + memory["base"] > plan.limit / 3 and not plan.work.spec.model.quant:
-        out.append(
-            f"{gb(again + memory['base'])} GB are the base: model.quant=int8 takes about half"
-        )
+    base = memory["base"] + memory.get("base once more, for the engine", 0.0)
+    if base > plan.limit / 3 and not plan.work.spec.model.quant:
+        out.append(f"{gb(base)} GB are the base: model.quant=int8 takes about half")
     bigger = plan.devices * max(2, -(-int(plan.used) // int(plan.limit)))
     out.append(f"more chips ({bigger} of them), or chips with more memory: compare with --sweep")
     return out
 
 
 def gb(size: float) -> str:
-    """Bytes in GB, as chips are sold."""
+    """Bytes in GB of 1e9 bytes."""
     return f"{size / 1e9:,.2f}"
 
 
 def verdict(plan: Plan) -> str:
     """Whether it fits, in a sentence."""
     shape = " ".join(f"{name}={n}" for name, n in plan.mesh.items() if n > 1) or "one device"
-    where = f"{plan.work.name} on {plan.topology} ({plan.devices} devices, {shape})"
+    run = f"{plan.work.name} on {plan.topology} ({plan.devices} devices, {shape})"
     large = [p for p in plan.programs.values() if not p.fits]
     if large:
         worst = max(large, key=lambda p: p.temporary)
         over = plan.used - plan.limit
         return (
-            f"{where} does not fit: {gb(over)} GB more than the {gb(plan.limit)} GB of a chip; "
+            f"{run} does not fit: {gb(over)} GB more than the {gb(plan.limit)} GB of a chip; "
             f"{worst.name} alone, with {gb(worst.temporary)} GB beside its arguments, is too large"
         )
     if not plan.fits:
-        return f"{where} does not fit: {gb(plan.used - plan.limit)} GB more than the {gb(plan.limit)} GB"
-    return f"{where} fits: {gb(plan.used)} of {gb(plan.limit)} GB a chip"
+        over = plan.used - plan.limit
+        return f"{run} does not fit: {gb(over)} GB more than the {gb(plan.limit)} GB"
+    return f"{run} fits: {gb(plan.used)} of {gb(plan.limit)} GB a chip"
 
 
 def tables(plan: Plan) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Heads and lines of each table."""
+    """The header and rows of each table, by title."""
     memory = [[name, gb(size)] for name, size in plan.memory.items() if size]
     memory.append(["together", gb(plan.used)])
     memory.append(["of", gb(plan.limit)])
@@ -112,7 +113,7 @@ def tables(plan: Plan) -> dict[str, tuple[list[str], list[list[str]]]]:
         for name, p in plan.programs.items()
         if p.fits
     ]
-    exchange = [
+    collectives = [
         [
             name,
             c["kind"],
@@ -139,27 +140,27 @@ def tables(plan: Plan) -> dict[str, tuple[list[str], list[list[str]]]]:
             ],
             programs,
         ),
-        "exchange between chips": (["", "kind", "devices", "times", "GB sent", "s"], exchange),
+        "exchange between chips": (["", "kind", "devices", "times", "GB sent", "s"], collectives),
     }
 
 
-def lines(plan: Plan) -> list[str]:
-    """What the plan says in sentences."""
+def sentences(plan: Plan) -> list[str]:
+    """Speed, room for keys and values, and advice."""
     out = []
     if step := plan.step:
         out.append(
             f"a step of {step['tokens']:,} tokens: {step['bound_seconds']:.3g} s at least, "
             f"{step['estimated_seconds']:.3g} s estimated; tokens a second and chip: "
             f"{step['most_tokens_per_second_and_device']:,.0f} at most, "
-            f"{step['tokens_per_second_and_device']:,.0f} estimated; MFU {100 * step['most_mfu']:.1f} % at "
-            f"most, {100 * step['mfu']:.1f} % estimated"
+            f"{step['tokens_per_second_and_device']:,.0f} estimated; MFU "
+            f"{100 * step['most_mfu']:.1f} % at most, {100 * step['mfu']:.1f} % estimated"
         )
     if engine := plan.engine:
         out.append(
-            f"{engine['engines']} engine(s) of {engine['devices']} chips: {gb(engine['bytes_left'])} GB a "
-            f"chip are left for keys and values, {engine['pages_left']:,} pages over all, "
-            f"{engine['rows_possible']:,} rows of {plan.work.engine.length:,} tokens in flight; asked for: "
-            f"{engine['rows_asked']:,}"
+            f"{engine['engines']} engine(s) of {engine['devices']} chips: "
+            f"{gb(engine['bytes_left'])} GB a chip are left for keys and values, "
+            f"{engine['pages_left']:,} pages over all, {engine['rows_possible']:,} rows of "
+            f"{plan.work.engine.length:,} tokens in flight; asked for: {engine['rows_asked']:,}"
         )
         if "tokens_per_second_and_device" in engine:
             out.append(
@@ -171,16 +172,16 @@ def lines(plan: Plan) -> list[str]:
 
 
 def text(plan: Plan) -> str:
-    """For the terminal."""
-    parts = [verdict(plan), "", *lines(plan)]
+    """The plan for the terminal."""
+    out = [verdict(plan), "", *sentences(plan)]
     for title, (head, rows) in tables(plan).items():
         if rows:
-            parts += ["", title, *grid(head, rows)]
-    return "\n".join(parts)
+            out += ["", title, *grid(head, rows)]
+    return "\n".join(out)
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns, numbers to the right."""
+    """Lines with aligned columns, columns of numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     right = [all(_number(cell) for cell in column) for column in zip(*rows, strict=True)]
 
@@ -198,10 +199,11 @@ def _number(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:1] == "-"
 
 
-def compared(
+def comparison(
     plans: Sequence[Plan], refused: Mapping[str, str]
 ) -> tuple[list[str], list[list[str]]]:
-    """A sweep as a table, the cheapest that fits first; `refused` are meshes with what is wrong."""
+    """The header and rows of a sweep's table, the cheapest plan that fits first; `refused` are
+    meshes that could not be planned, with the reason."""
     head = [
         "topology",
         "mesh",
@@ -213,7 +215,7 @@ def compared(
         "$ a M tokens",
     ]
     rows = []
-    for plan in sorted(plans, key=cost):
+    for plan in sorted(plans, key=dollars_per_million_tokens):
         shape = " ".join(f"{name}={n}" for name, n in plan.mesh.items() if n > 1) or "1"
         step = plan.step
         rows.append(
@@ -225,7 +227,9 @@ def compared(
                 f"{step['estimated_seconds']:.3g}" if step else "-",
                 f"{step['tokens_per_second_and_device']:,.0f}" if step else "-",
                 f"{plan.engine['rows_possible']:,}" if plan.engine else "-",
-                f"{cost(plan):.3f}" if plan.fits and step and chips.price(plan.topology) else "-",
+                f"{dollars_per_million_tokens(plan):.3f}"
+                if plan.fits and step and chips.price(plan.topology)
+                else "-",
             ]
         )
     rows += [
@@ -235,9 +239,9 @@ def compared(
     return head, rows
 
 
-def cost(plan: Plan) -> float:
-    """Dollars a million tokens trained, at list price; infinite where it does not fit. Where no price is
-    known, after all that have one, by chips and time."""
+def dollars_per_million_tokens(plan: Plan) -> float:
+    """Cost of training on a million tokens at list price; infinite if the plan does not fit.
+    Without a known price it is a number that sorts after all prices, by chips and time."""
     if not plan.fits or not plan.step:
         return float("inf")
     hours = 1e6 / plan.step["tokens_per_second_and_device"] / 3600
@@ -245,7 +249,7 @@ def cost(plan: Plan) -> float:
 
 
 def page(plans: Sequence[Plan]) -> str:
-    """The same as one HTML page: no script, no request to anywhere."""
+    """All plans as one HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -253,12 +257,12 @@ def page(plans: Sequence[Plan]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [
+    contexts = [
         dict(
             verdict=verdict(plan),
             fits=plan.fits,
-            lines=lines(plan),
-            tables={name: t for name, t in tables(plan).items() if t[1]},
+            lines=sentences(plan),
+            tables={title: table for title, table in tables(plan).items() if table[1]},
             bars=[
                 (name, size, 100 * size / max(plan.used, plan.limit))
                 for name, size in plan.memory.items()
@@ -267,4 +271,4 @@ def page(plans: Sequence[Plan]) -> str:
         )
         for plan in plans
     ]
-    return environment.get_template("page.html.jinja").render(plans=shown, basis=BASIS, gb=gb)
+    return environment.get_template("page.html.jinja").render(plans=contexts, basis=BASIS, gb=gb)

@@ -18,7 +18,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model.config import Config
 from jaxdeep.sample.request import AdapterMix
 
 RANK_AXIS = {"a": -1, "b": -2}
@@ -34,7 +35,7 @@ class AdapterBank:
     """
 
     def __init__(
-        self, cfg: arch.Config, slots: int, all_gather: Callable[[Any], list[Any]] | None = None
+        self, cfg: Config, slots: int, all_gather: Callable[[Any], list[Any]] | None = None
     ) -> None:
         self.cfg, self.slots = cfg, slots
         self.factors: dict[str, Any] | None = None
@@ -102,7 +103,7 @@ def rank_of(factors: Mapping[str, Any]) -> int:
     return max(pair["a"].shape[-1] for pair in factors.values())
 
 
-def check_shapes(cfg: arch.Config, factors: Mapping[str, Any]) -> None:
+def check_shapes(cfg: Config, factors: Mapping[str, Any]) -> None:
     """ConfigError if an adapter's factors do not have the shapes of this model's linears."""
     rank = rank_of(factors)
     # alpha is not part of the shapes: any will do

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdeep.model import arch, lora, paged
+from jaxdeep.model import lora, paged
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample import sampler
 from jaxdeep.sample.request import Drawn, Request
@@ -24,7 +25,7 @@ class ModelRunner:
     def __init__(
         self,
         params: dict,
-        cfg: arch.Config,
+        cfg: Config,
         mesh: jax.sharding.Mesh,
         engine: EngineConfig,
         pages: int,
@@ -34,7 +35,7 @@ class ModelRunner:
         self._prefill, self._decode = sampler.compiled(cfg, engine.steps)
         self._compiled_before = self._cached()
         with meshes.use(mesh):
-            self._kv = paged.empty(cfg, mesh, pages * meshes.processes_of(mesh), engine.page)
+            self._kv = paged.empty(cfg, mesh, pages * meshes.process_count(mesh), engine.page)
 
     @property
     def compilations(self) -> int:

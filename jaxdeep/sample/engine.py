@@ -11,8 +11,8 @@ tool call, and a group shares its prompt, without computing anything twice.
     calls       the arrays of a call, and running it
     adapters    the adapters that are held, and their names
 
-Where programs run on the devices of several processes together (`mesh.local`), each process still
-has its own requests, rows and pages. Before each call they agree on its kind and size.
+If the devices belong to several processes (`mesh.sampling_mesh`), each process still has its own
+requests, rows and pages. Before each call they agree on its kind and size.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from jaxdeep.model import arch, lora
-from jaxdeep.parallel import hosts
+from jaxdeep.model import lora
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
+from jaxdeep.parallel.rounds import Rounds
 from jaxdeep.sample import sizes
 from jaxdeep.sample.adapters import AdapterBank
 from jaxdeep.sample.calls import ModelRunner
@@ -51,11 +52,11 @@ class Engine:
     """
 
     def __init__(
-        self, params: dict, cfg: arch.Config, mesh: jax.sharding.Mesh, engine: EngineConfig
+        self, params: dict, cfg: Config, mesh: jax.sharding.Mesh, engine: EngineConfig
     ) -> None:
         pages, shards = sizes.pages(engine, cfg, mesh), sizes.shards_of(mesh)
         self.cfg, self.mesh, self.config = cfg, mesh, engine
-        self._rounds = hosts.Rounds("engine") if meshes.processes_of(mesh) > 1 else None
+        self._rounds = Rounds("engine") if meshes.process_count(mesh) > 1 else None
         self._scheduler = Scheduler(engine, pages, shards)
         self._bank = AdapterBank(cfg, engine.adapters, self._rounds)
         self._runner = ModelRunner(params, cfg, mesh, engine, pages)
@@ -162,8 +163,7 @@ class Engine:
                 self._forget(mix)
 
     def follow(self, params: dict, adapter: lora.Adapter | None, version: int) -> None:
-        """Sample from the weights and the adapter that `version` updates have made. New weights
-        are taken only between requests, as in `set_base`."""
+        """Sample from the weights, as `set_base`, and the adapter that `version` updates made."""
         if params is not self._runner.params:
             self.set_base(params)
         self.set_adapter(adapter, version=version)

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxdeep.model import arch, decoder, paged
+from jaxdeep.model import decoder, head, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -142,7 +144,7 @@ def prefill(
     count_B: jax.Array,
     draw_params: DrawParams,
     *,
-    cfg: arch.Config,
+    cfg: Config,
 ) -> tuple[jax.Array, Draws]:
     """Append the first `count_B` tokens of each row to its pages and draw one after the last.
 
@@ -153,7 +155,7 @@ def prefill(
         params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
     )
     last_BD = jnp.take_along_axis(hidden_BTD, (count_B - 1)[:, None, None], axis=1)[:, 0]
-    return pages.kv_LPSJH, draw(decoder.logits(params, last_BD, cfg=cfg), draw_params)
+    return pages.kv_LPSJH, draw(head.logits(params, last_BD, cfg=cfg), draw_params)
 
 
 def decode(
@@ -163,7 +165,7 @@ def decode(
     token_B: jax.Array,
     draw_params: DrawParams,
     *,
-    cfg: arch.Config,
+    cfg: Config,
     steps: int,
 ) -> tuple[jax.Array, Draws, jax.Array]:
     """Append each row's last token to its pages and draw the next, up to `steps` times.
@@ -182,7 +184,7 @@ def decode(
         hidden_B1D, pages = decoder.forward(
             params, lora, token_B[:, None], cfg=cfg, cache=pages, count_B=moved_B
         )
-        new = draw(decoder.logits(params, hidden_B1D[:, 0], cfg=cfg), draw_params)
+        new = draw(head.logits(params, hidden_B1D[:, 0], cfg=cfg), draw_params)
         token_B = jnp.where(active_B, new.token_B, token_B)
         out = jax.tree.map(lambda every, now: every.at[:, step].set(now), out, new)
         tail_BW = jnp.concatenate((draw_params.tail_BW[:, 1:], token_B[:, None]), axis=1)
@@ -210,7 +212,7 @@ def stopped(params: DrawParams) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
+def compiled(cfg: Config, steps: int) -> tuple[Any, Any]:
     """Jitted prefill and decode, called as run(params, lora, kv_LPSJH, table_BX, held_B, ...).
 
     `Pages` is passed in its parts because only `kv_LPSJH` is donated. All engines of a model share
@@ -220,7 +222,7 @@ def compiled(cfg: arch.Config, steps: int) -> tuple[Any, Any]:
     def jitted(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
             pages = paged.Pages(kv_LPSJH, table_BX, held_B)
-            with arch.matmul_precision(cfg):
+            with model_weights.matmul_precision(cfg):
                 kv_LPSJH, *out = function(params, lora, pages, *rest)
             # sharded by rows, so that each process reads those that are its own
             return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)

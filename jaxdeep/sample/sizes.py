@@ -9,7 +9,8 @@ import math
 import jax
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, paged
+from jaxdeep.model import paged
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 # the TPU kernel keeps the page table of a call in scalar memory, of which there is 1 MiB
@@ -107,17 +108,17 @@ def _check_positive(key: str, value: float, optional: bool = False) -> None:
         raise ConfigError(f"{key} must be positive, got {value}")
 
 
-def devices(cfg: arch.Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.local`."""
-    return meshes.local(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
+def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.sampling_mesh`."""
+    return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:
     """Shards of a process: parts of its devices that have rows and pages of their own."""
-    return mesh.shape["replica"] * mesh.shape["data"] // meshes.processes_of(mesh)
+    return mesh.shape["replica"] * mesh.shape["data"] // meshes.process_count(mesh)
 
 
-def pages(engine: EngineConfig, cfg: arch.Config, mesh: jax.sharding.Mesh) -> int:
+def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
     """Pages over all shards of a process. ConfigError if the sizes do not divide over the shards,
     if conversations are longer than the model's positions, or if a shard would have no page."""
     shards = shards_of(mesh)

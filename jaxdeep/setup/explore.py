@@ -21,11 +21,12 @@ from typing import Any
 
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, together
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.parallel import exchange
 from jaxdeep.rl import advantages
 from jaxdeep.rl.curriculum import TaskOrder
 from jaxdeep.sample.engine import Engine
+from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.signals import Terminated, Termination
 from jaxdeep.types import Sampling, Trajectory
 
@@ -33,27 +34,26 @@ Groups = list[list[Trajectory]]
 
 
 class Explorer:
-    """The rollouts of the steps after `done`, by the sections `train`, `grpo` and `rollout` of a configuration.
-    `position` is that of a run that goes on here; one that was set back `rollbacks` times draws other
+    """The rollouts of the steps after `done` of a run. `position` is that of a run that goes on here; one that was set back `rollbacks` times draws other
     samples. Close it when done: what is begun is dropped."""
 
     def __init__(
         self,
         taskset: Taskset,
         engine: Engine,
-        chat: Chat,
-        part: Mapping[str, Any],
+        chat: ChatFormat,
+        run: GrpoRun,
         done: int = 0,
         position: Mapping[str, Any] | None = None,
         rollbacks: int = 0,
     ) -> None:
-        config, settings = part["train"], part["grpo"]
         self.taskset, self.engine, self.chat = taskset, engine, chat
-        self.settings, self.limits = settings, part["rollout"].limits
-        self.walk = TaskOrder(len(taskset), config.seed, settings.curriculum)
-        self._seed = config.seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
+        settings, seed = run.grpo, run.train.seed
+        self.settings, self.limits = settings, run.rollout.limits
+        self.walk = TaskOrder(len(taskset), seed, settings.curriculum)
+        self._seed = seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
         self._rules = settings.rules(self.limits)
-        self._begun, self._last = done, config.steps
+        self._begun, self._last = done, run.train.steps
         self._drawn: collections.deque[Sequence[int]] = collections.deque()
         if position:
             self.walk.restore(position)

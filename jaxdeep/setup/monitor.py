@@ -18,6 +18,7 @@ from jaxdeep.console import say
 from jaxdeep.errors import ConfigError
 from jaxdeep.metrics import Metrics, read_metrics
 from jaxdeep.model import flops
+from jaxdeep.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ProfileConfig:
 
 
 class Monitor(Metrics):
-    """Rows as `log.Metrics` writes them, with `time/total` and, where the devices' peak is known, `mfu`:
+    """Rows as `metrics.Metrics` writes them, with `time/total` and, where the devices' peak is known, `mfu`:
     the share of it that `train/flops` were in `time/train`. They go to the boards too.
 
     A row ends its step: the profiler starts and stops between rows, and what is done after one, such as
@@ -66,13 +67,14 @@ class Monitor(Metrics):
         *,
         step: int,
         mesh: jax.sharding.Mesh,
-        part: Mapping[str, Any],
+        settings: LogConfig = LogConfig(),
+        profile: ProfileConfig = ProfileConfig(),
     ) -> None:
-        self.settings = part["log"] or LogConfig()
-        self._window = (part["profile"] or ProfileConfig()).window()
-        self._profile, self._profiling = workdir / "profile", False
+        self.settings = settings
+        self._window = profile.window()
+        self._profile, self._profiling = Workdir(workdir).profile, False
         self._peak = flops.peak_of(mesh)
-        path = workdir / "metrics.jsonl"
+        path = Workdir(workdir).metrics
         before = read_metrics(path) if path.exists() else []
         self._boards: list[TensorBoard | Wandb] = []
         self._first = jax.process_index() == 0  # of several processes, whose rows are the same

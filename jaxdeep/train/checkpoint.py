@@ -1,7 +1,8 @@
-"""Checkpoints of a run: what is trained, the optimizer, the step, and where the data stands.
+"""Checkpoints of a run: what is trained, the optimizer, the step, and the position in the data.
 
-Orbax writes each in the background to a temporary folder and renames it (in a bucket: marks it as whole),
-so a kill leaves the last good one whole. One that a disk has damaged is passed over.
+Orbax writes each in the background to a temporary folder and renames it when it is complete (in a
+bucket: marks it as complete), so a process that is killed leaves the last one whole. A checkpoint
+that cannot be read is set aside, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
-from jaxdeep.model import identity
+from jaxdeep.model import identity, lora
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
+from jaxdeep.train import optim
 from jaxdeep.train import state as states
 
-NONE = -sys.float_info.max  # the score of what was not evaluated: Orbax wants a number
+NO_SCORE = -sys.float_info.max  # of a step that was not evaluated: Orbax wants a number
 
 
 def shape_of(spec: states.Spec) -> dict[str, Any]:
-    """What a checkpoint must agree in with the run that reads it."""
+    """What must be the same in a checkpoint and in the run that reads it."""
     model = spec.model
     return {
         **{k: getattr(model, k) for k in ("V", "D", "F", "L", "N", "K", "H", "tie")},
@@ -39,8 +42,8 @@ def shape_of(spec: states.Spec) -> dict[str, Any]:
 
 
 def folder(path: str | os.PathLike) -> epath.Path:
-    """The folder of a run's checkpoints, from a local path or one in a bucket (gs://, s3://); ConfigError
-    where what reads such a bucket is not installed."""
+    """The folder of a run's checkpoints in `path`, local or in a bucket (gs://, s3://). ConfigError
+    if the library that reads such a bucket is not installed."""
     if "://" not in str(path):
         return epath.Path(path).absolute() / "checkpoints"
     try:
@@ -51,9 +54,12 @@ def folder(path: str | os.PathLike) -> epath.Path:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket: the last `keep` of them, and
-    the best of those saved with a score. Each describes itself: shape, base, and the `run` (configuration,
-    command, commit). Where something is trained over a frozen `base`, a run over another one is refused."""
+    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket.
+
+    The last `keep` are kept, and the best of those saved with a score. Each describes itself: its
+    shape, its base, and the `run` (configuration, command, commit). One over another base than
+    `base` is refused; None (nothing is frozen, or the base is unknown) refuses none.
+    """
 
     def __init__(
         self,
@@ -86,9 +92,10 @@ class Checkpoints:
         *,
         score: float | None = None,
     ) -> None:
-        """Write the state after `step`, in the background: it is whole on disk after the next `save`,
-        `wait` or `close`, which also raise what went wrong. The best has the highest `score`. A step that
-        is saved already stays as it is."""
+        """Write the state after `step`, and the `position` in the data, in the background. It is
+        complete after the next `save`, `wait` or `close`, which also raise what went wrong. The
+        best checkpoint has the highest `score`. A step that is already saved is not written
+        again."""
         if step == self.latest():
             return
         about = {
@@ -101,7 +108,7 @@ class Checkpoints:
         with _disk(self.path):
             self.manager.save(
                 step,
-                metrics={"score": NONE if score is None else score},
+                metrics={"score": NO_SCORE if score is None else score},
                 args=ocp.args.Composite(
                     trained=ocp.args.StandardSave(state.trained),
                     optimizer=ocp.args.StandardSave({"opt": state.opt, "step": state.step}),
@@ -110,7 +117,7 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Until all that was saved is on disk."""
+        """Wait until everything that was saved is on disk."""
         with _disk(self.path):
             self.manager.wait_until_finished()
 
@@ -132,11 +139,11 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step of the checkpoint with the highest score; None where none has one."""
         step = self.manager.best_step()
-        return None if step is None or self.manager.metrics(step)["score"] == NONE else step
+        return None if step is None or self.manager.metrics(step)["score"] == NO_SCORE else step
 
     def restore(self, state: states.State) -> tuple[int, states.State, dict[str, Any]]:
-        """The newest checkpoint in the shardings of `state`: (step, state, position). One that cannot be
-        read, where an older one can, is named, and moved to `checkpoints-torn`."""
+        """The newest checkpoint that can be read, in the shardings of `state`: (step, state,
+        position). Newer ones are reported and moved to `checkpoints-torn`."""
 
         def read(step: int) -> tuple[int, states.State, dict[str, Any]]:
             optimizer = {"opt": state.opt, "step": state.step}
@@ -149,13 +156,14 @@ class Checkpoints:
                 ),
             )
             opt = back["optimizer"]
-            held = states.State(back["trained"], opt["opt"], opt["step"])
-            return step, held, back["about"]["position"]
+            restored = states.State(back["trained"], opt["opt"], opt["step"])
+            return step, restored, back["about"]["position"]
 
         return self._newest(read)
 
     def trained(self, like: Any, step: int | None = None) -> Any:
-        """What the newest checkpoint trained, or that of `step`, in the shardings of `like`."""
+        """The trained tree of the newest checkpoint, or of that of `step`, in the shapes and
+        shardings of `like`."""
 
         def read(step: int) -> Any:
             args = ocp.args.Composite(trained=ocp.args.StandardRestore(_abstract(like)))
@@ -171,24 +179,25 @@ class Checkpoints:
         return read(step)
 
     def _newest(self, read: Callable[[int], Any]) -> Any:
-        """What `read` makes of the newest checkpoint that can be read."""
+        """`read` of the newest step for which it succeeds in every process."""
         steps = self.steps()[::-1]
         torn: dict[int, Exception] = {}
         for step in steps:
             failed: Exception | None = None
             try:
                 self._check(step)
-                found = read(step)
+                result = read(step)
             except JaxdeepError:
                 raise
             except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
                 failed = error
-            if any(exchange.all_gather_objects([failed is not None])):  # all go on from the same
+            # all processes must go on from the same step
+            if any(exchange.all_gather_objects([failed is not None])):
                 torn[step] = failed or CheckpointError("another process cannot read it")
                 continue
             for bad, error in torn.items():
                 self._set_aside(bad, error)
-            return found
+            return result
         if not steps:
             raise CheckpointError(
                 f"{self.path} holds no checkpoint: has a run finished a step there?"
@@ -197,38 +206,43 @@ class Checkpoints:
         raise CheckpointError(f"no checkpoint in {self.path} can be read: {reason}") from reason
 
     def _set_aside(self, step: int, reason: Exception) -> None:
-        place = self.path.with_name("checkpoints-torn")
-        said = (str(reason).splitlines() or [repr(reason)])[0]
-        print(f"checkpoint {step} cannot be read ({said:.200}): moved to {place}", file=sys.stderr)
+        aside = self.path.with_name("checkpoints-torn")
+        message = (str(reason).splitlines() or [repr(reason)])[0]
+        print(
+            f"checkpoint {step} cannot be read ({message:.200}): moved to {aside}", file=sys.stderr
+        )
         if jax.process_index() == 0:
-            place.mkdir(exist_ok=True)
-            if not place.exists():  # in a bucket no folder is empty
-                (place / "README").write_text("Checkpoints that could not be read.\n")
-            (place / str(step)).rmtree(missing_ok=True)
-            (self.path / str(step)).rename(place / str(step))
+            aside.mkdir(exist_ok=True)
+            if not aside.exists():  # a bucket has no empty folders
+                (aside / "README").write_text("Checkpoints that could not be read.\n")
+            (aside / str(step)).rmtree(missing_ok=True)
+            (self.path / str(step)).rename(aside / str(step))
         multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self.manager.reload()
 
     def _check(self, step: int) -> None:
-        about = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        held, wanted = about["about"]["shape"], shape_of(self.spec)
-        if not self.spec.full:  # the factors alone do not say how much they count
-            held = held | {"alpha": about["about"]["lora"]["alpha"]}
-            wanted["alpha"] = self.spec.lora.alpha
+        """CheckpointError if the checkpoint is of another model, adapter or base."""
+        restored = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        about = restored["about"]
+        theirs, ours = about["shape"], shape_of(self.spec)
+        if not self.spec.full:
+            # the same factors with another scale are another policy
+            theirs = theirs | {"alpha": about["lora"]["alpha"]}
+            ours["alpha"] = self.spec.lora.alpha
         differ = [
-            f"{name}={held.get(name)} there, {value} here"
-            for name, value in wanted.items()
-            if held.get(name) != value
+            f"{name}={theirs.get(name)} there, {value} here"
+            for name, value in ours.items()
+            if theirs.get(name) != value
         ]
         if differ:
             raise CheckpointError(
                 f"{self.path}/{step} is a checkpoint of another shape: {'; '.join(differ)}. "
                 "Use the configuration it was made with, or another --workdir"
             )
-        identity.check(f"{self.path}/{step}", base_in(about["about"]), self.base)
+        identity.check(f"{self.path}/{step}", base_in(about), self.base)
 
     def close(self) -> None:
-        """Let go of the folder, when all is on disk."""
+        """Wait until everything is on disk, and release the folder."""
         self.wait()
         self.manager.close()
 
@@ -239,13 +253,13 @@ def _score(metrics: dict[str, float]) -> float:
 
 @contextlib.contextmanager
 def _disk(path: epath.Path) -> Iterator[None]:
-    """A full disk is said by Orbax in the words of an error of another kind."""
+    """Turns what Orbax raises on a full disk, a ValueError, into the OSError that it is."""
     try:
         yield
     except (ValueError, OSError) as error:
         if "no space left" not in str(error).lower():
             raise
-        # Orbax leaves tasks behind that say the same again, a page each
+        # tasks that Orbax leaves behind would log the same again, a page each
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
@@ -257,7 +271,7 @@ def exists(workdir: str | os.PathLike) -> bool:
 
 
 def about(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The description kept with the newest checkpoint of a run, without reading any array."""
+    """The description in the newest checkpoint of a run; no array is read."""
     path = folder(workdir)
     if not path.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: is it the --workdir of a run?")
@@ -270,8 +284,28 @@ def about(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def base_in(about: dict[str, Any]) -> identity.Base | None:
-    """The base that the description of a checkpoint names."""
+    """The base that the description of a checkpoint names, if it does."""
     return identity.Base(**about["base"]) if about.get("base") else None
+
+
+def load_adapter(
+    workdir: str | os.PathLike,
+    model: Config,
+    mesh: jax.sharding.Mesh,
+    base: identity.Base | None = None,
+) -> lora.Adapter:
+    """The adapter of a run's newest checkpoint on the mesh, with the rank, linears and scale it was
+    trained with. CheckpointError if the run trained all weights, or if it is of another
+    architecture or another base than `base`."""
+    about_run = about(workdir)
+    saved = {k: tuple(v) if isinstance(v, list) else v for k, v in about_run["lora"].items()}
+    if not saved["rank"]:
+        raise CheckpointError(f"{workdir} holds whole weights (lora.rank=0), not an adapter")
+    config = lora.LoraConfig(**saved)
+    spec = states.Spec(model, config, optim.OptimConfig(lr=0.0, steps=1))
+    with contextlib.closing(Checkpoints(workdir, spec, base=base)) as checkpoints:
+        factors = checkpoints.trained(states.trained_shapes(spec, mesh))
+    return lora.Adapter(factors, config.scale, base_in(about_run))
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,12 +1,12 @@
-"""What holding the base in fewer bits costs in its predictions, on the tiny base that ships (trained
-weights), over texts that it was not trained on.
+"""What quantizing the base costs in its predictions, on the trained tiny base that comes with the
+package and texts that it was not trained on.
 
     make bench           (python tests/bench/int8_loss.py [--rows=400])
 
-Printed for each way to hold it: its bytes, and for each text the mean KL divergence, in nats a token, of
-its next-token distribution from that in float32, and how often both have the same best token. The texts
-are what the assistant says in practice rows of another seed, and the passages about the real entities
-of `facts:test`.
+Printed for each precision: bytes of the base, and for each text the mean KL divergence, in nats a
+token, of its next-token distribution from that in float32, and how often both have the same most
+likely token. The texts are what the assistant says in practice rows of another seed, and the
+passages about the real entities of `facts:test`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.envs.toy import facts, practice
-from jaxdeep.model import arch, decoder, load
+from jaxdeep.model import decoder, head, load
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.types import Batch, Row
 
@@ -34,10 +36,12 @@ B, T = 16, 256
 def texts(rows: int) -> dict[str, list[Batch]]:
     """Batches of each text; `learn_BT` marks the tokens whose prediction counts."""
     tokenizer = Tokenizer.load(PLACE)
-    source = practice.Reading(Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2)
+    source = practice.Reading(
+        Qwen3Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2
+    )
     said = [to_row(source[index]) for index in range(rows)]
     read = []
-    for passage in facts.passages(facts.parse("test")):
+    for passage in facts.passages(facts.entities_of("test")):
         tokens = np.asarray(tokenizer.encode(passage.text), np.int32)
         all_but_first = (np.arange(len(tokens)) > 0).astype(np.float32)
         read.append(Row(tokens, all_but_first, all_but_first, all_but_first))
@@ -52,10 +56,10 @@ def main() -> None:
     batches = texts(flags.rows)
 
     def model(dtype: str, quant: str):
-        cfg = arch.Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="dots")
+        cfg = Config.from_hf(PLACE, dtype=dtype, quant=quant, remat="dots")
         return cfg, load.load(str(PLACE), cfg, mesh)
 
-    def predictions(cfg: arch.Config, params: dict, batch: Batch) -> jax.Array:
+    def predictions(cfg: Config, params: dict, batch: Batch) -> jax.Array:
         """Log-probabilities of every next token, [B, T - 1, V]."""
         hidden_BTD, _ = decoder.forward(
             params,
@@ -65,12 +69,12 @@ def main() -> None:
             positions_BT=batch.positions_BT,
             segments_BT=batch.segments_BT,
         )
-        return jax.nn.log_softmax(decoder.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
+        return jax.nn.log_softmax(head.logits(params, hidden_BTD, cfg=cfg)[:, :-1])
 
     plain, exact = model(*WAYS[0])
 
     @functools.partial(jax.jit, static_argnums=3)
-    def apart(exact: dict, params: dict, batch: Batch, cfg: arch.Config):
+    def apart(exact: dict, params: dict, batch: Batch, cfg: Config):
         """Sums over the tokens that count: divergence, agreement, one."""
         want, got = predictions(plain, exact, batch), predictions(cfg, params, batch)
         divergence_BT = jnp.sum(jnp.exp(want) * (want - got), -1)
@@ -81,7 +85,7 @@ def main() -> None:
         f"{sum(batch.learn_BT.sum() for batch in found):,.0f} tokens of {name}"
         for name, found in batches.items()
     )
-    print(f"the tiny base, {arch.count(plain):,} parameters; {counts}")
+    print(f"the tiny base, {model_weights.count(plain):,} parameters; {counts}")
     print(f"{'':16}{'base MB':>8}", *(f"{f'KL {n}':>14}{'same best':>11}" for n in batches), sep="")
     for dtype, quant in WAYS:
         cfg, params = model(dtype, quant)

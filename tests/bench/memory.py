@@ -1,10 +1,10 @@
-"""The memory of a device in a training step, as the compiler plans it; nothing is allocated.
+"""The memory of a training step on one device, as the compiler plans it; nothing is allocated.
 
     make bench           (python tests/bench/memory.py)
 
-A row of 32,768 tokens through one small layer, over 1, 2, 4 and 8 virtual CPU devices along `context`.
-Then, where libtpu is installed (the extra `tpu`; no TPU is needed), Qwen3-8B with an adapter of rank
-32 and 4 x 131,072 tokens on a v5e of 8 x 8 chips.
+First a row of 32,768 tokens through one small layer, over 1, 2, 4 and 8 virtual CPU devices along
+`context`. Then, if libtpu is installed (the extra `tpu`; no TPU is needed), Qwen3-8B with an
+adapter of rank 32 and 4 x 131,072 tokens on a v5e of 8 x 8 chips.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import ahead
 import jax
 
 from jaxdeep import programs
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
@@ -30,7 +31,7 @@ def small() -> None:
     before = None
     for C in (1, 2, 4, 8):
         mesh = meshes.make_mesh(meshes.MeshConfig(data=1, context=C), jax.devices()[:C])
-        program = programs.compiled(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
+        program = programs.compile_traced(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
         found = program.memory_analysis().temp_size_in_bytes
         part = f"{found / before:20.2f}" if before else ""
         print(f"{C:8}{found / 1e6:24.1f}{part}")
@@ -44,12 +45,12 @@ def pod() -> None:
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:8x8").devices
     axes, rank, B, T = dict(data=4, context=16), 32, 4, 1 << 17
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    cfg = arch.Config(**ahead.QWEN3_8B, limit=T, remat="full")
+    cfg = Config(**ahead.QWEN3_8B, limit=T, remat="full")
     spec = states.Spec(cfg, lora.LoraConfig(rank, rank), optim.OptimConfig(lr=1e-4, steps=100))
-    found = programs.compiled(programs.gradients(spec, mesh, B, T), mesh).memory_analysis()
+    found = programs.compile_traced(programs.gradients(spec, mesh, B, T), mesh).memory_analysis()
     moments = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(programs.state(spec, mesh).opt)
+        for x in jax.tree.leaves(programs.state_shapes(spec, mesh).opt)
     )
     parts = {
         "arguments of the gradient": found.argument_size_in_bytes,
@@ -64,7 +65,7 @@ def pod() -> None:
 
 
 def main() -> None:
-    # libtpu asks the machine for these where there is no TPU to know them from
+    # libtpu would ask a TPU machine for these, and wait for an answer
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-64")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -1,10 +1,11 @@
-"""A LoRA SFT step, side by side: jaxdeep, google-tunix, peft on torch. The same toy Qwen3 (4 layers,
-width 256, fp32, rank 8 on all linears, 8 x 512 tokens), each in a process of its own, in rounds.
+"""A LoRA SFT step, side by side: jaxdeep, google-tunix, peft on torch. All train the same toy Qwen3
+(4 layers, width 256, fp32, rank 8 on all linears, 8 x 512 tokens), each in a process of its own, in
+rounds.
 
     make bench           (python tests/bench/sft_step.py [--vocab=4096] [--rounds=3] [--steps=5])
 
-Printed for each: trained tokens/s (median of the rounds), peak memory of the process above what its
-imports hold, seconds to the end of the first step, and the ratio to the fastest and leanest peer.
+Printed for each: trained tokens/s (median of the rounds), peak memory above that of the imports,
+seconds to the end of the first step, and ratios to the fastest and to the leanest peer.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ def jaxdeep(V: int):
     import jax
     import numpy as np
 
-    from jaxdeep.model import arch, lora
+    from jaxdeep.model import lora
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
     from jaxdeep.parallel import mesh as meshes
     from jaxdeep.train import optim
     from jaxdeep.train import state as states
     from jaxdeep.types import Batch
 
     def build():
-        cfg = arch.Config(
+        cfg = Config(
             V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=1e6, eps=1e-6, tie=True, limit=4096,
-            dtype="float32", remat="dots", lora_scale=1.0,
+            dtype="float32", remat="dots",
         )  # fmt: skip
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
         spec = states.Spec(cfg, lora.LoraConfig(RANK, RANK), optim.OptimConfig(lr=1e-3, steps=100))
-        params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+        params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
         step, held = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
         ones = np.ones((B, T), np.float32)
         learn = ones.copy()
@@ -49,7 +52,7 @@ def jaxdeep(V: int):
         def run(tokens):
             nonlocal held
             batch = Batch(tokens, np.ones((B, T), np.int32), places, learn, learn * 0, learn)
-            grads, found = step.gradients(held, params, [batch])
+            grads, found = step.gradients(held, states.Frozen(params), [batch])
             held, _ = step.update(held, grads)
             return float(found["loss"])
 
@@ -138,7 +141,7 @@ def factors() -> int:
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -187,7 +190,8 @@ def main() -> None:
     lean = min(middle[name]["peak"] for name in SYSTEMS[1:])
     print(f"LoRA SFT step, V = {flags.vocab}, {B} x {T} tokens, median of {flags.rounds} rounds")
     print(
-        f"{'':10}{'tokens/s':>10}{'x best peer':>13}{'peak MB':>10}{'x best peer':>13}{'first s':>9}"
+        f"{'':10}{'tokens/s':>10}{'x best peer':>13}{'peak MB':>10}{'x best peer':>13}"
+        f"{'first s':>9}"
     )
     for name, row in middle.items():
         print(

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeep.model import arch, decoder, lora
+from jaxdeep.model import decoder, head, lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
-DENSE = arch.Config(
+DENSE = Config(
     **dict(V=96, D=32, F=48, L=2, N=4, K=2, H=16, theta=1e4, eps=1e-6, tie=True),
     limit=512,
     dtype="float32",
     remat="dots",
-    lora_scale=2.0,
 )
 MIXTURE = dataclasses.replace(DENSE, F=24, tie=False, E=4, top_k=2)
 CONFIGS = {"dense": DENSE, "mixture": MIXTURE}
@@ -40,27 +41,27 @@ def _random(tree, seed, scale):
             (leaf.fan_in is None) + scale * rng.standard_normal(leaf.shape), jnp.float32
         ),
         tree,
-        is_leaf=arch.is_leaf,
+        is_leaf=model_weights.is_leaf,
     )
 
 
 @functools.cache
 def params(name):
     """Weights of which each matters; norms are away from one, so that a swapped norm would show."""
-    return _random(arch.leaves(CONFIGS[name]), 1, 0.4)
+    return _random(model_weights.leaves(CONFIGS[name]), 1, 0.4)
 
 
 @functools.cache
 def adapter(name):
-    """Factors far from zero."""
-    return _random(lora.leaves(CONFIGS[name], LORA), 2, 0.15)
+    """An adapter far from zero."""
+    return lora.Adapter(_random(lora.leaves(CONFIGS[name], LORA), 2, 0.15), LORA.scale)
 
 
 @functools.cache
 def _logits(cfg):
     def run(params, adapter):
         hidden, _ = decoder.forward(params, adapter, TOKENS, cfg=cfg)
-        return decoder.logits(params, hidden, cfg=cfg)
+        return head.logits(params, hidden, cfg=cfg)
 
     return jax.jit(run)
 

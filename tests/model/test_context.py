@@ -17,7 +17,8 @@ from bench import ahead
 
 from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, context, decoder, lora
+from jaxdeep.model import attention, context, decoder, lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import losses, optim
 from jaxdeep.train import state as states
@@ -44,18 +45,20 @@ def packed(cfg, B, lengths, T):
     return Batch(tokens, segments, positions, learn, learn * 0, learn)
 
 
-def measured(cfg, mesh, params, adapter, batch):
-    """What each learned token got, and the gradients of weights and adapter, of the mean loss."""
+def measured(cfg, mesh, params, factors, batch):
+    """What each learned token got, and the gradients of weights and factors, of the mean loss."""
 
     def total(trained, batch):
-        logp_BT, entropy_BT = losses.score(*trained, batch, cfg=cfg)
+        params, factors = trained
+        adapter = lora.Adapter(factors, tiny.SPEC.scale)
+        logp_BT, entropy_BT = losses.score(params, adapter, batch, cfg=cfg)
         loss, _ = losses.loss(logp_BT, entropy_BT, batch)
         return loss / batch.learn_BT.sum(), (logp_BT * batch.learn_BT, entropy_BT * batch.learn_BT)
 
-    rank = jax.tree.leaves(adapter)[0].shape[-1]
-    leaves = lora.leaves(cfg, lora.LoraConfig(rank, 1.0, tuple(adapter)))
+    leaves = lora.leaves(cfg, tiny.SPEC)
     trained = jax.device_put(
-        (params, adapter), (arch.shardings(cfg, mesh), arch.shardings(cfg, mesh, leaves))
+        (params, factors),
+        (model_weights.shardings(cfg, mesh), model_weights.shardings(cfg, mesh, leaves)),
     )
     with meshes.use(mesh):
         run = jax.jit(jax.grad(total, has_aux=True))
@@ -81,7 +84,7 @@ def model(**changes):
 
     def build(key):
         adapter = lora.init(key, cfg, tiny.SPEC)
-        return arch.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
+        return model_weights.init(key, cfg), jax.tree.map(lambda x: x + 0.05, adapter)
 
     return cfg, *jax.jit(build)(jax.random.key(0))
 
@@ -154,7 +157,7 @@ def test_sizes_that_do_not_divide_are_refused_with_their_numbers():
 def temporary(C):
     """Bytes beside the arguments on each device, for the gradient with 32,768 tokens over C."""
     mesh = mesh_of(context=C)
-    program = programs.compiled(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
+    program = programs.compile_traced(programs.gradients(ahead.LONG, mesh, 1, 1 << 15), mesh)
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -185,7 +188,7 @@ def test_what_is_kept_of_a_layer_is_spread_over_the_model_axis_too():
             cfg = dataclasses.replace(tiny.CFG, L=L, remat="full", chunk=16)
             spec = states.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
             mesh = mesh_of(model=model)
-            program = programs.compiled(programs.gradients(spec, mesh, 1, 2048), mesh)
+            program = programs.compile_traced(programs.gradients(spec, mesh, 1, 2048), mesh)
             sizes.append(program.memory_analysis().temp_size_in_bytes)
         return (sizes[1] - sizes[0]) / (16 * 2048 * tiny.CFG.D * 4)
 
@@ -197,7 +200,7 @@ import dataclasses
 import tiny
 from jax.experimental import topologies
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.plan import lower
+from jaxdeep import programs
 from jaxdeep.train import optim, state
 
 cfg = dataclasses.replace(tiny.CFG, D=256, F=512, H=128, dtype="bfloat16", remat="full", chunk=256)
@@ -205,7 +208,7 @@ spec = state.Spec(cfg, tiny.SPEC, optim.OptimConfig(lr=1e-3, steps=10))
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 for axes in (dict(data=2, context=2, model=2), dict(data=8)):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), devices)
-    text = lower.compiled(lower.gradients(spec, mesh, 8, 8192), mesh).as_text()
+    text = programs.compile_traced(programs.gradients(spec, mesh, 8, 8192), mesh).as_text()
     print("calls", text.count('custom_call_target="tpu_custom_call"'))
     for name in ("fwd", "dq", "dkv"):
         print("kernel", name, f"splash_mha_{name}" in text)

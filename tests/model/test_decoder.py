@@ -9,7 +9,9 @@ import pytest
 from tiny import pages
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, decoder, load, lora
+from jaxdeep.model import decoder, head, layout, load, lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 
@@ -32,7 +34,7 @@ CHANGES = {
 def config(shape, **changes):
     V, D, F, L, N, K, H, theta, tie = shape
     fields = dict(V=V, D=D, F=F, L=L, N=N, K=K, H=H, theta=theta, tie=tie)
-    return arch.Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
+    return Config(**(fields | dict(eps=1e-6, limit=512, dtype="float32") | changes))
 
 
 TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
@@ -40,7 +42,7 @@ TINY = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
 
 @pytest.fixture(scope="module")
 def tiny():
-    return jax.jit(lambda: arch.init(jax.random.key(0), TINY))()
+    return jax.jit(lambda: model_weights.init(jax.random.key(0), TINY))()
 
 
 def one_device():
@@ -65,18 +67,18 @@ def test_equals_transformers(name, tmp_path):
                 value.mul_(4)
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the sharded layout must be what is read"
-    assert arch.Config.from_hf(tmp_path, dtype="float32") == cfg
+    assert Config.from_hf(tmp_path, dtype="float32") == cfg
 
     params = load.load(str(tmp_path), cfg, one_device())
-    assert arch.count(cfg) == sum(p.numel() for p in peer.parameters())
+    assert model_weights.count(cfg) == sum(p.numel() for p in peer.parameters())
     tokens = np.random.default_rng(0).integers(0, cfg.V, (3, 41))
 
     @jax.jit
     def run(params):
         def loss(params):
             hidden, _ = decoder.forward(params, None, tokens, cfg=cfg)
-            logps, _ = decoder.token_logps(params, hidden, tokens, cfg=cfg)
-            return -logps.mean(), decoder.logits(params, hidden, cfg=cfg)
+            logps, _ = head.token_logps(params, hidden, tokens, cfg=cfg)
+            return -logps.mean(), head.logits(params, hidden, cfg=cfg)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -89,13 +91,13 @@ def test_equals_transformers(name, tmp_path):
     (-logps.sum() / tokens.size).backward()
     named = dict(peer.named_parameters())
     for leaf, ours in grads["layers"].items():
-        if cfg.E and leaf in arch.EXPERTS:  # fused there; test_moe has their gradients
+        if cfg.E and leaf in model_weights.EXPERTS:  # fused there; test_moe has their gradients
             continue
         for i in range(cfg.L):
-            grad = named[f"model.layers.{i}.{load.NAMES[leaf]}.weight"].grad.numpy()
+            grad = named[f"model.layers.{i}.{layout.NAMES[leaf]}.weight"].grad.numpy()
             close(np.asarray(ours[i]).T if grad.ndim == 2 else ours[i], grad)
     for leaf in grads.keys() - {"layers"}:
-        grad = named[load.TOP[leaf]].grad.numpy()
+        grad = named[layout.TOP[leaf]].grad.numpy()
         close(np.asarray(grads[leaf]).T if leaf == "head" else grads[leaf], grad)
 
 
@@ -121,7 +123,7 @@ def test_bfloat16_chooses_the_tokens_of_transformers(tmp_path):
     @jax.jit
     def run(tokens, segments):
         hidden, _ = decoder.forward(params, None, tokens, cfg=cfg, segments_BT=segments)
-        return decoder.logits(params, hidden, cfg=cfg)
+        return head.logits(params, hidden, cfg=cfg)
 
     got = np.asarray(run(tokens, held.astype(np.int32)))[held]
     with torch.no_grad():
@@ -185,7 +187,7 @@ def test_remat_and_chunks_change_nothing(tiny):
 
         def loss(params):
             hidden, _ = decoder.forward(params, None, tokens, cfg=cfg)
-            logps, entropy = decoder.token_logps(params, hidden, tokens, cfg=cfg)
+            logps, entropy = head.token_logps(params, hidden, tokens, cfg=cfg)
             return logps.sum(), entropy
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(tiny)
@@ -194,7 +196,7 @@ def test_remat_and_chunks_change_nothing(tiny):
     cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
     hidden, _ = jax.jit(lambda params: decoder.forward(params, None, tokens, cfg=cfg))(tiny)
     logp_BTV = jax.nn.log_softmax(np.asarray(hidden) @ np.asarray(tiny["embed"]).T)
-    logps, entropy = decoder.token_logps(tiny, hidden, tokens, cfg=cfg)
+    logps, entropy = head.token_logps(tiny, hidden, tokens, cfg=cfg)
     picked = np.take_along_axis(logp_BTV[:, :-1], tokens[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(logps[:, 1:], picked, atol=1e-5)
     for found in (entropy, plain[0][1]):  # alone, and with a gradient
@@ -220,7 +222,7 @@ def test_tokens_that_nobody_wants_cost_nothing_and_change_nothing(tiny, chunk):
     wanted[0, [3, 4, 22]] = wanted[1, [1, 9]] = True
 
     def loss(params, hidden, **given):
-        logps, entropy = decoder.token_logps(params, hidden, tokens, cfg=cfg, **given)
+        logps, entropy = head.token_logps(params, hidden, tokens, cfg=cfg, **given)
         return (jnp.where(wanted, logps, 0.0) * tokens).sum(), (logps, entropy)
 
     run = jax.value_and_grad(loss, (0, 1), has_aux=True)
@@ -236,22 +238,24 @@ def test_tokens_that_nobody_wants_cost_nothing_and_change_nothing(tiny, chunk):
 
 
 def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
-    cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True), lora_scale=2.0)
+    cfg = config((64, 32, 48, 2, 4, 2, 16, 1e4, True))
     tokens = np.random.default_rng(3).integers(0, TINY.V, (2, 11))
     spec = lora.LoraConfig(rank=4, alpha=8.0)
-    adapter = lora.init(jax.random.key(1), cfg, spec)
-    assert spec.scale == cfg.lora_scale and set(adapter) == set(arch.LINEARS)
+    factors = lora.init(jax.random.key(1), cfg, spec)
+    assert spec.scale == 2.0 and set(factors) == set(model_weights.LINEARS)
     run = jax.jit(lambda params, adapter: decoder.forward(params, adapter, tokens, cfg=cfg)[0])
     base = run(tiny, None)
-    np.testing.assert_array_equal(run(tiny, adapter), base)
-    adapter = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter
+    np.testing.assert_array_equal(run(tiny, lora.Adapter(factors, spec.scale)), base)
+    factors = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), factors
     )
+    adapter = lora.Adapter(factors, spec.scale)
     applied = run(tiny, adapter)
     assert np.abs(applied - base).max() > 0.1
-    np.testing.assert_allclose(run(lora.merge(tiny, adapter, 2.0), None), applied, atol=2e-5)
-    for name in arch.LINEARS:  # each linear is reached by its own factors
-        assert np.abs(run(tiny, {name: adapter[name]}) - base).max() > 1e-3
+    np.testing.assert_allclose(run(lora.merge(tiny, adapter), None), applied, atol=2e-5)
+    for name in model_weights.LINEARS:  # each linear is reached by its own factors
+        alone = lora.Adapter({name: factors[name]}, spec.scale)
+        assert np.abs(run(tiny, alone) - base).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ def test_other_architectures_are_refused_by_name(change, said):
     hf = TINY.to_hf() | change
     hf.pop(hf.pop("drop", ""), None)
     with pytest.raises(CheckpointError, match=said):
-        arch.Config.from_hf(hf)
+        Config.from_hf(hf)
 
 
 def test_real_configs_give_the_published_counts(shared):
@@ -286,4 +290,4 @@ def test_real_configs_give_the_published_counts(shared):
     assert len(found) >= 12
     for path in found:
         size = path.name.removesuffix("_config.json").split("Qwen3-")[1]
-        assert arch.count(arch.Config.from_hf(path)) == published[size]
+        assert model_weights.count(Config.from_hf(path)) == published[size]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep.model import arch, decoder, flops, lora
+from jaxdeep.model import decoder, flops, lora
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.types import Batch
 
 QWEN3_8B = dict(
@@ -32,9 +34,11 @@ def batch(lengths, B=1, T=64):
 
 
 def test_weights_a_token_goes_through():
-    cfg = arch.Config.from_hf(QWEN3_8B)
+    cfg = Config.from_hf(QWEN3_8B)
     embedding = cfg.V * cfg.D
-    assert flops.per_token(cfg) == pytest.approx(arch.count(cfg) - embedding, rel=1e-4)  # no norms
+    assert flops.per_token(cfg) == pytest.approx(
+        model_weights.count(cfg) - embedding, rel=1e-4
+    )  # no norms
     mixture = dataclasses.replace(tiny.CFG, E=8, top_k=2)
     one = dataclasses.replace(tiny.CFG, E=8, top_k=1)
     experts = 3 * tiny.CFG.L * tiny.CFG.D * tiny.CFG.F
@@ -45,7 +49,7 @@ def test_forward_is_what_xla_counts():
     # one layer, as XLA counts the body of a loop once; attention it computes for all pairs
     cfg = dataclasses.replace(tiny.CFG, L=1, attention="plain", remat="dots")
     tokens_BT = jnp.zeros((1, 64), jnp.int32)
-    params = jax.eval_shape(lambda: arch.init(jax.random.key(0), cfg))
+    params = jax.eval_shape(lambda: model_weights.init(jax.random.key(0), cfg))
 
     def logits(params):
         hidden_BTD, _ = decoder.forward(params, None, tokens_BT, cfg=cfg)

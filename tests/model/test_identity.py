@@ -33,8 +33,8 @@ def test_another_weight_or_another_shape_is_another_base():
     params = models.params("dense")
     found = identity(params, DENSE)
     other = dataclasses.replace(DENSE, theta=1e6)
-    wk = {"wk": models.adapter("dense")["wk"]}
-    merged = lora.merge(params, wk, 1.0)
+    wk = {"wk": models.adapter("dense").factors["wk"]}
+    merged = lora.merge(params, lora.Adapter(wk, 1.0))
     moved = params | {"norm": params["norm"] * 1.1}
     fresh = jax.tree.map(lambda x: x[..., ::-1], params)
     others = {identity(p, DENSE) for p in (merged, moved, fresh)} | {identity(params, other)}

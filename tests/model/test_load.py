@@ -16,7 +16,9 @@ from model import models
 from model.models import CONFIGS, DENSE, MIXTURE
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import arch, load, tensors
+from jaxdeep.model import layout, load, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.identity import identity
 
 
@@ -35,21 +37,21 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_saved_is_loaded_equal_on_one_device_and_on_many(name, saved):
-    cfg = arch.Config.from_hf(saved / name, dtype="float32", remat="dots", lora_scale=2.0)
+    cfg = Config.from_hf(saved / name, dtype="float32", remat="dots")
     assert cfg == CONFIGS[name]
     files = sorted(file.name for file in (saved / name).iterdir())
     if name == "dense":
         assert files == ["config.json", "model.safetensors"]
     else:
-        assert len(files) > 4 and load.INDEX in files
-        index = json.loads((saved / name / load.INDEX).read_text())
-        assert index["metadata"]["total_size"] == 4 * arch.count(cfg)
+        assert len(files) > 4 and layout.INDEX in files
+        index = json.loads((saved / name / layout.INDEX).read_text())
+        assert index["metadata"]["total_size"] == 4 * model_weights.count(cfg)
         shards = [file for file in (saved / name).glob("*.safetensors")]
         assert all(file.stat().st_size < 40_000 for file in shards)
     equal(load.load(str(saved / name), cfg, models.one_device()), models.params(name))
     sharded = load.load(str(saved / name), cfg, models.four_devices())
     equal(sharded, models.params(name))
-    where = arch.shardings(cfg, models.four_devices())
+    where = model_weights.shardings(cfg, models.four_devices())
     assert jax.tree.map(lambda x: x.sharding, sharded) == where
     again = saved / f"{name}-again"
     load.save(again, sharded, cfg)
@@ -62,7 +64,7 @@ def test_int8_and_bfloat16_are_made_on_the_way(name, saved):
         small = dataclasses.replace(CONFIGS[name], quant="int8", dtype="bfloat16")
         got = load.load(str(saved / name), small, mesh)
         want = jax.tree.map(lambda x: x.astype(jnp.bfloat16), models.params(name))
-        for leaf in arch.LINEARS:
+        for leaf in model_weights.LINEARS:
             weight = np.asarray(want["layers"][leaf], np.float32)
             found = want["layers"][leaf] = got["layers"][leaf]
             scale = np.abs(weight).max(-2) / np.float32(127)
@@ -90,13 +92,13 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
     model = models.transformers_model(saved / "mixture")
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    cfg = arch.Config.from_hf(tmp_path, dtype="float32", remat="dots", lora_scale=2.0)
+    cfg = Config.from_hf(tmp_path, dtype="float32", remat="dots")
     equal(load.load(str(tmp_path), cfg, models.one_device()), models.params("mixture"))
 
 
 def test_experts_are_put_in_place_without_talking(saved):
     mesh = models.four_devices()
-    where = arch.shardings(MIXTURE, mesh)["layers"]["w_up"]
+    where = model_weights.shardings(MIXTURE, mesh)["layers"]["w_up"]
     leaf = jax.ShapeDtypeStruct((2, 4, 32, 24), jnp.float32, sharding=where)
     spec = jax.sharding.PartitionSpec("model", None, "data")
     x = jax.ShapeDtypeStruct(
@@ -169,7 +171,7 @@ def test_a_checkpoint_that_is_not_right_is_refused_before_anything_is_allocated(
     spoil(path)
     monkeypatch.setattr(load, "_read", None)
     with pytest.raises(CheckpointError, match=said):
-        load.load(str(path), arch.Config.from_hf(path, dtype="float32"), models.one_device())
+        load.load(str(path), Config.from_hf(path, dtype="float32"), models.one_device())
 
 
 def test_a_missing_shard_and_a_broken_index_are_named(saved, tmp_path, monkeypatch):
@@ -179,7 +181,7 @@ def test_a_missing_shard_and_a_broken_index_are_named(saved, tmp_path, monkeypat
     gone.unlink()
     with pytest.raises(CheckpointError, match=f"not there: .*{gone.name}"):
         load.load(str(path), MIXTURE, models.one_device())
-    (path / load.INDEX).write_text("{}")
+    (path / layout.INDEX).write_text("{}")
     with pytest.raises(CheckpointError, match="not a readable index"):
         load.load(str(path), MIXTURE, models.one_device())
 
@@ -231,11 +233,13 @@ LOAD = """
     import re, sys
     import jax
     from jaxdeep.parallel import mesh as meshes
-    from jaxdeep.model import arch, load
-    cfg = arch.Config.from_hf(sys.argv[1])
+    from jaxdeep.model import load
+    from jaxdeep.model import weights as model_weights
+    from jaxdeep.model.config import Config
+    cfg = Config.from_hf(sys.argv[1])
     params = load.load(sys.argv[1], cfg, meshes.make_mesh())
     held = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert held == 2 * arch.count(cfg)
+    assert held == 2 * model_weights.count(cfg)
     peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
     print(int(peak) * 1024 - held)
 """
@@ -251,11 +255,11 @@ def scratch(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
-    cfg = arch.Config(
+    cfg = Config(
         **dict(V=300_000, D=2048, F=8192, L=22, N=16, K=8, H=128, theta=1e6, eps=1e-6, tie=False),
         limit=4096,
     )
-    size, largest = 2 * arch.count(cfg), 2 * cfg.V * cfg.D
+    size, largest = 2 * model_weights.count(cfg), 2 * cfg.V * cfg.D
     assert size >= 4e9
     free = shutil.disk_usage(scratch).free
     if free < 2 * size:
@@ -264,7 +268,7 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
         memory = int(next(line for line in file if "MemAvailable" in line).split()[1]) * 1024
     if memory < 2 * size:
         pytest.skip(f"{memory / 1e9:.0f} GB of memory are free, {2 * size / 1e9:.0f} are needed")
-    plan = load.parts(cfg)
+    plan = layout.slots(cfg)
     rng, names, at = np.random.default_rng(0), list(plan), 0
     (scratch / "config.json").write_text(json.dumps(cfg.to_hf()))
     index = {}
@@ -284,7 +288,7 @@ def test_loading_takes_the_largest_tensor_and_a_gigabyte(devices, scratch):
                 for s, _ in shapes.values()
             ),
         )
-    (scratch / load.INDEX).write_text(json.dumps({"weight_map": index}))
+    (scratch / layout.INDEX).write_text(json.dumps({"weight_map": index}))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(LOAD), str(scratch)],
         capture_output=True,
@@ -308,8 +312,9 @@ PAIR = """
     jax.distributed.initialize(f"localhost:{port}", 2, int(process))
     import pathlib
     from jaxdeep.parallel import mesh as meshes
-    from jaxdeep.model import arch, identity, load
-    cfg = arch.Config.from_hf(source, dtype="float32")
+    from jaxdeep.model import identity, load
+    from jaxdeep.model.config import Config
+    cfg = Config.from_hf(source, dtype="float32")
     params = load.load(source, cfg, meshes.make_mesh(meshes.MeshConfig(data=2, model=2)))
     assert not params["embed"].is_fully_addressable
     load.save(pathlib.Path(target), params, cfg)

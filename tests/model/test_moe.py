@@ -12,7 +12,9 @@ import pytest
 import tiny
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, decoder, lora, moe
+from jaxdeep.model import decoder, head, linear, lora, moe
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
 CFG = dataclasses.replace(tiny.CFG, E=8, top_k=3, F=24, tie=False)
@@ -27,14 +29,15 @@ MESHES = {
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: arch.init(jax.random.key(3), CFG))()
+    return jax.jit(lambda: model_weights.init(jax.random.key(3), CFG))()
 
 
 @pytest.fixture(scope="module")
 def adapter():
     fresh = lora.init(jax.random.key(1), CFG, SPEC)
     keys = iter(jax.random.split(jax.random.key(2), 100))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+    factors = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), fresh)
+    return lora.Adapter(factors, SPEC.scale)
 
 
 def first_layer(tree):
@@ -45,7 +48,7 @@ def token_by_token(x_BTD, weights, adapter, norm):
     """The mixture in float64, one token and one expert at a time."""
     as64 = jax.tree.map(lambda x: np.asarray(x, np.float64), (weights, adapter))
     weights, adapter = as64
-    through = {n: weights[n] + 2 * adapter[n]["a"] @ adapter[n]["b"] for n in arch.EXPERTS}
+    through = {n: weights[n] + 2 * adapter[n]["a"] @ adapter[n]["b"] for n in model_weights.EXPERTS}
     out = np.zeros(x_BTD.shape)
     for at in np.ndindex(*x_BTD.shape[:2]):
         x = np.asarray(x_BTD[at], np.float64)
@@ -63,8 +66,8 @@ def token_by_token(x_BTD, weights, adapter, norm):
 def test_equals_a_loop_over_tokens(params, adapter, norm):
     cfg = dataclasses.replace(CFG, norm_top_k=norm)
     x_BTD = jax.random.normal(jax.random.key(5), (2, 7, CFG.D))
-    weights, factors = first_layer(params["layers"]), first_layer(adapter)
-    layer = lora.Layer(weights, (factors,), (None,), 2.0)
+    weights, factors = first_layer(params["layers"]), first_layer(adapter.factors)
+    layer = linear.Layer(weights, (factors,), (SPEC.scale,))
     want = token_by_token(x_BTD, weights, factors, norm)
     np.testing.assert_allclose(moe.mlp(x_BTD, layer, cfg), want, atol=1e-5 * np.abs(want).max())
 
@@ -76,7 +79,7 @@ def alone(params, adapter):
 
 def loss(params, adapter, tokens=TOKENS):
     hidden, _ = decoder.forward(params, adapter, tokens, cfg=CFG)
-    return -decoder.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
+    return -head.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
 
 
 @pytest.mark.parametrize("least", [1, 256], ids=["blocks", "at once"])
@@ -87,9 +90,8 @@ def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone,
         assert moe.blocks_of(4 * 12 * CFG.top_k, MESHES[name]["model"]) > 2
     mesh = meshes.make_mesh(meshes.MeshConfig(**MESHES[name]))
     with meshes.use(mesh):
-        params = jax.device_put(params, arch.shardings(CFG, mesh))
-        tree = lora.leaves(CFG, SPEC)
-        adapter = jax.device_put(adapter, arch.shardings(CFG, mesh, tree))
+        params = jax.device_put(params, model_weights.shardings(CFG, mesh))
+        adapter = lora.place(adapter, CFG, mesh)
         tokens = jax.device_put(TOKENS, jax.NamedSharding(mesh, jax.P(meshes.ROWS, "context")))
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(params, adapter, tokens)
     np.testing.assert_allclose(value, alone[0], rtol=1e-5)
@@ -102,7 +104,7 @@ def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone,
 
 def test_experts_are_spread_and_each_holds_only_its_own(params):
     mesh = meshes.make_mesh(meshes.MeshConfig(data=2, model=4))
-    held = jax.device_put(params, arch.shardings(CFG, mesh))["layers"]["w_up"]
+    held = jax.device_put(params, model_weights.shardings(CFG, mesh))["layers"]["w_up"]
     assert held.addressable_shards[0].data.shape == (CFG.L, CFG.E // 4, CFG.D // 2, CFG.F)
 
 
@@ -115,14 +117,14 @@ def test_a_cache_holds_what_a_forward_computes(params, adapter):
 
 
 def test_a_config_of_experts_goes_out_and_in_again():
-    assert arch.Config.from_hf(CFG.to_hf(), **tiny.HOW) == CFG
+    assert Config.from_hf(CFG.to_hf(), **tiny.HOW) == CFG
     for change, said in (
         ({"mlp_only_layers": [0]}, "mlp_only_layers"),
         ({"decoder_sparse_step": 2}, "decoder_sparse_step"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok=9 of 8"),
     ):
         with pytest.raises(CheckpointError, match=said):
-            arch.Config.from_hf(CFG.to_hf() | change)
+            Config.from_hf(CFG.to_hf() | change)
 
 
 AHEAD = """

@@ -11,7 +11,8 @@ import pytest
 import tiny
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as ragged
 
-from jaxdeep.model import arch, attention, decoder, paged
+from jaxdeep.model import attention, decoder, paged
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -80,9 +81,9 @@ def conversation(cfg, mesh):
     per = B // shards
     # each shard numbers its own pages
     table = np.concatenate([rng.permutation(per * X).reshape(per, X) for _ in range(shards)])
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     whole, _ = jax.jit(lambda x: decoder.forward(params, None, x, cfg=cfg))(tokens)
-    params = jax.device_put(params, arch.shardings(cfg, mesh))
+    params = jax.device_put(params, model_weights.shardings(cfg, mesh))
 
     @jax.jit
     def run(kv, table, held, part):
@@ -129,11 +130,13 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.model import arch, paged
+from jaxdeep.model import paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.sample import sampler
 import tiny
 
-cfg = arch.Config(**dict(V=512, D=256, F=256, L=2, N=4, K=2, H=128, theta=1e6, eps=1e-6, tie=True,
+cfg = Config(**dict(V=512, D=256, F=256, L=2, N=4, K=2, H=128, theta=1e6, eps=1e-6, tie=True,
     limit=65536) | tiny.HOW | dict(dtype="bfloat16"))
 for name in sys.argv[1:]:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
@@ -144,8 +147,8 @@ for name in sys.argv[1:]:
     B, X, S = 8, 64, 64
     kv = like((cfg.L, 64 * len(devices), S, 2 * cfg.K, cfg.H), jnp.bfloat16,
         jax.sharding.NamedSharding(mesh, jax.P(None, meshes.ROWS, None, "model")))
-    params = jax.tree.map(lambda leaf, to: like(leaf.shape, jnp.bfloat16, to), arch.leaves(cfg),
-        arch.shardings(cfg, mesh), is_leaf=arch.is_leaf)
+    params = jax.tree.map(lambda leaf, to: like(leaf.shape, jnp.bfloat16, to), model_weights.leaves(cfg),
+        model_weights.shardings(cfg, mesh), is_leaf=model_weights.is_leaf)
     f, i = lambda *shape: like(shape, jnp.float32), lambda *shape: like(shape, jnp.int32)
     prefill, decode = sampler.compiled(cfg, 4)
     with meshes.use(mesh):

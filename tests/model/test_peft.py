@@ -9,7 +9,8 @@ from model import models
 from model.models import CONFIGS, DENSE, LORA, MIXTURE
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, load, lora, peft, tensors
+from jaxdeep.model import layout, load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
 from jaxdeep.model.identity import Base
 
 BASE = Base("owner/base", "aaaa-bbbb")
@@ -21,7 +22,7 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved")
     for name, cfg in CONFIGS.items():
         load.save(path / name, models.params(name), cfg)
-        peft.save(path / f"{name}-adapter", models.adapter(name), cfg, LORA, base=BASE)
+        peft.save(path / f"{name}-adapter", models.adapter(name).replace(base=BASE), cfg)
     return path
 
 
@@ -48,19 +49,19 @@ def test_peft_computes_the_same_from_what_is_written_and_writes_what_is_read(nam
     assert sorted(about["target_modules"]) == sorted(peft.LEAVES)
     model.save_pretrained(tmp_path, selected_adapters=["default"])
     back = peft.load(tmp_path, CONFIGS[name])
-    assert set(back.factors) == set(arch.LINEARS) and back.base is None
-    for leaf, pair in models.adapter(name).items():
+    assert set(back.factors) == set(model_weights.LINEARS) and back.base is None
+    for leaf, pair in models.adapter(name).factors.items():
         want = np.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * LORA.scale
         pair = back.factors[leaf]
-        got = np.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * back.lora.scale
+        got = np.einsum("...ir,...ro->...io", pair["a"], pair["b"]) * back.scale
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_written_is_read_equal(name, saved):
     back = peft.load(saved / f"{name}-adapter", CONFIGS[name], BASE)
-    assert back.lora == LORA and back.base == BASE
-    for leaf, pair in models.adapter(name).items():
+    assert back.config == LORA and back.scale == LORA.scale and back.base == BASE
+    for leaf, pair in models.adapter(name).factors.items():
         for key, want in pair.items():
             np.testing.assert_array_equal(back.factors[leaf][key], want)
 
@@ -68,9 +69,10 @@ def test_what_is_written_is_read_equal(name, saved):
 @pytest.mark.parametrize("targets", [("wk", "w_up"), ("w_down",)])
 def test_an_adapter_of_some_linears_of_the_experts_loads_too(targets, saved, tmp_path):
     spec = lora.LoraConfig(LORA.rank, LORA.alpha, targets)
-    adapter = {k: models.adapter("mixture")[k] for k in targets}
-    peft.save(tmp_path / "x", adapter, MIXTURE, spec, base=BASE)
-    assert peft.load(tmp_path / "x", MIXTURE).lora == spec
+    factors = {k: models.adapter("mixture").factors[k] for k in targets}
+    adapter = lora.Adapter(factors, spec.scale, BASE)
+    peft.save(tmp_path / "x", adapter, MIXTURE)
+    assert peft.load(tmp_path / "x", MIXTURE).config == spec
     library = pytest.importorskip("peft")
     base = models.transformers_model(saved / "mixture")
     model = library.PeftModel.from_pretrained(base, tmp_path / "x")
@@ -109,10 +111,10 @@ def test_adapters_that_peft_makes_are_read(way, saved, tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     back = peft.load(tmp_path / "adapter", DENSE)
     want = model.merge_and_unload().state_dict()
-    ours = lora.merge(models.params("dense"), back.factors, back.lora.scale)
+    ours = lora.merge(models.params("dense"), back)
     moved = 0
-    for key, part in load.parts(DENSE).items():
-        if part.layer is not None and part.flip:
+    for key, part in layout.slots(DENSE).items():
+        if part.layer is not None and part.transposed:
             base = np.asarray(models.params("dense")["layers"][part.leaf][part.layer]).T
             got = np.asarray(ours["layers"][part.leaf][part.layer]).T
             np.testing.assert_allclose(got, want[key].numpy(), atol=1e-5)
@@ -198,4 +200,4 @@ def test_an_adapter_of_another_architecture_is_refused(saved):
     with pytest.raises(CheckpointError, match=r"which fit nothing in this base"):
         peft.load(saved / "dense-adapter", MIXTURE)
     with pytest.raises(CheckpointError, match="exists already"):
-        peft.save(saved / "dense-adapter", models.adapter("dense"), DENSE, LORA, base=BASE)
+        peft.save(saved / "dense-adapter", models.adapter("dense").replace(base=BASE), DENSE)

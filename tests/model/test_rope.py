@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import arch, rope
+from jaxdeep.model import rope
+from jaxdeep.model.config import Config
 
 PLAIN = dict(vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
              num_attention_heads=2, num_key_value_heads=1, rms_norm_eps=1e-6,
@@ -28,7 +29,7 @@ def test_yarn_equals_transformers(name, theta):
     scaling = {"rope_type": "yarn", "original_max_position_embeddings": 40960} | ROPES[name]
     hf = PLAIN | {"rope_parameters": scaling | {"rope_theta": theta}}
     want, attention = ROPE_INIT_FUNCTIONS["yarn"](transformers.Qwen3Config(**hf), "cpu")
-    cfg = arch.Config.from_hf(hf)
+    cfg = Config.from_hf(hf)
     got = rope.frequencies(cfg.H, cfg.theta, cfg.yarn)
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
     assert cfg.yarn.attention == pytest.approx(attention, rel=1e-9)
@@ -36,14 +37,14 @@ def test_yarn_equals_transformers(name, theta):
     np.testing.assert_allclose(cos, attention, rtol=1e-6)
     # the layout of earlier editions says the same
     old = PLAIN | {"rope_scaling": scaling, "rope_theta": theta}
-    assert arch.Config.from_hf(old) == cfg == arch.Config.from_hf(cfg.to_hf())
+    assert Config.from_hf(old) == cfg == Config.from_hf(cfg.to_hf())
 
 
 def test_stretched_positions_are_allowed():
     scaling = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32768)
-    cfg = arch.Config.from_hf(PLAIN | {"rope_scaling": scaling, "rope_theta": 1e6})
+    cfg = Config.from_hf(PLAIN | {"rope_scaling": scaling, "rope_theta": 1e6})
     assert cfg.limit == 131_072
-    assert arch.Config.from_hf(PLAIN | {"rope_theta": 1e6}).limit == 40960
+    assert Config.from_hf(PLAIN | {"rope_theta": 1e6}).limit == 40960
 
 
 def test_plain_frequencies_are_powers_of_theta():
@@ -54,4 +55,4 @@ def test_plain_frequencies_are_powers_of_theta():
 def test_a_factor_below_one_is_refused():
     scaling = dict(rope_type="yarn", factor=0.5, original_max_position_embeddings=32768)
     with pytest.raises(CheckpointError, match=r"factor=0\.5"):
-        arch.Config.from_hf(PLAIN | {"rope_scaling": scaling, "rope_theta": 1e6})
+        Config.from_hf(PLAIN | {"rope_scaling": scaling, "rope_theta": 1e6})

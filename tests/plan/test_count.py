@@ -1,4 +1,5 @@
-"""FLOPs from a jaxpr equal formulas; collectives and loops are read from compiled programs as they are."""
+"""FLOPs of a jaxpr equal formulas; collectives, loops and traffic are read from compiled
+programs."""
 
 import dataclasses
 
@@ -11,7 +12,8 @@ from model import models
 
 from jaxdeep import programs
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, attention, flops
+from jaxdeep.model import attention, flops
+from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import chips, count, hlo
 from jaxdeep.train import optim
@@ -38,7 +40,7 @@ def test_products_are_counted_as_often_as_loops_run_and_on_all_devices():
         a = jax.lax.while_loop(lambda x: x.sum() < 3, lambda x: x @ b, a)
         return jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: a)
 
-    assert count.flops(jax.make_jaxpr(loops)(a, b), count.Known(trips=7)).matmuls == 13 * one
+    assert count.flops(jax.make_jaxpr(loops)(a, b), count.Assumptions(trips=7)).matmuls == 13 * one
 
     def unused(a, b):
         _, rest = jax.lax.scan(lambda x, _: (x, x @ b), a, None, length=5)
@@ -61,13 +63,13 @@ def test_a_step_counts_what_the_formula_counts_with_what_is_computed_again(name)
     cfg = dataclasses.replace(models.CONFIGS[name], remat="full", chunk=64)
     B, T = 2, 64
     spec = spec_of(cfg, models.LORA)
-    found = count.flops(traced(spec, B, T).jaxpr, count.Known(experts=cfg.E)).matmuls
+    found = count.flops(traced(spec, B, T).jaxpr, count.Assumptions(experts=cfg.E)).matmuls
     tokens = B * T
     linears, head = flops.per_token(cfg) - cfg.V * cfg.D, cfg.V * cfg.D
     adapter = flops.of_adapter(cfg, spec.lora)
     scores = 4 * cfg.L * cfg.N * cfg.H * T * tokens  # all pairs: the plain computation masks
-    # layers forward, again, and the gradient of their input; of factors also theirs; the head's gradient
-    # is taken in the same pass
+    # layers: forward, recomputed, and the gradient of their input; factors: their own gradient too;
+    # the head's gradient is computed in its forward pass
     expected = tokens * (6 * linears + 4 * head + 8 * adapter) + scores * 4
     assert found == pytest.approx(expected, rel=0.03)
 
@@ -130,7 +132,7 @@ def test_exchange_is_read_with_its_trips_bytes_and_devices(exchanging):
     assert gather.moved == 64 * 32 * 4 / 2
     assert (psum.trips, psum.size, psum.group) == (5, 32 * 32 * 4, (0, 2, 4, 6))
     assert psum.moved == 5 * 32 * 32 * 4 * 2 * 3 / 4
-    lines = hlo.moved(cost.collectives, lambda one: one.moved / 1e3)
+    lines = hlo.by_kind(cost.collectives, lambda one: one.moved / 1e3)
     assert sorted(line["trips"] for line in lines) == [1, 5]
     assert cost.memory > 0
 
@@ -217,17 +219,18 @@ ENTRY %main (w: bf16[36,8,128], n: s32[]) -> bf16[8,128] {
 
 def test_the_form_that_tpus_compile_to_is_read():
     cost = hlo.cost(TPU)
-    # from 1 to 8 by two; one exchange in two parts, behind computation; what is in S(1) is no memory
+    # the loop counts 1, 3, 5, 7; its collective is in two parts, behind computation; S(1) is on
+    # chip
     (gather,) = cost.collectives
     assert (gather.trips, gather.hidden, gather.group) == (4, True, (0, 2))
     array = 8 * 128 * 2
     counters = 2 * 4 + 4 * 12
-    # a layer of all is read, also by a fusion in a fusion; a cut-off is not taken, a block of experts is
-    # what is cast as a whole is read as a whole
+    # of the stacked layers one is read, also by a fusion in a fusion; the cast reads its whole
+    # operand; of conditionals the sampler's cut-off is not taken, the block of experts is
     assert cost.memory == 2 * 2 * array + array + 2 * 2 * array + array + 4 * array + counters
-    assert hlo.cost(TPU, live=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
+    assert hlo.cost(TPU, live_blocks=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
     assert cost.cycles == 10 + 4 * 100
-    assert hlo.sizes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
+    assert hlo.array_bytes("(bf16[2,3]{1,0:T(8,128)}, s4[8], pred[])") == [12, 4, 1]
 
 
 class Device:
@@ -248,7 +251,8 @@ def test_links_are_those_of_the_axes_along_which_devices_differ():
     assert chips.speed(chip, [Device((0, 0, 0))] * 2, [0, 1]) == chip.link
     two = [*grid, Device((0, 0, 0), 1)]
     assert chips.speed(chip, two, [0, len(grid)]) == chip.network
-    # an all-to-all on a ring of n takes n / 8 of what each has over a link's bytes/s (n / 4 on a line)
+    # an all-to-all takes n / 8 of a device's bytes over a link's bytes/s on a ring of n, n / 4 on a
+    # line
     for group, links in ((range(16), 2), ([0, 16, 32, 48], 1)):
         n = len(group)
         seconds = (n - 1) / n * chips.detour(chip, grid, group) / chips.speed(chip, grid, group)
@@ -288,7 +292,7 @@ def test_published_configurations_have_the_published_counts(shared):
     checked = 0
     for path in shared("qwen3/configs").glob("*.json"):
         name = path.name.removesuffix("_config.json").split("Qwen3-")[1]
-        ours = arch.Config.from_hf(published.CONFIGS[f"Qwen/Qwen3-{name}"])
-        assert ours == arch.Config.from_hf(path)
+        ours = Config.from_hf(published.CONFIGS[f"Qwen/Qwen3-{name}"])
+        assert ours == Config.from_hf(path)
         checked += 1
     assert checked >= 9

@@ -13,13 +13,14 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.errors import ConfigError, DataError, MismatchError
 from jaxdeep.metrics import read_metrics
-from jaxdeep.rl import algorithms
+from jaxdeep.rl import algorithms, summary
 from jaxdeep.rl.advantages import Norm
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import Clip, Kl, Objective
 from jaxdeep.run import cli, grpo
-from jaxdeep.setup import sections as setup
-from jaxdeep.train import losses
+from jaxdeep.setup.sections import BatchConfig
+from jaxdeep.train import losses, passes
+from jaxdeep.train.optim import OptimConfig
 from jaxdeep.types import Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
@@ -48,9 +49,9 @@ WANT = {  # what each paper states: norm, groups of equal rewards, objective
         "keep",
         Objective(clip=Clip(None, None), aggregate="constant", length=1),
     ),
-    "gspo": (GROUP, "keep", Objective("gspo", Clip(3e-4, 4e-4), "sequence")),
-    "cispo": (GROUP, "keep", Objective("cispo", Clip(None, 4.0))),
-    "binary_tv": (Norm(), "drop", Objective("binary_tv", Clip(0.2, 0.2))),
+    "gspo": (GROUP, "keep", Objective("gspo", clip=Clip(3e-4, 4e-4), aggregate="sequence")),
+    "cispo": (GROUP, "keep", Objective("cispo", clip=Clip(None, 4.0))),
+    "binary_tv": (Norm(), "drop", Objective("binary_tv", clip=Clip(0.2, 0.2))),
     "reinforce_pp": (Norm("batch", "batch"), "keep", Objective(clip=Clip(0.2, 0.2))),
 }
 
@@ -87,7 +88,7 @@ def test_an_unknown_algorithm_is_refused_with_all_names():
 
 
 def test_the_schedule_of_the_optimizer_follows_the_passes():
-    optimizer = grpo.optim.OptimConfig(lr=1.0, steps=10, warmup=2)
+    optimizer = OptimConfig(lr=1.0, steps=10, warmup=2)
     found = optimizer.in_updates(3)
     assert (found.steps, found.warmup) == (30, 6) and optimizer.in_updates(1) == optimizer
 
@@ -96,17 +97,18 @@ def test_the_schedule_of_the_optimizer_follows_the_passes():
 
 
 class Step:
-    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each call."""
+    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each
+    call."""
 
     def __init__(self, *numbers):
-        self.numbers, self.updates, self.own = list(numbers), 0, None
+        self.numbers, self.updates, self.old = list(numbers), 0, None
 
-    def before(self, state, params, batches, *, own):
-        self.own = own
+    def reference_logps(self, state, frozen, batches, *, old):
+        self.old = old
         return [losses.NO_REFERENCE for _ in batches]
 
-    def gradients(self, state, params, batches, befores, logps=None):
-        assert len(batches) == len(befores)
+    def gradients(self, state, frozen, batches, references, logps=None):
+        assert len(batches) == len(references)
         loss, norm, apart = self.numbers.pop(0)
         same = dict.fromkeys(losses.MISMATCH, apart)
         return "grads", same | {"loss": loss, "grad_norm": norm, "tokens": 5.0}
@@ -130,35 +132,35 @@ def batches(count=2):
 
 def test_several_passes_are_several_updates_and_compare_with_the_sampler_once():
     step = Step(GOOD, (0.25, 2.0, 0.7))
-    state, found, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=2)
-    assert (state, trouble, step.updates, step.own) == (12, "", 2, True)
+    state, found, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=2)
+    assert (state, trouble, step.updates, step.old) == (12, "", 2, True)
     assert found["loss"] == 0.25 and found["max_logp_diff"] == 1e-6 and found["lr"] == 0.1
     step = Step(GOOD)
-    assert grpo.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.own is False
+    assert passes.learn(step, 10, None, batches(), 1e-4, passes=1)[0] == 11 and step.old is False
 
 
 def test_trainer_and_sampler_apart_stop_before_the_first_update():
     step = Step((0.5, 1.0, 0.2))
     with pytest.raises(MismatchError, match=r"up to 0.2, more than grpo.tolerance=0.0001"):
-        grpo.learn(step, 0, None, batches(), 1e-4, passes=2)
+        passes.learn(step, 0, None, batches(), 1e-4, passes=2)
     assert step.updates == 0
-    assert grpo.learn(Step((0.5, 1.0, 0.2)), 0, None, batches(), None, passes=1)[0] == 1
+    assert passes.learn(Step((0.5, 1.0, 0.2)), 0, None, batches(), None, passes=1)[0] == 1
 
 
 @pytest.mark.parametrize("bad", [(NAN, 1.0, 0.0), (0.5, NAN, 0.0), (float("inf"), 1.0, 0.0)])
 def test_a_loss_or_gradient_that_is_no_number_is_not_applied_and_names_the_microbatch(bad):
     step = Step(bad, GOOD, bad)
-    state, _, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=1)
+    state, _, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=1)
     assert state == 10 and step.updates == 0
     assert "microbatch 2 (tokens 5) of 2" in trouble and "optim.lr" in trouble
     step = Step(GOOD, bad, GOOD, GOOD)  # in the second pass; no microbatch alone
-    state, _, trouble = grpo.learn(step, 10, None, batches(), 1e-4, passes=2)
+    state, _, trouble = passes.learn(step, 10, None, batches(), 1e-4, passes=2)
     assert state is None and "microbatch none alone of 2" in trouble  # the one before is used up
 
 
 def test_masks_that_are_not_what_was_sampled_are_refused():
     rows = [to_row([Piece([1, 2], "world"), Piece([3, 4], "policy", [-1.0, -1.0])])]
-    size = setup.BatchConfig(rows=1, length=8)
+    size = BatchConfig(rows=1, length=8)
     assert len(grpo.batches_of(rows, size, 2.0)) == 1
     with pytest.raises(ValueError, match="hold 2 tokens, but its rollouts sampled 3"):
         grpo.batches_of(rows, size, 3.0)
@@ -169,10 +171,10 @@ def test_steps_without_any_reward_end_a_run_after_a_while():
     good = [[*void[0], Trajectory(Task("a", "?"), reward=0.0)]]
     count = 0
     for groups, want in ((void, 1), (void, 2), (good, 0), (void, 1), (void, 2)):
-        count = grpo.refuse_void(groups, count, 7)
+        count = summary.refuse_void(groups, count, 7)
         assert count == want
     with pytest.raises(DataError, match=r"step 7 .* 2 steps before it.*KeyError: 'y'"):
-        grpo.refuse_void(void, count, 7)
+        summary.refuse_void(void, count, 7)
 
 
 def test_a_step_that_explodes_keeps_the_last_good_state_and_the_run_goes_on_from_it(
@@ -182,7 +184,7 @@ def test_a_step_that_explodes_keeps_the_last_good_state_and_the_run_goes_on_from
     flags = [
         f"--config={config}",
         f"--workdir={workdir}",
-        f"--config.env.taskset={small.__file__}:explosive",
+        f"--config.env.taskset={small.__file__}:Explosive",
         "--config.train.save_every=5",
         "--config.grpo.algorithm=grpo",
         "--config.grpo.norm.std=none",

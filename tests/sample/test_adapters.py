@@ -10,14 +10,15 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, decoder, lora
+from jaxdeep.model import decoder, lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.adapters import AdapterBank, rank_of
 from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.types import Sampling
 
 
-def made(rank, targets=arch.LINEARS, cfg=tiny.CFG, seed=0):
+def made(rank, targets=model_weights.LINEARS, cfg=tiny.CFG, seed=0):
     """An adapter far from zero, of a scale of its own."""
     spec = lora.LoraConfig(rank, 3.0, tuple(targets))
     rng = np.random.default_rng([rank, len(targets), seed])
@@ -36,8 +37,7 @@ def logps(tokens, weights):
     """By one plain forward pass with the weighted sum of adapters, [T]."""
     scaled = []
     for name, adapter in EVERY.items():  # all in every pass, so that there is one program
-        by = weights.get(name, 0.0) * adapter.scale / tiny.SCALE
-        scaled.append({n: p | {"b": p["b"] * by} for n, p in adapter.factors.items()})
+        scaled.append(adapter.replace(scale=weights.get(name, 0.0) * adapter.scale))
     return tiny.logps(tokens, tuple(scaled))
 
 
@@ -97,13 +97,13 @@ def test_a_bank_of_one_shape_is_the_one_that_is_compiled_ahead(cfg):
     for seed in range(3):
         bank.put(str(seed), made(4, cfg=cfg, seed=seed), 0, [])
         leaves = lora.leaves(cfg, lora.LoraConfig(4, 1.0), adapters=3)
-        want = jax.tree.map(lambda leaf: leaf.shape, leaves, is_leaf=arch.is_leaf)
+        want = jax.tree.map(lambda leaf: leaf.shape, leaves, is_leaf=model_weights.is_leaf)
         assert jax.tree.map(lambda x: x.shape, bank.factors) == want
 
 
 def test_padding_adds_nothing_and_a_slot_keeps_nothing_of_the_adapter_before(cfg):
     adapters = [made(8, cfg=cfg), made(2, ("wq", "w_up"), cfg), made(4, ("w_up", "w_down"), cfg)]
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     tokens = np.random.default_rng(0).integers(0, cfg.V, (1, 9))
     run = jax.jit(lambda lora: decoder.forward(params, lora, tokens, cfg=cfg)[0])
 
@@ -127,17 +127,17 @@ def test_a_bank_that_grows_keeps_its_sharding(shape):
     bank = AdapterBank(cfg, 2)
     for rank, targets in (
         (2, ("wq", "w_down")),
-        (4, arch.LINEARS),
-        (4, arch.LINEARS),
+        (4, model_weights.LINEARS),
+        (4, model_weights.LINEARS),
         (2, ("wk",)),
     ):
         adapter = made(rank, targets)
         spec = lora.LoraConfig(rank, 1.0, targets)
-        placed = arch.shardings(cfg, mesh, lora.leaves(cfg, spec))
+        placed = model_weights.shardings(cfg, mesh, lora.leaves(cfg, spec))
         bank.put("", adapter.replace(factors=jax.device_put(adapter.factors, placed)), 0, [])
         names = tuple(bank.factors)
         spec = lora.LoraConfig(rank_of(bank.factors), 1.0, names)
-        want = arch.shardings(cfg, mesh, lora.leaves(cfg, spec, adapters=2))
+        want = model_weights.shardings(cfg, mesh, lora.leaves(cfg, spec, adapters=2))
         same = jax.tree.map(
             lambda x, to: x.sharding.is_equivalent_to(to, x.ndim), bank.factors, want
         )

@@ -13,11 +13,13 @@ import pytest
 import tiny
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, decoder, load, lora, paged
+from jaxdeep.model import decoder, head, load, lora, paged
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine, EngineConfig
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import SHIPPED
 from jaxdeep.types import Sampling
 
 NEVER = Sampling(1.0)
@@ -40,14 +42,7 @@ def running(mesh=None, adapter=None, **sizes):
 
 def logps(tokens, *adapters):
     """By one plain forward pass with the sum of these adapters, [T]."""
-    folded = [
-        {
-            name: pair | {"b": pair["b"] * (adapter.scale / tiny.SCALE)}
-            for name, pair in adapter.factors.items()
-        }
-        for adapter in adapters
-    ]
-    return tiny.logps(tokens, tuple(folded) or None)
+    return tiny.logps(tokens, adapters or None)
 
 
 def times(adapter, weight):
@@ -283,12 +278,13 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_talks_as_it_is_trained(kind):
     cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
-    params = jax.jit(lambda: arch.init(jax.random.key(0), cfg))()
+    params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
-    adapter = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
+    factors = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
+    adapter = lora.Adapter(factors, tiny.SCALE)
     prompt, sizes = prompts(1, 30, 31)[0], dict(slots=4, length=128, page=4, chunk=16, tile=4)
     engine = Engine(params, cfg, tiny.one_device(), EngineConfig(**sizes))
-    engine.set_adapter(lora.Adapter(adapter, tiny.SCALE))
+    engine.set_adapter(adapter)
     first = run(engine(prompt, seed=0, max_new=9, sampling=NEVER))[0]
     prompt = prompt + first.tokens + [5, 6, 7]
     said = run(engine(prompt, seed=1, max_new=9, sampling=NEVER))[0]
@@ -298,7 +294,7 @@ def test_every_kind_of_model_talks_as_it_is_trained(kind):
     @jax.jit
     def score(tokens_BT):
         hidden, _ = decoder.forward(params, adapter, tokens_BT, cfg=cfg)
-        return decoder.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
+        return head.token_logps(params, hidden, tokens_BT, cfg=cfg)[0]
 
     want = np.asarray(score(np.array([prompt + said.tokens])))[0]
     np.testing.assert_allclose(said.logps, want[len(prompt) :], atol=1e-4)
@@ -537,8 +533,8 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
     """With the base that comes with the package: its matmuls are large enough for kernels to
     differ."""
-    cfg = arch.Config.from_hf(setup.TINY, dtype="float32", lora_scale=1.0)
-    params = load.load(str(setup.TINY), cfg, tiny.one_device())
+    cfg = Config.from_hf(SHIPPED["tiny"], dtype="float32")
+    params = load.load(str(SHIPPED["tiny"]), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
     known = rng.integers(10, cfg.V, (6, 150)).tolist()
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+import types
 
 import pytest
 from ml_collections import ConfigDict
@@ -16,12 +17,12 @@ from jaxdeep import config as configs
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.rl import algorithms
 from jaxdeep.setup import explore
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import RolloutConfig, TrainConfig
 from jaxdeep.signals import Termination
 from jaxdeep.types import Message, Task
 
@@ -84,18 +85,18 @@ class Policy:
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
+    return Qwen3Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
 
 
 @contextlib.contextmanager
 def exploring(chat, *, done=0, last=1000, position=None, seed=0, **settings):
     config = ConfigDict(dict(grpo=dict(prompts=4, group=4, tolerance=1e-4) | settings))
-    part = {
-        "grpo": configs.build(algorithms.GrpoConfig, algorithms.expand(config).grpo, "grpo"),
-        "train": setup.TrainConfig(steps=last, seed=seed),
-        "rollout": setup.RolloutConfig(LIMITS, slots=8),
-    }
-    explorer = explore.Explorer(Tasks(), Policy(chat), chat, part, done, position)
+    run = types.SimpleNamespace(
+        grpo=configs.build(algorithms.GrpoConfig, algorithms.expand(config).grpo, "grpo"),
+        train=TrainConfig(steps=last, seed=seed),
+        rollout=RolloutConfig(limits=LIMITS, slots=8),
+    )
+    explorer = explore.Explorer(Tasks(), Policy(chat), chat, run, done, position)
     try:
         yield explorer
     finally:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ import tiny
 
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import lora
+from jaxdeep.model.identity import Base
+from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
 
@@ -38,6 +41,60 @@ def test_a_checkpoint_of_another_shape_is_refused_by_what_differs(tmp_path):
     louder = dataclasses.replace(SFT, lora=dataclasses.replace(SFT.lora, alpha=64.0))
     with pytest.raises(CheckpointError, match=r"another shape: alpha=\S+ there, 64.0 here"):
         checkpoint.Checkpoints(tmp_path, louder).trained(state.trained)
+
+
+def trained_over(tmp_path, spec, base):
+    """The folder of a run with one checkpoint, and its state."""
+    state = states.init(jax.random.key(3), spec, tiny.one_device(), tiny.adapter())
+    saved = checkpoint.Checkpoints(tmp_path, spec, base=base)
+    saved.save(1, state, {"read": 1})
+    saved.close()
+    return state
+
+
+def test_an_adapter_is_read_with_the_scale_and_the_base_it_was_trained_with(tmp_path):
+    base = Base("owner/base", "aaaa-bbbb")
+    state = trained_over(tmp_path / "run", SFT, base)
+    mesh = meshes.make_mesh(meshes.MeshConfig(data=4, model=2))
+    adapter = checkpoint.load_adapter(tmp_path / "run", tiny.CFG, mesh, base)
+    assert adapter.config == tiny.SPEC and adapter.base == base
+    jax.tree.map(np.testing.assert_array_equal, adapter.factors, state.trained)
+    shardings = jax.tree.map(lambda x: x.sharding, adapter.factors)
+    assert shardings == states.shardings(SFT, mesh).trained
+    with pytest.raises(CheckpointError, match="belongs to the base owner/base"):
+        checkpoint.load_adapter(tmp_path / "run", tiny.CFG, mesh, Base("other", "cccc"))
+    wider = dataclasses.replace(tiny.CFG, D=64)
+    with pytest.raises(CheckpointError, match="D=32 there, 64 here"):
+        checkpoint.load_adapter(tmp_path / "run", wider, mesh)
+    full = states.Spec(tiny.CFG, lora.LoraConfig(0, 1.0), OPTIM)
+    saved = checkpoint.Checkpoints(tmp_path / "full", full)
+    saved.save(1, fresh(full), {})
+    saved.close()
+    with pytest.raises(CheckpointError, match=r"holds whole weights \(lora.rank=0\)"):
+        checkpoint.load_adapter(tmp_path / "full", tiny.CFG, mesh)
+
+
+def test_a_run_over_other_frozen_adapters_is_refused(tmp_path):
+    base = Base("owner/base", "aaaa-bbbb")
+    over = lora.base_over(base, (tiny.scaled_adapter(),))
+    state = trained_over(tmp_path, SFT, over)
+    assert checkpoint.Checkpoints(tmp_path, SFT, base=over).restore(state)[0] == 1
+    with pytest.raises(CheckpointError, match=r"trained over .*set lora.under"):
+        checkpoint.Checkpoints(tmp_path, SFT, base=base).restore(state)
+
+
+def test_a_checkpoint_that_knows_nothing_of_frozen_adapters_is_read(tmp_path):
+    """As they were written before `lora.under` was a setting."""
+    state = trained_over(tmp_path, SFT, None)
+    (file,) = (tmp_path / "checkpoints" / "1" / "about").glob("metadata")
+    about = json.loads(file.read_text())
+    assert about["lora"].pop("under") == []
+    file.write_text(json.dumps(about))
+    step, back, position = checkpoint.Checkpoints(tmp_path, SFT).restore(fresh())
+    assert (step, position) == (1, {"read": 1})
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    adapter = checkpoint.load_adapter(tmp_path, tiny.CFG, tiny.one_device())
+    assert adapter.config == tiny.SPEC
 
 
 def test_a_bucket_that_cannot_be_reached_is_named_with_what_is_missing(monkeypatch):

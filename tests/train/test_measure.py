@@ -28,13 +28,13 @@ def test_the_measured_loss_is_the_weighted_mean_and_packing_changes_nothing():
     state = states.State(tiny.adapter(), None, None)
     total = weight = count = 0
     for row in every:
-        total -= float((tiny.logps(row.tokens.tolist(), tiny.adapter()) * row.learn).sum())
+        total -= float((tiny.logps(row.tokens.tolist(), tiny.scaled_adapter()) * row.learn).sum())
         weight += float(row.learn.sum())
         count += int((row.learn > 0).sum())
     packed = pack(every, B=2, T=24)
     assert len(packed) < 3 and (packed[0].segments_BT > 1).any()
     apart = [pack_bins([[row], []], 2, 24) for row in every]
     for batches in (packed, apart):
-        found = measure(state, tiny.params(), batches)
+        found = measure(state, states.Frozen(tiny.params()), batches)
         np.testing.assert_allclose(found["loss"], total / weight, rtol=1e-5)
         assert found["tokens"] == count

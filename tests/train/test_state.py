@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdeep import programs as lower
+from jaxdeep import programs
 from jaxdeep.data.pack import pack, pack_bins
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import arch, lora
+from jaxdeep.model import lora
+from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Correction, Kl, Objective
 from jaxdeep.train import checkpoint, losses, optim
@@ -56,20 +57,20 @@ def ready(spec, mesh=None):
     mesh = mesh or tiny.one_device()
     trained = tiny.params() if spec.full else tiny.adapter()
     state = states.init(jax.random.key(0), spec, mesh, trained)
-    frozen = None
+    params = None
     if not spec.full:
-        frozen = jax.device_put(tiny.params(), arch.shardings(tiny.CFG, mesh))
+        params = jax.device_put(tiny.params(), model_weights.shardings(tiny.CFG, mesh))
     step = states.Step(spec, mesh)
 
     def run(batches):
-        grads, metrics = step.gradients(state, frozen, batches)
-        assert where(grads) == where(state.trained)
+        grads, metrics = step.gradients(state, states.Frozen(params), batches)
+        assert shardings(grads) == shardings(state.trained)
         return jax.device_get((grads, metrics))
 
     return run
 
 
-def where(tree):
+def shardings(tree):
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
@@ -134,7 +135,7 @@ def scored():
     batch = pack(rows(), B=8, T=64)[0]
     batch = batch._replace(learn_BT=(batch.positions_BT > 0).astype(np.float32))
     score = jax.jit(functools.partial(losses.score, cfg=tiny.CFG))
-    logp_BT, _ = score(tiny.params(), tiny.adapter(), batch)
+    logp_BT, _ = score(tiny.params(), tiny.scaled_adapter(), batch)
     return batch._replace(logp_BT=np.asarray(logp_BT) * batch.learn_BT)
 
 
@@ -168,10 +169,10 @@ def test_an_update_on_a_mesh_keeps_its_shards_and_equals_one_device():
     found = []
     for each in (tiny.one_device(), mesh):
         state = states.init(jax.random.key(0), SFT, each, tiny.adapter())
-        placed = jax.device_put(grads, where(state.trained))
-        before = where(state)
+        placed = jax.device_put(grads, shardings(state.trained))
+        before = shardings(state)
         after, _ = states.Step(SFT, each).update(state, placed)
-        assert where(after) == before
+        assert shardings(after) == before
         assert all(x.is_deleted() for x in jax.tree.leaves(state)), "the old state is held too"
         found.append(jax.device_get(after))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *found)
@@ -190,10 +191,12 @@ def gradient_memory(adapter, L):
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
     mesh = tiny.one_device()
-    memory = lower.compiled(lower.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
+    memory = programs.compile_traced(programs.gradients(spec, mesh, 1, 4), mesh).memory_analysis()
     # the sum so far is written over, never held twice
-    assert memory.alias_size_in_bytes == size(lower.state(spec, tiny.one_device()).trained)
-    return memory, 4 * arch.count(cfg)
+    assert memory.alias_size_in_bytes == size(
+        programs.state_shapes(spec, tiny.one_device()).trained
+    )
+    return memory, 4 * model_weights.count(cfg)
 
 
 def parts_of_the_base(adapter):
@@ -214,8 +217,8 @@ def test_the_base_has_no_gradient_in_memory():
 
 
 def test_an_update_is_written_over_the_old_state():
-    program = lower.compiled(lower.update(SFT, tiny.one_device()), tiny.one_device())
-    state = lower.state(SFT, tiny.one_device())
+    program = programs.compile_traced(programs.update(SFT, tiny.one_device()), tiny.one_device())
+    state = programs.state_shapes(SFT, tiny.one_device())
     assert program.memory_analysis().alias_size_in_bytes == size(state)
 
 
@@ -223,10 +226,10 @@ def train(spec, steps, start=None, mesh=None):
     mesh = mesh or tiny.one_device()
     step = states.Step(spec, mesh)
     state = start or states.init(jax.random.key(0), spec, mesh)
-    params = None if spec.full else tiny.params()
+    frozen = states.Frozen(None if spec.full else tiny.params())
     history = []
     for n in steps:
-        grads, metrics = step.gradients(state, params, pack(rows(seed=n), B=4, T=64))
+        grads, metrics = step.gradients(state, frozen, pack(rows(seed=n), B=4, T=64))
         state, more = step.update(state, grads)
         history.append(jax.device_get(metrics | more))
     return state, history
@@ -240,7 +243,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_alone():
     step = states.Step(spec, tiny.one_device())
     state, seen = states.init(jax.random.key(0), spec, tiny.one_device()), []
     for _ in fixed:
-        grads, metrics = step.gradients(state, tiny.params(), pack(good, B=4, T=64))
+        grads, metrics = step.gradients(state, states.Frozen(tiny.params()), pack(good, B=4, T=64))
         state, more = step.update(state, grads)
         seen.append(float(metrics["loss"]))
     assert seen[-1] < seen[0] - 0.2
@@ -268,13 +271,13 @@ def test_saved_and_restored_equals_uninterrupted(spec, tmp_path):
 
 def test_any_number_of_microbatches_runs_the_same_two_programs():
     states.compiled.cache_clear()  # other tests have other shapes
-    step, programs = (f(SFT, tiny.one_device()) for f in (states.Step, states.compiled))
+    step, compiled = (f(SFT, tiny.one_device()) for f in (states.Step, states.compiled))
     state = states.init(jax.random.key(0), SFT, tiny.one_device())
     for n in (1, 3, 2):
         batches = list(itertools.islice(itertools.cycle(pack(rows(), B=4, T=64)), n))
-        grads, _ = step.gradients(state, tiny.params(), batches)
+        grads, _ = step.gradients(state, states.Frozen(tiny.params()), batches)
         state, _ = step.update(state, grads)
-    assert programs.accumulate._cache_size() == programs.update._cache_size() == 1
+    assert compiled.accumulate._cache_size() == compiled.update._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -285,7 +288,7 @@ def test_every_optimizer_moves_every_weight(name, decay):
     step = states.Step(spec, tiny.one_device())
     state = states.init(jax.random.key(0), spec, tiny.one_device())
     before = jax.device_get(state.trained)
-    grads, _ = step.gradients(state, None, pack(rows(), B=4, T=64))
+    grads, _ = step.gradients(state, states.Frozen(None), pack(rows(), B=4, T=64))
     state, _ = step.update(state, grads)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.trained))
     assert all(x > 1e-4 for x in jax.tree.leaves(moved))
@@ -306,7 +309,7 @@ def test_weights_that_do_not_divide_are_refused_with_their_numbers(said):
     mesh = meshes.make_mesh(meshes.MeshConfig(**axes), jax.devices()[: np.prod([*axes.values()])])
     cfg = dataclasses.replace(tiny.CFG, **changes)
     with pytest.raises(ConfigError, match=said):
-        arch.shardings(cfg, mesh)
+        model_weights.shardings(cfg, mesh)
 
 
 def test_bad_settings_are_refused_with_their_values():
@@ -325,23 +328,126 @@ def test_bad_settings_are_refused_with_their_values():
         gradients(SFT, pack(empty, B=4, T=64))
 
 
-def test_before_is_what_the_state_and_the_base_alone_give():
-    mesh, batch = tiny.one_device(), scored()
+def test_reference_logps_are_what_the_state_and_the_base_alone_give():
+    mesh, batch, frozen = tiny.one_device(), scored(), states.Frozen(tiny.params())
     step = states.Step(GSPO, mesh)
     state = states.init(jax.random.key(0), GSPO, mesh, tiny.adapter())
-    (found,) = step.before(state, tiny.params(), [batch], own=True)
+    (found,) = step.reference_logps(state, frozen, [batch], old=True)
     learned = batch.learn_BT > 0
-    np.testing.assert_allclose(np.asarray(found.own_BT)[learned], batch.logp_BT[learned], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(found.old_BT)[learned], batch.logp_BT[learned], atol=1e-5)
     score = jax.jit(functools.partial(losses.score, cfg=tiny.CFG))
     base_BT, _ = score(tiny.params(), None, batch)
     np.testing.assert_allclose(found.base_BT, base_BT, atol=1e-5)
-    assert np.abs(found.base_BT - found.own_BT).max() > 0.1
-    (found,) = step.before(state, tiny.params(), [batch])
-    assert found.own_BT is None and found.base_BT is not None
+    assert np.abs(found.base_BT - found.old_BT).max() > 0.1
+    (found,) = step.reference_logps(state, frozen, [batch])
+    assert found.old_BT is None and found.base_BT is not None
     step = states.Step(GRPO, mesh)  # nothing is asked for: nothing is computed
-    assert step.before(state, tiny.params(), [batch]) == [losses.NO_REFERENCE]
+    assert step.reference_logps(state, frozen, [batch]) == [losses.NO_REFERENCE]
+
+
+def test_only_a_ratio_that_stays_with_the_sampler_needs_no_old_logps():
+    state = states.init(jax.random.key(0), GRPO, tiny.one_device(), tiny.adapter())
+    frozen, batches = states.Frozen(tiny.params()), [scored()]
+    for kind, asked in (("clip", True), ("gspo", True), ("cispo", True), ("binary_tv", False)):
+        spec = dataclasses.replace(GRPO, objective=Objective(kind))
+        assert spec.objective.needs_old(2) == asked and not spec.objective.needs_old(1)
+        step = states.Step(spec, tiny.one_device())
+        if kind == "binary_tv":
+            found = step.reference_logps(state, frozen, batches, old=True)
+            assert found == [losses.NO_REFERENCE]
+        assert programs.Workload("x", spec, passes=2).forwards == asked
+        more = step.flops(batches, passes=2) - 2 * step.flops(batches)
+        assert (more > 0) == asked
+
+
+def under():
+    """Two frozen adapters, far from zero, of other ranks and linears than the trained one."""
+    rng, found = np.random.default_rng(5), []
+    for rank, targets in ((3, tiny.SPEC.targets), (2, ("wq", "w_down"))):
+        spec = lora.LoraConfig(rank, 2.0 * rank, targets)
+        factors = jax.tree.map(
+            lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32),
+            lora.leaves(tiny.CFG, spec),
+            is_leaf=model_weights.is_leaf,
+        )
+        found.append(lora.Adapter(factors, spec.scale))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("shape", [None, dict(data=2, context=2, model=2)], ids=str)
+@pytest.mark.parametrize("spec", [SFT, GSPO], ids=["sft", "gspo"])
+def test_training_over_frozen_adapters_is_training_over_the_base_they_are_merged_into(spec, shape):
+    mesh = meshes.make_mesh(meshes.MeshConfig(**shape)) if shape else tiny.one_device()
+    params = jax.device_put(tiny.params(), model_weights.shardings(tiny.CFG, mesh))
+    merged = functools.reduce(lora.merge, under(), params)
+    over = states.Frozen(params, tuple(lora.place(x, tiny.CFG, mesh) for x in under()))
+    step = states.Step(spec, mesh)
+    state = states.init(jax.random.key(0), spec, mesh, tiny.adapter())
+    batches = pack(rows(), B=8, T=64)
+    found = []
+    for frozen in (states.Frozen(merged), over, states.Frozen(params)):
+        (reference,) = step.reference_logps(state, frozen, batches, old=True)
+        grads, metrics = step.gradients(state, frozen, batches, [reference])
+        assert jax.tree.structure(grads) == jax.tree.structure(state.trained)
+        found.append(jax.device_get((grads, metrics, reference)))
+    want, got, without = found
+    same(want[:2], got[:2])
+    for name in ("old_BT", "base_BT"):
+        ours, theirs = (getattr(x[2], name) for x in (got, want))
+        assert (
+            (ours is None) == (theirs is None) == (name == "base_BT" and not spec.objective.kl.coef)
+        )
+        if (
+            ours is not None
+        ):  # the reference of KL is the base with the adapters under the trained one
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            assert np.abs(ours - getattr(without[2], name)).max() > 0.1
+
+
+def test_frozen_adapters_are_neither_trained_nor_donated_nor_in_the_state():
+    mesh = tiny.one_device()
+    frozen = states.Frozen(tiny.params(), tuple(lora.place(x, tiny.CFG, mesh) for x in under()))
+    before = jax.device_get(frozen)
+    step = states.Step(SFT, mesh)
+    state = states.init(jax.random.key(0), SFT, mesh)
+    shapes = jax.tree.map(jax.numpy.shape, state)
+    for _ in range(2):
+        grads, _ = step.gradients(state, frozen, pack(rows(), B=4, T=64))
+        state, _ = step.update(state, grads)
+    assert jax.tree.map(jax.numpy.shape, state) == shapes  # as without any
+    assert not any(x.is_deleted() for x in jax.tree.leaves(frozen))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
+
+
+def test_programs_over_frozen_adapters_are_compiled_for_any_scale():
+    mesh = tiny.one_device()
+    configs = tuple(adapter.config for adapter in under())
+    batches, state = pack(rows(), B=4, T=64), states.init(jax.random.key(0), GSPO, mesh)
+    work = programs.Workload("x", GSPO, 4, 64, passes=2, under=configs)
+    traced = {name: each for name, each, _ in programs.trace_all(work, mesh, None)}
+    step = states.Step(GSPO, mesh)
+    compiled = states.compiled(GSPO, mesh)
+    for weight in (1.0, 0.5):
+        adapters = [x.replace(scale=x.scale * weight) for x in under()]
+        placed = tuple(lora.place(x, tiny.CFG, mesh) for x in adapters)
+        frozen = states.Frozen(tiny.params(), placed)
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype.name), frozen)
+        assert shapes == jax.tree.map(
+            lambda x: (x.shape, x.dtype.name), programs.frozen_shapes(GSPO, mesh, configs)
+        )
+        references = step.reference_logps(state, frozen, batches, old=True)
+        step.gradients(state, frozen, batches, references)
+        counts = [x._cache_size() for x in (compiled.accumulate, compiled.reference_logps)]
+        if weight == 1.0:
+            first = counts
+    assert counts == first and set(traced) == {"gradients", "before", "update"}
+
+
+def test_an_adapter_cannot_lie_under_weights_that_are_trained():
+    with pytest.raises(ConfigError, match=r"lora.under=\('runs/a',\) .* lora.rank=0"):
+        lora.LoraConfig(0, 1.0, under=("runs/a",))
 
 
 def test_kl_towards_weights_that_are_trained_is_refused():
-    with pytest.raises(ConfigError, match=r"kl coef=0.1 .* lora.rank=0"):
+    with pytest.raises(ConfigError, match=r"kl.coef=0.1 .* lora.rank=0"):
         dataclasses.replace(GSPO, lora=lora.LoraConfig(0, 1.0))
