@@ -35,9 +35,10 @@ EVERY = {"small": SMALL, "middle": MIDDLE, "large": LARGE}
 
 def logps(tokens, weights):
     """By one plain forward pass with the weighted sum of adapters, [T]."""
-    scaled = []
-    for name, adapter in EVERY.items():  # all in every pass, so that there is one program
-        scaled.append(adapter.replace(scale=weights.get(name, 0.0) * adapter.scale))
+    scaled = (  # all in every pass, so that there is one program
+        adapter.replace(scale=weights.get(name, 0.0) * adapter.scale)
+        for name, adapter in EVERY.items()
+    )
     return tiny.logps(tokens, tuple(scaled))
 
 
@@ -107,16 +108,12 @@ def test_padding_adds_nothing_and_a_slot_keeps_nothing_of_the_adapter_before(cfg
     tokens = np.random.default_rng(0).integers(0, cfg.V, (1, 9))
     run = jax.jit(lambda lora: decoder.forward(params, lora, tokens, cfg=cfg)[0])
 
-    def alone(adapter):
-        mix = np.array([[adapter.scale]], np.float32)
-        return run(lora.Bank(lora.stack([adapter.factors]), mix))
-
     bank = AdapterBank(cfg, 2)
     for turn, adapter in enumerate([*adapters, *adapters[::-1]]):
         name = str(turn % 2)
         bank.put(name, adapter, turn, [])
         got = run(lora.Bank(bank.factors, bank[name].mix_A[None]))
-        want = alone(adapter)
+        want = run(adapter)
         np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
         assert np.abs(got - run(None)).max() > 0.01 and bank[name].version == turn
 
