@@ -1,9 +1,9 @@
-"""The adapters of an engine: one array for each factor holds them all, so that the rows of one call can
-use different ones; and the names that requests choose them by.
+"""The adapters of an engine, and the names that requests choose them by.
 
-Adapters of different ranks and linears lie beside each other padded with zeros, which add nothing. The
-arrays have the largest rank and all the linears seen so far: an adapter that fits compiles nothing, a
-larger one makes each program compile once more.
+All adapters are stacked in one array for each factor, so that the rows of one call can use
+different ones. Adapters of other ranks and linears are padded with zeros, which add nothing to the
+result. The arrays have the largest rank and all the linears seen so far: an adapter that fits
+compiles nothing, a larger one makes each program compile once more.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RANK_AXIS = {"a": -1, "b": -2}
 
 
 class AdapterBank:
-    """Room for `slots` adapters of a model, and what each name stands for; the name "" is the base until
-    an adapter gets it.
+    """Slots for adapters of a model, and what each name stands for. The name "" stands for the base
+    until it is given an adapter.
 
-    `factors` are those of a `lora.Bank`, None before the first adapter. Where the arrays are shared by
-    several processes, `all_gather` returns the values of all for what each passes; they make the same
-    changes in the same order.
+    `factors` are those of a `lora.Bank`, None before the first adapter. If several processes share
+    the arrays, `all_gather` takes a value and returns those of all processes; all of them make the
+    same changes in the same order.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class AdapterBank:
         return self._name(name, AdapterMix(mix_A, version))
 
     def compose(self, name: str, weights: Mapping[str, float]) -> AdapterMix | None:
-        """Let `name` stand for the weighted sum of what other names stand for now. Returns what it stood
-        for before."""
+        """Let `name` stand for the weighted sum of what other names stand for now. Returns what it
+        stood for before."""
         mixes = [weight * self[other].mix_A for other, weight in weights.items()]
         return self._name(name, AdapterMix(np.sum(mixes, axis=0, dtype=np.float32)))
 
@@ -87,13 +87,13 @@ class AdapterBank:
         mixes += in_flight
         used = np.any([np.zeros(self.slots), *(mix.mix_A for mix in mixes)], axis=0)
         if self._all_gather is not None:
-            # a slot is of arrays that all processes share, and each has requests of its own
+            # the arrays are shared, but each process knows only its own requests
             used = np.any(self._all_gather(used.tolist()), axis=0)
         free = np.flatnonzero(~used)
         if not len(free):
             raise RuntimeError(
-                f"no room for adapter {name!r}: {len(self.mixes)} names and the requests in flight use "
-                f"all of EngineConfig.adapters={self.slots}; raise it, or wait for those requests"
+                f"no room for adapter {name!r}: {len(self.mixes)} names and the requests in flight "
+                f"use all of EngineConfig.adapters={self.slots}; raise it, or wait for the requests"
             )
         return int(free[0])
 
@@ -104,30 +104,30 @@ def rank_of(factors: Mapping[str, Any]) -> int:
 
 
 def check_shapes(cfg: Config, factors: Mapping[str, Any]) -> None:
-    """ConfigError if the factors of an adapter are not those of linears of this model, of one rank."""
+    """ConfigError if an adapter's factors do not have the shapes of this model's linears."""
     rank = rank_of(factors)
-    # its alpha has no part in the shapes
-    shapes = lora.leaves(cfg, lora.LoraConfig(rank, 1.0, tuple(factors)))
+    # alpha is not part of the shapes: any will do
+    shapes = lora.leaves(cfg, lora.LoraConfig(rank, alpha=1.0, targets=tuple(factors)))
     for name, pair in shapes.items():
         for key, leaf in pair.items():
             if (shape := factors[name][key].shape) != leaf.shape:
                 raise ConfigError(
-                    f"the adapter's factor {name}.{key} is {shape}, and the model takes {leaf.shape} "
-                    f"at rank {rank}: the adapter is of another model"
+                    f"the adapter's factor {name}.{key} is {shape}, and the model takes "
+                    f"{leaf.shape} at rank {rank}: the adapter is of another model"
                 )
 
 
 def write_slot(
     bank: Mapping[str, Any] | None, factors: Mapping[str, Any], slot: int, slots: int
 ) -> dict[str, Any]:
-    """The bank's arrays with an adapter's factors in one of its `slots`; larger arrays if they are of a
-    larger rank, or of linears that the bank does not have yet."""
+    """The arrays of a bank (None: an empty one) with an adapter's factors in one of its `slots`.
+    They are larger than before if the adapter has a larger rank or linears that the bank lacks."""
     bank = dict(bank or {})
     bank |= {name: _empty(pair, slots) for name, pair in factors.items() if name not in bank}
     rank = max(rank_of(bank), rank_of(factors))
 
     def written(name: str, key: str) -> jax.Array:
-        # what the slot held before must go also where the adapter has nothing
+        # a linear that this adapter lacks may still have the factors of the slot's last adapter
         new = _widen(factors[name][key], key, rank) if name in factors else 0.0
         return _widen(bank[name][key], key, rank).at[:, slot].set(new)
 
@@ -135,7 +135,7 @@ def write_slot(
 
 
 def _empty(pair: Mapping[str, jax.Array], slots: int) -> dict[str, jax.Array]:
-    """Zeros for `slots` adapters like this one, sharded as it is: [L, ...] becomes [L, slots, ...]."""
+    """Zeros for `slots` adapters, [L, slots, ...], with the shardings of this pair, [L, ...]."""
 
     def zeros(x: jax.Array) -> jax.Array:
         sharding = None
@@ -155,5 +155,5 @@ def _widen(x: jax.Array, key: str, rank: int) -> jax.Array:
     widths = [(0, 0)] * x.ndim
     widths[RANK_AXIS[key]] = (0, missing)
     wide = jnp.pad(x, widths)
-    # programs are compiled for the sharding, which XLA may choose anew for the result of an operation
+    # programs are compiled for this sharding, and XLA chooses the one of a result itself
     return jax.device_put(wide, x.sharding) if isinstance(x.sharding, NamedSharding) else wide

@@ -1,4 +1,4 @@
-"""From what the scheduler wants to what the devices compute: the arrays of a call, and running it."""
+"""The calls that the scheduler plans: building their arrays and running them on devices."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxdeep.types import Sampling
 
 
 class ModelRunner:
-    """The compiled programs of an engine with the weights and the pages of keys and values. `pages` are
-    those of this process. Use it under `mesh.use(mesh)`."""
+    """The compiled programs of an engine, its weights, and its pages of keys and values, of which
+    this process has `pages`. Calls are run under `mesh.use(mesh)`."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class ModelRunner:
 
     @property
     def compilations(self) -> int:
-        """How often a program was compiled since this runner exists: the programs are shared with other
-        runners of the same model."""
+        """How often a program has been compiled since this runner began, by other runners of the
+        same model too: they share the programs."""
         return self._cached() - self._compiled_before
 
     def _cached(self) -> int:
@@ -53,8 +53,8 @@ class ModelRunner:
             raise ValueError("an empty prompt: there is no token to predict from")
         if max_new < 1 or len(prompt) + max_new > length:
             raise ValueError(
-                f"{len(prompt)} prompt tokens + max_new={max_new}: max_new must be 1 or more, and both "
-                f"together within length={length} (rollout.limits.max_tokens)"
+                f"{len(prompt)} prompt tokens + max_new={max_new}: max_new must be 1 or more, and "
+                f"both together within length={length} (rollout.limits.max_tokens)"
             )
         if not 0 <= min(prompt) <= max(prompt) < V:
             raise ValueError(f"a prompt token is outside the vocabulary of {V}")
@@ -69,9 +69,8 @@ class ModelRunner:
             raise ValueError(f"stops {sampling.stop}: at most {STOPS}, each of 1 to {WIDTH} tokens")
 
     def run(self, call: PrefillCall | DecodeCall, factors: dict | None) -> list[Drawn]:
-        """Run a call with a bank's factors (None: no adapters). Returns what each row in use drew, in the
-        order of `call.rows`; what a row of a prefill call drew means something at the end of its prompt
-        only."""
+        """Run a call with a bank's factors (None: no adapters). Returns what each of `call.rows`
+        drew. In a prefill call that means something only for a tile that ends its prompt."""
         if isinstance(call, PrefillCall):
             return self._run_prefill(call, factors)
         return self._run_decode(call, factors)
@@ -79,9 +78,9 @@ class ModelRunner:
     def warm(self, factors: dict | None) -> None:
         """Compile both programs at every batch size, by calls without rows."""
         engine, shards = self.engine, shards_of(self.mesh)
-        for _ in range(
-            2
-        ):  # the first call sees pages that no program has returned, which differ to jax
+        # twice, because the first call gets pages that no program has returned, and jax compiles
+        # again for those that one has
+        for _ in range(2):
             for fraction in CALL_FRACTIONS:
                 self.run(PrefillCall(engine.rows(engine.tiles, fraction, shards)), factors)
                 self.run(DecodeCall(engine.rows(engine.slots, fraction, shards)), factors)
@@ -115,8 +114,8 @@ class ModelRunner:
         factors: dict | None,
         *inputs: np.ndarray,
     ) -> tuple:
-        """What a program returns beside the pages, on the host: the rows of this process. `held_B` are the
-        tokens that each row has in its pages already."""
+        """Run a program and return what it returns beside the pages, on the host: the rows of this
+        process. `held_B` is how many tokens each row has in its pages already."""
         engine, size = self.engine, len(held_B)
         table_BX = np.zeros((size, engine.table), np.int32)
         mix_BA = np.zeros((size, engine.adapters), np.float32)
@@ -153,7 +152,7 @@ def _drawn(
     draws: sampler.Draws, rows: Sequence[tuple[int, Any]], count_B: np.ndarray
 ) -> list[Drawn]:
     """The first `count_B` draws of the rows in use, as lists."""
-    # one conversion for all rows: it is much cheaper than one a row
+    # all rows are converted at once, which is much cheaper than row by row
     arrays = (draws.token_B, draws.logp_B, draws.drawn_logp_B)
     lists = [x.reshape(len(count_B), -1).tolist() for x in arrays]
     counts = count_B.tolist()

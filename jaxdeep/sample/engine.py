@@ -1,18 +1,18 @@
 """The engine: a policy on devices that serves many requests at once, from one thread.
 
-The thread repeats four steps: the scheduler admits requests; processes that share the devices agree on a
-call; the model runner makes it; what was drawn is handed out. Callers, in any thread, only put requests
-into the queue, change adapters and read counts.
+The thread repeats four steps: the scheduler admits requests; processes that share the devices agree
+on a call; the model runner makes it; what was drawn is handed out. Callers in other threads only
+queue requests, change adapters and read counts.
 
-A request gets the pages that already hold a prefix of its prompt. So a conversation goes on after a tool
-call, and a group shares its prompt, without computing anything twice.
+A request gets the pages that already hold a prefix of its prompt. So a conversation goes on after a
+tool call, and a group shares its prompt, without computing anything twice.
 
     scheduler   which requests a call is of, and their pages (no jax)
     calls       the arrays of a call, and running it
     adapters    the adapters that are held, and their names
 
-Where programs run on the devices of several processes together (`mesh.local`), each process still has its
-own requests, rows and pages. Before each call they agree on its kind and size.
+Where programs run on the devices of several processes together (`mesh.local`), each process still
+has its own requests, rows and pages. Before each call they agree on its kind and size.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ SAMPLING = Sampling()
 class Engine:
     """`await engine(prompt, seed=..., max_new=...)` samples one turn. Close it when done.
 
-    On a mesh, rows are sharded over `replica` and `data`, heads over `model`. If the mesh has devices of
-    several processes, each has an engine like this one, and they serve requests while all are `serving`.
+    On a mesh, rows are sharded over `replica` and `data`, heads over `model`. If the mesh has
+    devices of several processes, each has an engine like this one, and they serve requests while
+    all are `serving`.
     """
 
     def __init__(
@@ -77,13 +78,12 @@ class Engine:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Totals since the engine began: requests admitted; tokens sampled, prefilled and reused; rows
-        paused and cancelled; compilations; seconds that requests waited and that devices were busy. Rates
-        made of them. And what is in progress now: rows, waiting requests, pages in use."""
+        """Totals since the engine began: requests admitted, paused and cancelled; tokens sampled,
+        prefilled and reused; compilations; seconds that requests waited and that devices were busy.
+        Rates made of them. What is in progress: rows, waiting requests, pages in use."""
         scheduler = self._scheduler
-        names = ("requests", "sampled", "prefilled", "reused", "paused", "cancelled")
-        seconds = ("queue_seconds", "busy_seconds")
-        out = {name: float(scheduler.counts[name]) for name in (*names, *seconds)}
+        totals = "requests sampled prefilled reused paused cancelled queue_seconds busy_seconds"
+        out = {name: float(scheduler.counts[name]) for name in totals.split()}
         out["hit_rate"] = out["reused"] / max(out["reused"] + out["prefilled"], 1)
         out["tokens_per_second"] = out["sampled"] / max(out["busy_seconds"], 1e-9)
         out["compilations"] = float(self._runner.compilations)
@@ -101,8 +101,8 @@ class Engine:
         adapter: str = "",
         sampling: Sampling = SAMPLING,
     ) -> Completion:
-        """Sample at most `max_new` tokens after `prompt`. ValueError for a request that can never be
-        served; other requests go on. Cancelling it returns its pages."""
+        """Sample at most `max_new` tokens after `prompt`. ValueError for a request that can never
+        be served; other requests go on. Cancelling it returns its pages."""
         return await asyncio.wrap_future(
             self._submit(prompt, seed, max_new, adapter, sampling, None)
         )
@@ -116,8 +116,8 @@ class Engine:
         adapter: str = "",
         sampling: Sampling = SAMPLING,
     ) -> AsyncIterator[Completion]:
-        """The same turn in parts, as they are sampled. Each part has its own tokens; `stop` is "" in all
-        but the last. Leaving the loop early cancels the rest."""
+        """The same turn in parts, as they are sampled. Each part has its own tokens; `stop` is ""
+        in all but the last. Leaving the loop early cancels the rest."""
         loop, parts = asyncio.get_running_loop(), asyncio.Queue()
 
         def on_part(part: Completion | None) -> None:
@@ -137,11 +137,11 @@ class Engine:
     def set_adapter(
         self, adapter: lora.Adapter | None, name: str = "", *, version: int = 0
     ) -> None:
-        """Let `name` stand for this adapter from now on (None: the base); completions carry `version`.
+        """Let `name` stand for this adapter (None: the base); completions carry `version`.
 
-        Its factors may have any rank and linears; those larger than any before make each program compile
-        once more. What was computed with the adapter that had the name is forgotten. Requests in flight go
-        on with that one, so there must be room for both, else RuntimeError.
+        Its factors may have any rank and linears; those larger than any before make each program
+        compile once more. What was computed with the adapter that had the name is forgotten.
+        Requests in flight go on with that one, so there must be room for both, else RuntimeError.
         """
         with self._wake:
             requests = self._scheduler.in_flight
@@ -154,7 +154,7 @@ class Engine:
             self._forget(self._bank.compose(name, weights))
 
     def set_base(self, params: dict) -> None:
-        """Sample from other weights of the same shapes. RuntimeError while requests are in flight."""
+        """Sample from other weights of the same shapes. RuntimeError if requests are in flight."""
         with self._wake:
             if count := len(self._scheduler.in_flight):
                 raise RuntimeError(f"{count} requests are in flight")
@@ -163,8 +163,8 @@ class Engine:
                 self._forget(mix)
 
     def follow(self, params: dict, adapter: lora.Adapter | None, version: int) -> None:
-        """Sample from the weights and the adapter that `version` updates have made. Other weights only
-        between requests."""
+        """Sample from the weights and the adapter that `version` updates have made. New weights
+        are taken only between requests, as in `set_base`."""
         if params is not self._runner.params:
             self.set_base(params)
         self.set_adapter(adapter, version=version)
@@ -173,9 +173,9 @@ class Engine:
     def serving(self) -> Iterator[None]:
         """Serve requests inside this block. An engine on devices of this process alone always does.
 
-        With devices of other processes, all processes enter the block and leave it together: one that is
-        done goes on making calls until the last one is done. Between blocks requests wait, and the
-        devices are free for other programs of all processes.
+        With devices of other processes, all processes enter the block and leave it together: one
+        that is done goes on making calls until the last one is done. Between blocks requests wait,
+        and the devices are free for other programs of all processes.
         """
         if self._rounds is None:
             yield
@@ -186,13 +186,12 @@ class Engine:
         yield  # an error here ends the process: it does not wait for the others
         with self._wake:
             self._left = True
-            while self._open and not self._closed:
-                self._wake.wait()
+            self._wake.wait_for(lambda: self._closed or not self._open)
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
 
     def warm(self) -> None:
-        """Compile every program that requests need, with adapters if one has been set."""
+        """Compile all programs, with adapters if one has been set. Only between requests."""
         with self._wake, meshes.use(self.mesh):
             self._runner.warm(self._bank.factors)
 
@@ -222,7 +221,8 @@ class Engine:
             if self._closed:
                 raise RuntimeError("the engine is closed") from self._error
             mix = self._bank[adapter]
-            request = Request(prompt, seed & 0xFFFFFFFF, max_new, sampling, mix, future, on_part)
+            seed &= 0xFFFFFFFF  # a uint32 on devices
+            request = Request(prompt, seed, max_new, sampling, mix, future, on_part)
             self._scheduler.submit(request)
             self._wake.notify()
         return future
@@ -254,11 +254,10 @@ class Engine:
     def _ready(self) -> bool:
         """Wait for something to do and admit requests; False once the engine is closed."""
         with self._wake:
-            # with other processes there is always something to do: they may have requests
-            while not (
-                self._closed or (self._open and (self._rounds or self._scheduler.in_flight))
-            ):
-                self._wake.wait()
+            # other processes may have requests when this one has none: it goes on asking them
+            self._wake.wait_for(
+                lambda: self._closed or (self._open and (self._rounds or self._scheduler.in_flight))
+            )
             if self._closed:
                 return False
             self._scheduler.admit()
@@ -266,7 +265,7 @@ class Engine:
 
     def _agreed_demand(self) -> Demand:
         """The largest demand of all processes; none once all have left `serving`."""
-        demand = self._scheduler.demand()
+        demand = self._scheduler.demand()  # no lock: only this thread moves requests between queues
         if self._rounds is None:
             return demand
         answers = self._rounds([*demand, self._left])
@@ -289,7 +288,7 @@ class Engine:
         drawn = self._runner.run(call, self._bank.factors)
         with self._wake:
             deliveries = self._scheduler.finish(call, drawn)
-        # not under the lock: it wakes the threads that wait, and the first thing they do is submit
+        # not under the lock: it wakes threads that will submit their next requests
         for delivery in deliveries:
             _hand_out(delivery)
 

@@ -1,9 +1,9 @@
 """Which sequence has which page of keys and values: a pool of pages and a prefix tree over them.
 
-A node of the tree is one page and the tokens in it; the path from a root to a node spells a prefix. There
-is a root for each policy, because keys and values computed with one adapter are wrong for another. Pages
-in the tree that no sequence uses stay there until their room is needed, the least recently used going
-first. No arrays here: a page is its number.
+A node of the tree is one page and the tokens in it; the path from a root to a node spells a prefix.
+There is a root for each policy, because keys and values computed with one adapter are wrong for
+another. Pages in the tree that no sequence uses stay there until their room is needed, the least
+recently used going first. There are no arrays here: a page is its number.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Hashable, Sequence
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Node:
-    """One page in the tree. `children` continue a full page, by their tokens. `partial` are last pages
-    that are not full; the sequence that takes one goes on writing to it, so it leaves the tree. A root
-    has no page."""
+    """One page in the tree. `children` continue a full page, by their tokens. `partial` are last
+    pages that are not full; the sequence that takes one goes on writing to it, so it leaves the
+    tree. A root has no page."""
 
     parent: Node | None = None
     tokens: tuple[int, ...] = ()
@@ -29,8 +29,8 @@ class Node:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Lease:
-    """The pages of one sequence in order: those in the tree, which others may share (`path`), then those
-    that are only its own (`own`)."""
+    """The pages of one sequence in order: those in the tree, which others may share (`path`), then
+    those that are only its own (`own`)."""
 
     root: Node
     path: list[Node]
@@ -43,15 +43,15 @@ class Lease:
 
 
 class Pool:
-    """`count` pages of `size` tokens each, all free at first. With `partial` the last page of a sequence
-    is kept for others even if it is not full."""
+    """`count` pages of `size` tokens each, all free at first. With `partial` the last page of a
+    sequence is kept for others even if it is not full."""
 
     def __init__(self, count: int, size: int, *, partial: bool = True) -> None:
         self.count, self.size, self.partial = count, size, partial
         self._free = list(range(count))[::-1]
         self._roots: dict[Hashable, Node] = {}
-        # Pages in the tree without users, least recently used first. A sequence that is released adds
-        # its last page first, so the first node here never has children.
+        # Pages in the tree without users, least recently used first. A sequence that is released
+        # adds its last page first, so the first node here never has children.
         self._idle: collections.OrderedDict[Node, None] = collections.OrderedDict()
 
     @property
@@ -65,8 +65,8 @@ class Pool:
         return self.count - self.available
 
     def lease(self, policy: Hashable, tokens: Sequence[int]) -> tuple[Lease, int]:
-        """Begin a sequence with the pages of its longest prefix that the pool holds. Returns the lease and
-        the length of that prefix in tokens."""
+        """Begin a sequence with the pages of its longest prefix that the pool holds. Returns the
+        lease and the length of that prefix in tokens."""
         root, path, size = self._roots.setdefault(policy, Node()), [], self.size
         node = root
         while child := node.children.get(tuple(tokens[len(path) * size : (len(path) + 1) * size])):
@@ -93,8 +93,8 @@ class Pool:
         return matched
 
     def grow(self, lease: Lease, tokens: int, *, spare: int = 0) -> bool:
-        """Give a sequence pages for `tokens` tokens in all. False, and nothing changed, if pages are
-        lacking or fewer than `spare` would be left for others."""
+        """Give a sequence pages for `tokens` tokens in all. False, and nothing changed, if pages
+        are lacking or fewer than `spare` would be left for others."""
         need = -(-tokens // self.size) - len(lease.path) - len(lease.own)
         if need > 0 and need + spare > self.available:
             return False
@@ -106,8 +106,8 @@ class Pool:
     def publish(self, lease: Lease, tokens: Sequence[int]) -> None:
         """Put the full pages of a sequence that holds `tokens` into the tree, for others to find.
 
-        If another sequence computed the same page at the same time and was first, this page and those
-        after it stay the sequence's own.
+        If another sequence computed the same page at the same time and was first, this page and
+        those after it stay the sequence's own.
         """
         size = self.size
         if self._forgotten(lease.root):
@@ -141,8 +141,8 @@ class Pool:
         lease.path, lease.own = [], []
 
     def withdraw(self, lease: Lease, computed: int) -> bool:
-        """Take back the pages that a sequence published beyond its first `computed` tokens, because they
-        will never be computed. False, and nothing changed, if another sequence shares one of them."""
+        """Take back the pages that a sequence published beyond its first `computed` tokens: they
+        will never be computed. False, and nothing changed, if another sequence shares one."""
         first = computed // self.size
         if any(node.users > 1 for node in lease.path[first:]):
             return False

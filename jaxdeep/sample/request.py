@@ -16,12 +16,12 @@ from jaxdeep.types import Completion, Sampling
 
 @dataclasses.dataclass(eq=False)
 class AdapterMix:
-    """A weighted sum of the adapters in a bank, which requests sample from. It is also the key of the
-    pages that were computed with it, so it is compared by identity.
+    """A weighted sum of the adapters in a bank, which requests sample from. It is also the key of
+    the pages that were computed with it, so it is compared by identity.
 
-    `mix_A` is the weight of each slot of the bank times the scale of the adapter in it; zeros are the
-    base. `version` is handed on in completions. `users` counts the requests in flight. `named` is False
-    once its name stands for something else: then no new request samples from it.
+    `mix_A` is the weight of each slot of the bank times the scale of the adapter in it; zeros are
+    the base. `version` is handed on in completions. `users` counts the requests in flight. `named`
+    is False once its name stands for something else: then no new request samples from it.
     """
 
     mix_A: np.ndarray
@@ -42,9 +42,9 @@ class Drawn(NamedTuple):
 class Request:
     """One turn to sample, and its state while it is in flight.
 
-    `on_part` is called with each part of a turn that is streamed. `content` is the prompt and what was
-    drawn after it; the keys and values of its first `computed` tokens are in the pages of `lease`, or
-    will be after the call that is being prepared.
+    `on_part` is called with each part of a turn that is streamed. `content` is the prompt and what
+    was drawn after it; the keys and values of its first `computed` tokens are in the pages of
+    `lease`, or will be after the call that is being prepared.
     """
 
     prompt: list[int]
@@ -62,7 +62,7 @@ class Request:
     shard: int = 0
     lease: Lease | None = None
     computed: int = 0
-    # held beside `tokens`, not joined when it is read: that copied whole conversations at every call
+    # kept beside `tokens`: joining the two at every call would copy whole conversations
     content: list[int] = dataclasses.field(init=False)
     stops: list[list[int]] = dataclasses.field(init=False)
 

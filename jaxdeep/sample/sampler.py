@@ -3,9 +3,9 @@
     prefill   rows take in new tokens; one token is drawn after the last of each
     decode    rows draw for a fixed number of steps, or until none is active
 
-Both are pure functions. Seeds, temperatures, cut-offs, stops, budgets and adapters are arrays, so other
-values compile nothing. Every row has a random key of its own for every token, so that what it draws does
-not depend on the rows beside it.
+Both are pure functions. Seeds, temperatures, cut-offs, stops, budgets and adapters are arrays, so
+other values compile nothing. Every row has a random key of its own for every token, so that what it
+draws does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class DrawParams:
     """How each row draws.
 
     `seed_B` uint32; `temperature_B`, 0 for the most likely token; the cut-offs of `types.Sampling`:
-    `top_p_B` (1: all), `top_k_B` (0: all), `min_p_B` (0: all). `stop_BZW` are up to Z sequences of up to
-    W ids that end a turn, right-aligned with -1 before them, all -1 if there is none. `tail_BW` are the
-    last W tokens that the row drew in this turn, right-aligned in the same way; `index_B` is how many it
-    has drawn, `left_B` how many it may still draw.
+    `top_p_B` (1: all), `top_k_B` (0: all), `min_p_B` (0: all). `stop_BZW` are up to Z sequences of
+    up to W ids that end a turn, right-aligned with -1 before them, all -1 if there is none.
+    `tail_BW` are the last W tokens that the row drew in this turn, right-aligned in the same way;
+    `index_B` is how many it has drawn, `left_B` how many it may still draw.
     """
 
     seed_B: jax.Array
@@ -47,7 +47,8 @@ class DrawParams:
 
 
 def idle(B: int, Z: int, W: int) -> DrawParams:
-    """Parameters of B rows that draw nothing, in numpy, to be filled in: room for Z stops of W tokens."""
+    """Parameters of B rows that draw nothing, with room for Z stops of W tokens. They are numpy
+    arrays, to be filled in."""
     return DrawParams(
         seed_B=np.zeros(B, np.uint32),
         temperature_B=np.zeros(B, np.float32),
@@ -63,8 +64,8 @@ def idle(B: int, Z: int, W: int) -> DrawParams:
 
 @struct.dataclass
 class Draws:
-    """A token for each row, and its log-probability in nats: `logp_B` under the policy at temperature 1,
-    `drawn_logp_B` under the distribution it was drawn from."""
+    """A token for each row, and its log-probability in nats: `logp_B` under the policy at
+    temperature 1, `drawn_logp_B` under the distribution it was drawn from."""
 
     token_B: jax.Array
     logp_B: jax.Array
@@ -72,8 +73,8 @@ class Draws:
 
 
 def cut(scaled_BV: jax.Array, params: DrawParams) -> jax.Array:
-    """Scores [B, V] with minus infinity in place of those that top-k, top-p or min-p exclude. The most
-    likely token always stays, and all whose score equals the lowest that stays."""
+    """Scores [B, V] with minus infinity in place of those that top-k, top-p or min-p exclude. The
+    most likely token always stays, and all whose score equals the lowest that stays."""
     V = scaled_BV.shape[1]
     down_BV = -jnp.sort(-scaled_BV, axis=-1)
     prob_BV = jax.nn.softmax(down_BV, axis=-1)
@@ -91,9 +92,9 @@ def sample_token(
 ) -> jax.Array:
     """An id drawn with probability proportional to `mass_V`. `best` is the most likely id.
 
-    It inverts the cumulative distribution twice: first for a block of about sqrt(V) ids, then for an id
-    in the block. That takes two random numbers where Gumbel noise would take V, and each has the
-    resolution of a float32, which one number for the whole vocabulary would not give to rare ids.
+    It inverts the cumulative distribution twice: first for a block of about sqrt(V) ids, then for
+    an id in the block. That takes two random numbers, where Gumbel noise takes V, and resolves
+    rare ids better than one float32 for the whole vocabulary would.
     """
     # the two words of a key are as random as numbers drawn with it, and cost a third
     bits_2 = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), index))
@@ -145,10 +146,10 @@ def prefill(
     *,
     cfg: Config,
 ) -> tuple[jax.Array, Draws]:
-    """Append the first `count_B` tokens of each row to its pages and draw one after the last of them.
+    """Append the first `count_B` tokens of each row to its pages and draw one after the last.
 
-    Returns the array of all pages, which takes the place of the old one where that is donated, and the
-    draws. They mean something only in rows that reach the end of their prompt.
+    Returns the new array of all pages and the draws. A draw means something only in a row that
+    reaches the end of its prompt.
     """
     hidden_BTD, pages = decoder.forward(
         params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
@@ -169,8 +170,8 @@ def decode(
 ) -> tuple[jax.Array, Draws, jax.Array]:
     """Append each row's last token to its pages and draw the next, up to `steps` times.
 
-    A row draws until it has drawn a stop or `left_B` tokens. Returns the array of all pages, the draws
-    with a dimension of `steps` after B, and how many of them each row drew.
+    A row draws until it has drawn a stop or `left_B` tokens. Returns the array of all pages, the
+    draws with a dimension of `steps` after B, and how many of them each row drew.
     """
 
     def go(carry: tuple) -> jax.Array:
@@ -212,8 +213,11 @@ def stopped(params: DrawParams) -> jax.Array:
 
 @functools.lru_cache(maxsize=16)
 def compiled(cfg: Config, steps: int) -> tuple[Any, Any]:
-    """Jitted prefill and decode: run(params, lora, kv_LPSJH, table_BX, held_B, ...), the parts of `Pages`
-    one by one because only `kv_LPSJH` is donated. Cached, so that an engine finds what another compiled."""
+    """Jitted prefill and decode, called as run(params, lora, kv_LPSJH, table_BX, held_B, ...).
+
+    `Pages` is passed in its parts because only `kv_LPSJH` is donated. All engines of a model share
+    the two functions, so that a new one compiles nothing.
+    """
 
     def jitted(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):

@@ -4,9 +4,10 @@
     prefilling   admitted: has pages for all its tokens, which enter them a tile at a time
     decoding     draws a few tokens in every decode call
 
-Requests are admitted in the order of their submission. If pages run out while requests grow, the youngest
-one is paused: it returns its pages and goes back to the front of the waiting ones. Nothing here imports
-jax or touches a device, and nothing is thread-safe: the engine calls it under its lock.
+Requests are admitted in the order of their submission. If pages run out while requests grow, the
+youngest one is paused: it returns its pages and goes back to the front of the waiting ones.
+
+Nothing here imports jax or touches a device. Nothing is thread-safe: the engine holds a lock.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Tile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PrefillCall:
-    """A call of `size` rows that takes in tiles, and draws one token after each. `rows` are the rows in
-    use, by their index in the call; a shard has its part of the indices."""
+    """A call of `size` rows that takes in tiles, and draws one token after each. `rows` are the
+    rows in use, by their index in the call; a shard has its part of the indices."""
 
     size: int
     rows: Sequence[tuple[int, Tile]] = ()
@@ -53,15 +54,15 @@ class PrefillCall:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeCall:
-    """A call of `size` rows that draws a few tokens for each request. `rows` as in `PrefillCall`."""
+    """A call of `size` rows that draws a few tokens for each request, `rows` as above."""
 
     size: int
     rows: Sequence[tuple[int, Request]] = ()
 
 
 class Delivery(NamedTuple):
-    """News for whoever submitted a request: the next part of its turn, if it is streamed, and the whole
-    turn, once it has ended."""
+    """News for whoever submitted a request: the next part of its turn, if it is streamed, and the
+    whole turn, once it has ended."""
 
     request: Request
     part: Completion | None
@@ -69,7 +70,7 @@ class Delivery(NamedTuple):
 
 
 class Scheduler:
-    """Requests over `shards` shards, each with its share of the engine's slots and of `pages` pages.
+    """Requests on `shards` shards, each of which has its share of the slots and of the `pages`.
 
     `counts` are running totals: requests admitted, tokens sampled, prefilled and reused from pages,
     requests paused and cancelled, and the seconds that requests waited to be admitted.
@@ -102,10 +103,11 @@ class Scheduler:
             pool.forget(mix)
 
     def admit(self) -> None:
-        """Drop cancelled requests, then admit waiting ones, in order, while there is a free slot, pages
-        for what they hold, and a page to spare for each request that would be beside them.
+        """Drop cancelled requests, then admit waiting ones, in order, while there is a free slot,
+        pages for what they hold, and a page to spare for each request that would be beside them.
 
-        Without the spare pages a request would be paused, and computed again, as soon as another grows.
+        Without the spare pages a request would be paused, and computed again, as soon as another
+        grows.
         """
         self._drop_cancelled()
         busy = collections.Counter(r.shard for r in (*self.prefilling, *self.decoding))
@@ -130,8 +132,8 @@ class Scheduler:
                 # nobody overtakes it: a long request would wait forever behind short ones
                 pool.release(lease, request.content[:computed])
                 return
-            # Others find its pages before they are computed. That is sound because tiles enter in the
-            # order of admission, and a call writes the keys of all its tiles before any attends.
+            # Others can share its pages before they are computed: tiles enter in the order of
+            # admission, and a call writes the keys of all its tiles before any of them attends.
             pool.publish(lease, request.content)
             request.shard, request.lease, request.computed = shard, lease, computed
             self.waiting.popleft()
@@ -143,7 +145,7 @@ class Scheduler:
             self.counts["reused"] += computed
 
     def demand(self) -> Demand:
-        """What there is to do. Processes that make their calls together take the largest of each."""
+        """What there is to do. Processes that make calls together take the maximum over all."""
         tiles, rows = collections.Counter(), collections.Counter()
         for request in self.prefilling:
             new = len(request.content) - request.computed
@@ -153,11 +155,11 @@ class Scheduler:
         return Demand(max(tiles.values(), default=0), max(rows.values(), default=0))
 
     def next_call(self, demand: Demand) -> PrefillCall | DecodeCall | None:
-        """The call to make now; None if there is nothing to do. It depends on `demand` alone whether it
-        is a prefill or a decode call and what size it has, so that all processes make the same one.
+        """The call to make now; None if there is nothing to do. Its kind and size depend on
+        `demand` alone, so that all processes make the same call.
 
-        Prompts come first, because a decode call takes nearly as long with few rows as with many; but
-        requests that draw wait for `MAX_PREFILLS` calls at most.
+        Prompts come first, because a decode call takes nearly as long with few rows as with many;
+        but requests that draw wait for `MAX_PREFILLS` calls at most.
         """
         if demand.tiles and (not demand.rows or self._prefills_in_a_row < MAX_PREFILLS):
             self._prefills_in_a_row += 1
@@ -168,11 +170,11 @@ class Scheduler:
         return None
 
     def finish(self, call: PrefillCall | DecodeCall, drawn: Sequence[Drawn]) -> Sequence[Delivery]:
-        """Take what a call drew, for each of its rows in their order. Requests that have ended release
-        their pages. Returns what is to be handed out."""
+        """Take what a call drew, for each of its rows in their order. Requests that have ended
+        release their pages. Returns what is to be handed out."""
         if isinstance(call, DecodeCall):
             for (_, request), new in zip(call.rows, drawn, strict=True):
-                # a step computes the keys of one token and draws the next, whose keys are yet to come
+                # a step computes the keys of one token and draws the next one
                 request.computed += len(new.tokens)
                 self._take(request, new)
             return self._deliver(list(self.decoding))
@@ -194,14 +196,14 @@ class Scheduler:
             self.counts["cancelled"] += 1
         for queue in (self.prefilling, self.decoding):
             for request in [r for r in queue if r.future.cancelled()]:
-                # if others share pages of its prompt that are yet to be computed, it goes on until they are
+                # others may share pages that it has yet to compute: then it goes on until it has
                 if self.pools[request.shard].withdraw(request.lease, request.computed):
                     queue.remove(request)
                     self._end(request)
                     self.counts["cancelled"] += 1
 
     def _prefill_call(self, tiles: int) -> PrefillCall:
-        """As many tiles of the oldest prompts as a call holds; the fullest shard has `tiles` of them."""
+        """As many tiles of the oldest prompts as a call holds. The fullest shard has `tiles`."""
         size = self._call_size(self.engine.tiles, tiles)
         room = size // self.shards
         shards: list[list[Tile]] = [[] for _ in range(self.shards)]
@@ -214,7 +216,8 @@ class Scheduler:
         return PrefillCall(size, _placed(shards, size))
 
     def _decode_call(self, rows: int) -> DecodeCall:
-        """All rows that draw, after some are paused where pages run out; the fullest shard had `rows`."""
+        """All requests that draw, after pausing some if pages run out. The fullest shard had `rows`
+        before that."""
         for request in list(self.decoding):
             while request.lease and not self._grow(request):
                 youngest = next(r for r in reversed(self.decoding) if r.shard == request.shard)
@@ -275,8 +278,8 @@ class Scheduler:
         request.lease = None
 
     def _leave(self, mix: AdapterMix) -> None:
-        """Count one request fewer of this mix. The last one of a mix without a name drops its pages:
-        requests that waited while the name was replaced have computed them since."""
+        """Count one request fewer of this mix. The last one of a mix without a name drops its
+        pages: requests that waited while the name was replaced have computed them since."""
         mix.users -= 1
         if not mix.users and not mix.named:
             self.forget(mix)

@@ -16,24 +16,24 @@ from jaxdeep.parallel import mesh as meshes
 # the TPU kernel keeps the page table of a call in scalar memory, of which there is 1 MiB
 TABLE_BYTES = 3 * 2**18
 STOPS, WIDTH = 8, 8  # the most stops that a request may name, and the most tokens of one
-# A call has its maximum of rows or a quarter of it: each batch size is one more program to compile, and
-# the last few conversations of a step would otherwise pay for all the slots.
+# A call has its maximum of rows or a quarter of it: each batch size is one more program to compile,
+# and the last few conversations of a step would otherwise pay for all the slots.
 CALL_FRACTIONS = (4, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What a run configures of its engines (section `rollout`); every process has an engine like this.
+    """What a run configures of its engines, one in each process (section `rollout`).
 
-    At most `slots` conversations are in progress at a time. `cache_gb` is the memory for keys and values
-    on all devices of a process together, in GB; 0 is enough for all slots at full length. A prefill call
-    takes in up to `chunk` tokens of prompts, a decode call draws up to `steps` tokens for each
-    conversation.
+    At most `slots` conversations are in progress at a time. `cache_gb` is the memory for keys and
+    values on all devices of a process together, in GB; 0 is enough for all slots at full length. A
+    prefill call takes in up to `chunk` tokens of prompts, a decode call draws up to `steps` tokens
+    for each conversation.
 
-    Log-probabilities depend in their last bits on the batch size of a call and on which call computed a
-    key. With `exact` they do not depend on timing, as long as no request is paused: calls have one batch
-    size and only full pages are shared. That costs speed when few conversations are left, and a
-    conversation that goes on computes up to a page again.
+    Log-probabilities depend in their last bits on the batch size of a call and on which call
+    computed a key. With `exact` they do not depend on timing, as long as no request is paused:
+    calls have one batch size and only full pages are shared. That costs speed when few
+    conversations are left, and a conversation that goes on computes up to a page again.
     """
 
     slots: int
@@ -52,9 +52,9 @@ class EngineSettings:
 class EngineConfig(EngineSettings):
     """All sizes of an engine: its settings and what follows from a run.
 
-    A conversation has at most `length` tokens (`rollout.limits.max_tokens`). Up to `adapters` adapters
-    are held at once. Keys and values are in pages of `page` tokens; 0 chooses the smallest page whose
-    table fits. Prompts are cut into tiles of `tile` tokens, the rows of a prefill call.
+    A conversation has at most `length` tokens (`rollout.limits.max_tokens`). Up to `adapters`
+    adapters are held at once. Keys and values are in pages of `page` tokens; 0 chooses the smallest
+    page whose table fits. Prompts are cut into tiles of `tile` tokens, the rows of a prefill call.
     """
 
     length: int
@@ -93,8 +93,8 @@ class EngineConfig(EngineSettings):
         return -(-(self.length + self.tile) // page)
 
     def rows(self, limit: int, fraction: int, shards: int) -> int:
-        """The batch size of a call at 1 / `fraction` of its maximum `limit`: a multiple of `shards`, and
-        `limit` itself with `exact`."""
+        """The batch size of a call at 1 / `fraction` of its maximum `limit`: a multiple of
+        `shards`, and `limit` itself with `exact`."""
         fraction = 1 if self.exact else fraction
         return max(limit // fraction // shards, 1) * shards
 
@@ -109,7 +109,7 @@ def _check_positive(key: str, value: float, optional: bool = False) -> None:
 
 
 def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The mesh that an engine samples on, of a model that is trained on `mesh`: see `mesh.local`."""
+    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.local`."""
     return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
 
@@ -119,8 +119,8 @@ def shards_of(mesh: jax.sharding.Mesh) -> int:
 
 
 def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
-    """Pages over all shards of a process. ConfigError if the sizes do not divide over the shards, if
-    conversations are longer than the model's positions, or if a shard would have no page."""
+    """Pages over all shards of a process. ConfigError if the sizes do not divide over the shards,
+    if conversations are longer than the model's positions, or if a shard would have no page."""
     shards = shards_of(mesh)
     if engine.slots % shards:
         raise ConfigError(
@@ -133,15 +133,15 @@ def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
         )
     if engine.length > cfg.limit:
         raise ConfigError(
-            f"conversations of length={engine.length} are beyond the model's {cfg.limit} positions: "
-            "lower rollout.limits.max_tokens"
+            f"conversations of length={engine.length} are beyond the model's {cfg.limit} "
+            "positions: lower rollout.limits.max_tokens"
         )
     count = engine.slots * -(-engine.length // engine.page)
     if engine.cache_gb:
         count = int(engine.cache_gb * 1e9 / paged.page_bytes(cfg, mesh, engine.page))
     if count < shards:
         raise ConfigError(
-            f"rollout.cache_gb={engine.cache_gb} holds {count} pages of {engine.page} tokens, and each "
-            f"of replica*data={shards} devices needs one: raise it, or set 0 for enough"
+            f"rollout.cache_gb={engine.cache_gb} holds {count} pages of {engine.page} tokens, and "
+            f"each of replica*data={shards} devices needs one: raise it, or set 0 for enough"
         )
     return count // shards * shards

@@ -1,5 +1,5 @@
-"""Adapters of different ranks and linears in one bank: each is what it is alone, and what fits compiles
-nothing."""
+"""Adapters of different ranks and linears in one bank: each is what it is alone, and what fits
+compiles nothing."""
 
 import asyncio
 import dataclasses

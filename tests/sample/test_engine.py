@@ -1,5 +1,5 @@
-"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and on a
-mesh."""
+"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and
+on a mesh."""
 
 import asyncio
 import contextlib
@@ -443,7 +443,8 @@ def random_request(rng, stems):
 
 class Soak:
     """Random requests to an engine with hardly any pages, some cancelled, while the names get other
-    adapters; then the same, each to the version it was asked of, to an engine with time and room."""
+    adapters; then the same, each to the version it was asked of, to an engine with time and
+    room."""
 
     def __init__(self, requests, seed):
         self.rng = random.Random(seed)

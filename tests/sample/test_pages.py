@@ -68,8 +68,8 @@ def test_a_policy_that_is_forgotten_leaves_nothing_behind():
 
 
 def test_no_page_is_two_things_at_once():
-    """Random sequences that come, grow, end and are dropped: a page in use always holds what was last
-    written to it by whoever shares it, and none is lost."""
+    """Random sequences that come, grow, end and are dropped: a page in use always holds what was
+    last written to it by whoever shares it, and none is lost."""
     for seed in range(30):
         rng = random.Random(seed)
         pool, size = Pool(24, 4), 4

@@ -1,5 +1,5 @@
-"""The scheduler against a device that only keeps account: random requests, cancellations and replaced
-adapters, few pages. What each page holds is checked at every call, and no model is run."""
+"""The scheduler against a device that only keeps account: random requests, cancellations and
+replaced adapters, few pages. What each page holds is checked at every call, and no model is run."""
 
 import concurrent.futures
 import random
@@ -39,8 +39,8 @@ def answer(request):
 
 
 class Device:
-    """Runs calls for one scheduler: keeps what was written to every page, and fails where a call would
-    read something else than the request's own tokens under its own adapters."""
+    """Runs calls for one scheduler: keeps what was written to every page, and fails where a call
+    would read something else than the request's own tokens under its own adapters."""
 
     def __init__(self, scheduler):
         self.scheduler, self.engine = scheduler, scheduler.engine
