@@ -124,7 +124,8 @@ def bank_shapes(work: Workload, mesh: jax.sharding.Mesh) -> dict | None:
         return None
     config = spec.lora
     if work.under:
-        # one adapter stands in the bank for the frozen ones and the trained one: see lora.concatenate
+        # one adapter stands in the bank for the frozen ones and the trained one: see
+        # lora.concatenate
         stacked = (*work.under, spec.lora)
         names = tuple(n for n in model_weights.LINEARS if any(n in c.targets for c in stacked))
         config = lora.LoraConfig(sum(c.rank for c in stacked), 1.0, names)

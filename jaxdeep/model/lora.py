@@ -206,8 +206,8 @@ def base_over(base: Base | None, under: Sequence[Adapter]) -> Base | None:
 
 
 def check_under(under: Sequence[Adapter], base: Base | None) -> None:
-    """CheckpointError for a frozen adapter of another base than `base`, or one that was trained over
-    other adapters than those before it."""
+    """CheckpointError for a frozen adapter of another base than `base`, or one that was trained
+    over other adapters than those before it."""
     for i, adapter in enumerate(under):
         if adapter.base is not None:
             over = "+" in adapter.base.identity

@@ -41,7 +41,8 @@ def running(mesh=None, adapter=None, **sizes):
 
 
 def logps(tokens, *adapters):
-    """The log-probability of each token by one plain forward pass with the sum of these adapters, [T]."""
+    """The log-probability of each token by one plain forward pass with the sum of these adapters,
+    [T]."""
     return tiny.logps(tokens, adapters or None)
 
 
@@ -531,7 +532,8 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
 
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
-    """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
+    """With the base that comes with the package: its matmuls are large enough for kernels to
+    differ."""
     cfg = Config.from_hf(SHIPPED["tiny"], dtype="float32")
     params = load.load(str(SHIPPED["tiny"]), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
