@@ -117,11 +117,12 @@ def page_shapes(work: Workload, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct
 
 def bank_shapes(work: Workload, mesh: jax.sharding.Mesh) -> dict | None:
     """The engine's bank of adapters, stacked along an axis of each leaf; None if all weights are
-    trained."""
+    trained. Each of them is the trained adapter joined with those under it."""
     spec = work.spec
     if spec.full:
         return None
-    tree = lora.leaves(spec.model, spec.lora, adapters=work.engine.adapters)
+    adapter = lora.concatenated((*work.under, spec.lora))
+    tree = lora.leaves(spec.model, adapter, adapters=work.engine.adapters)
     shardings = model_weights.shardings(spec.model, mesh, tree)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
