@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdeep.model import attention, context, moe, paged, rope
 from jaxdeep.model.config import REMAT, Config
 from jaxdeep.model.linear import Layer
-from jaxdeep.model.lora import Adapter, Bank, parts
+from jaxdeep.model.lora import Adapter, Bank, factors_and_scales
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -55,7 +55,7 @@ def forward(
             context.to_context_order, (tokens_BT, positions_BT, segments_BT)
         )
     cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
-    factors, scales = parts(lora)
+    factors, scales = factors_and_scales(lora)
     gathered = cache is None and context.sequence_parallel(T)
 
     def layer_step(carry, xs):
