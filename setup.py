@@ -1,4 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
+slow tests)."""
 
 import pathlib
 import re

@@ -95,15 +95,14 @@ def frozen_shapes(
 def batch_shapes(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
     """B packed rows of T positions. ConfigError if they do not divide over the mesh."""
     meshes.check_size(mesh, B, T)
-    sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
-    # tokens, segments, positions; mask, log-probabilities, advantages
+    sharding = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
     types = [jnp.int32] * 3 + [jnp.float32] * 3
     return Batch(*(jax.ShapeDtypeStruct((B, T), kind, sharding=sharding) for kind in types))
 
 
 def reference_shapes(work: Workload, mesh: jax.sharding.Mesh) -> losses.ReferenceLogps:
     """The reference log-probabilities that the loss of a microbatch reads."""
-    sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
+    sharding = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
     logp_BT = jax.ShapeDtypeStruct((work.rows, work.length), jnp.float32, sharding=sharding)
     kl = work.spec.objective.kl.coef
     return losses.ReferenceLogps(logp_BT if work.old else None, logp_BT if kl else None)
@@ -112,23 +111,18 @@ def reference_shapes(work: Workload, mesh: jax.sharding.Mesh) -> losses.Referenc
 def page_shapes(work: Workload, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """The paged KV cache of all engines of the mesh."""
     cfg, engine = work.spec.model, work.engine
-    count = sizes.pages(engine, cfg, mesh) * meshes.process_count(mesh)
+    count = sizes.pages(engine, cfg, mesh) * meshes.processes_of(mesh)
     return paged.shape(cfg, mesh, count, engine.page)
 
 
 def bank_shapes(work: Workload, mesh: jax.sharding.Mesh) -> dict | None:
     """The engine's bank of adapters, stacked along an axis of each leaf; None if all weights are
-    trained."""
+    trained. Each of them is the trained adapter joined with those under it."""
     spec = work.spec
     if spec.full:
         return None
-    config = spec.lora
-    if work.under:
-        # one adapter stands in the bank for the frozen ones and the trained one: see lora.concatenate
-        stacked = (*work.under, spec.lora)
-        names = tuple(n for n in model_weights.LINEARS if any(n in c.targets for c in stacked))
-        config = lora.LoraConfig(sum(c.rank for c in stacked), 1.0, names)
-    tree = lora.leaves(spec.model, config, adapters=work.engine.adapters)
+    adapter = lora.concatenated((*work.under, spec.lora))
+    tree = lora.leaves(spec.model, adapter, adapters=work.engine.adapters)
     shardings = model_weights.shardings(spec.model, mesh, tree)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
@@ -193,7 +187,7 @@ def engine_calls(
     def rows_of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """An array of [B, ...] in each process, as the global array that the program sees."""
         return jax.ShapeDtypeStruct(
-            (shape[0] * meshes.process_count(mesh), *shape[1:]), dtype, sharding=row_sharding
+            (shape[0] * meshes.processes_of(mesh), *shape[1:]), dtype, sharding=row_sharding
         )
 
     def call(program: Any, B: int, *inputs: jax.ShapeDtypeStruct) -> jax.stages.Traced:
@@ -227,7 +221,7 @@ def trace_all(
 ) -> list[tuple[str, jax.stages.Traced, jax.sharding.Mesh]]:
     """The name, trace and mesh of each program of a run that trains on `mesh` and samples on
     `sampler_mesh` (None: it does not sample); `fractions` as in `engine_calls`. With `largest_only`
-    "before" and "update" are left out: "gradients" needs more memory than they do."""
+    the programs are left out that need less memory than another one does."""
     spec, traced = work.spec, []
     if work.rows:
         shapes = (work.rows, work.length, reference_shapes(work, mesh), work.under)
@@ -248,11 +242,10 @@ def compile_all(
     """Compile every program of a run, several at a time. JAX caches them, so that the run's own
     calls find them compiled.
 
-    Without this the first call of each program would wait for its compilation, and a conversation
-    would spend its `limits.seconds` on that.
+    Without this a rollout would wait minutes for the first call of each program, and that time
+    would count against the limits of its conversation.
     """
     traced = trace_all(work, mesh, sampler_mesh, fractions=sizes.CALL_FRACTIONS)
-    # XLA compiles without the GIL, so that threads overlap
     with (
         progress(len(traced), "compile", "program") as bar,
         concurrent.futures.ThreadPoolExecutor(len(traced)) as pool,

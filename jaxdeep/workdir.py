@@ -1,5 +1,5 @@
-"""The one place that knows where things lie in a run's folder; files that are replaced in one step; the
-lock on the folder.
+"""The one place that knows where things lie in a run's folder; files that are replaced in one step;
+the lock on the folder.
 
     config.json          the configuration, the command, the commit, the versions
     metrics.jsonl        a row a step; tensorboard/, trace.json.gz, profile/ beside it
@@ -124,13 +124,14 @@ class Workdir:
         return self.path / f"collapsed-{number}"
 
     def of_process(self, index: int) -> Workdir:
-        """Where a process keeps its configuration, lock and metrics: the first of several in the run's
-        folder, where the rollouts of all are too, each other one in a folder of its own."""
+        """Where a process keeps its configuration, lock and metrics: the first of several in the
+        run's folder, where the rollouts of all are too, each other one in a folder of its own."""
         return Workdir(self.path / f"process-{index}") if index else self
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replaces the file in one step: a reader, or a kill, sees the old text or the new, never half."""
+    """Replaces the file in one step: a reader, or a kill, sees the old text or the new, never
+    half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -145,8 +146,8 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Holds the folder for one run; JaxdeepError where another run holds it. The kernel drops the lock
-    with the process, so a killed run leaves nothing to clean up."""
+    """Holds the folder for one run; JaxdeepError where another run holds it. The kernel drops the
+    lock with the process, so a killed run leaves nothing to clean up."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+", encoding="utf-8") as file:
         try:

@@ -207,3 +207,15 @@ def test_the_host_half_imports_where_there_is_no_jax():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_has_one_name_wherever_it_is_imported():
+    names: dict[str, set[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    if full in {module_of(file) for file in FILES}:
+                        names.setdefault(full, set()).add(alias.asname or alias.name)
+    assert {module: found for module, found in names.items() if len(found) > 1} == {}

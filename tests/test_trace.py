@@ -1,5 +1,5 @@
-"""Seconds by stage, whatever overlaps, and a trace that opens after a kill. Time is a clock that the
-tests advance."""
+"""Seconds by stage, whatever overlaps, and a trace that opens after a kill. Time is a clock that
+the tests advance."""
 
 import asyncio
 import gzip
@@ -16,8 +16,8 @@ from jaxdeep import trace
 
 
 class Clock:
-    """In place of the module `time`. Each reading is a microsecond after the one before, so that no two
-    spans begin at once."""
+    """In place of the module `time`. Each reading is a microsecond after the one before, so that no
+    two spans begin at once."""
 
     def __init__(self):
         self.now = 1000.0

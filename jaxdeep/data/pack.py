@@ -112,8 +112,9 @@ def pack_bins(bins: Sequence[Sequence[Row]], B: int, T: int, pad: int = 0) -> Ba
 
 
 def check_batch(batch: Batch) -> None:
-    """ValueError with the first row and position at which a batch breaks what `Batch` promises. A wrong
-    mask or a misaligned sequence would raise nothing later: the run would train on something else."""
+    """ValueError with the first row and position at which a batch breaks what `Batch` promises. A
+    wrong mask or a misaligned sequence would raise nothing later: the run would train on something
+    else."""
     _, segments_BT, positions_BT, learn_BT, logp_BT, advantage_BT = batch
     shapes = {name: part.shape for name, part in batch._asdict().items()}
     if len(set(shapes.values())) != 1 or segments_BT.ndim != 2:

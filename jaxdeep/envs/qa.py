@@ -1,9 +1,9 @@
 """Questions answered by searching a corpus: one search tool, one final answer in <answer> tags.
 
-What several task sets share: anything with `search(query, k)`, such as `tools.bm25.BM25`, and questions
-make a `Taskset`. The reward of a trajectory is the weighted sum of answer, format and retry; a wrong
-answer, an empty one, a copied question or endless searching get at most the weight of format.
-"""
+What several task sets share: anything with `search(query, k)`, such as `tools.bm25.BM25`, and
+questions make a `Taskset`. The reward of a trajectory is the weighted sum of answer, format and
+retry; a wrong answer, an empty one, a copied question or endless searching get at most the weight
+of format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Annotated
 from jaxdeep.agent.base import Env, Reward
 from jaxdeep.agent.tool import ToolResult, tool
 from jaxdeep.errors import ConfigError
-from jaxdeep.rewards import answers as text
+from jaxdeep.rewards import answers
 from jaxdeep.tools.search import SEARCH, CachedRetriever, Retriever, show
 from jaxdeep.types import Message, Task, ToolCall
 
@@ -30,8 +30,8 @@ WEIGHTS = {"answer": 1.0, "format": 0.1, "retry": 0.1}
 
 
 class SearchTaskset:
-    """Questions over one corpus. A search shows the `k` best passages; the last `cache` answers of the engine
-    are kept for whoever asks the same."""
+    """Questions over one corpus. A search shows the `k` best passages; the last `cache` answers of
+    the engine are kept for whoever asks the same."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class SearchTaskset:
         self.k = k
         self.system = system
         self.rewards: Mapping[str, tuple[float, Reward]] = {
-            "answer": (WEIGHTS["answer"], text.answer_em),
-            "format": (WEIGHTS["format"], text.format_ok),
-            "retry": (WEIGHTS["retry"], functools.partial(text.retry, tool=SEARCH)),
+            "answer": (WEIGHTS["answer"], answers.answer_em),
+            "format": (WEIGHTS["format"], answers.format_ok),
+            "retry": (WEIGHTS["retry"], functools.partial(answers.retry, tool=SEARCH)),
         }
 
     def __len__(self) -> int:
@@ -71,7 +71,8 @@ class SearchTaskset:
         return SearchEnv(task, self.engine, k=self.k, system=self.system)
 
     def gold(self, task: Task) -> list[Message]:
-        """Searches until a result holds the answer, at most `text.RETRIES`, and the first answer."""
+        """Searches until a result holds the answer, at most `answers.RETRIES`, and the first
+        answer."""
         messages: list[Message] = []
         for query in _queries(task):
             found = show(self.engine.search(query, self.k))
@@ -80,7 +81,7 @@ class SearchTaskset:
                 Message("assistant", calls=(call,)),
                 Message("tool", found, name=call.name),
             ]
-            if text.contains_answer(found, task.answers):
+            if answers.contains_answer(found, task.answers):
                 break
         return [*messages, Message("assistant", f"<answer>{task.answers[0]}</answer>")]
 
@@ -106,10 +107,10 @@ class SearchEnv(Env):
 
 
 def _queries(task: Task) -> list[str]:
-    """`text.RETRIES` queries no two of which `text.retry` takes for the same."""
+    """`answers.RETRIES` queries no two of which `answers.retry` takes for the same."""
     question, answer = task.question, task.answers[0]
-    fallbacks = (f"{question} {n}" for n in range(text.RETRIES))
+    fallbacks = (f"{question} {n}" for n in range(answers.RETRIES))
     distinct: dict[str, str] = {}
     for query in (question, f"{question} {answer}", answer, *fallbacks):
-        distinct.setdefault(text.normalize(query), query)
-    return list(distinct.values())[: text.RETRIES]
+        distinct.setdefault(answers.normalize(query), query)
+    return list(distinct.values())[: answers.RETRIES]

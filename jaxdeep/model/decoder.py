@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.model import attention, context, moe, paged, rope
-from jaxdeep.model import lora as adapters
 from jaxdeep.model.config import REMAT, Config
 from jaxdeep.model.linear import Layer
+from jaxdeep.model.lora import Adapter, Bank, factors_and_scales
 from jaxdeep.parallel import mesh as meshes
 
 
 def forward(
     params: dict,
-    lora: adapters.Adapter | adapters.Bank | tuple | None,
+    lora: Adapter | Bank | tuple | None,
     tokens_BT: jax.Array,
     *,
     cfg: Config,
@@ -55,7 +55,7 @@ def forward(
             context.to_context_order, (tokens_BT, positions_BT, segments_BT)
         )
     cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
-    factors, scales = adapters.parts(lora)
+    factors, scales = factors_and_scales(lora)
     gathered = cache is None and context.sequence_parallel(T)
 
     def layer_step(carry, xs):

@@ -161,8 +161,9 @@ def stack(adapters: Sequence[Adapter], weights_BA: jax.Array) -> Bank:
 
 
 def concatenate(adapters: Sequence[Adapter]) -> Adapter:
-    """The one adapter, of scale 1, whose effect is the sum of theirs: ranks add up, and a linear
-    that one of them does not have gets zeros of its rank."""
+    """The one adapter, of scale 1, whose effect is the sum of theirs: what an engine samples from,
+    or a folder holds, where several lie over each other. Ranks add up; a linear that one of them
+    does not have gets zeros of its rank."""
     ranks = [adapter.config.rank for adapter in adapters]
     factors = {}
     for name in model_weights.LINEARS:
@@ -178,6 +179,15 @@ def concatenate(adapters: Sequence[Adapter]) -> Adapter:
             b[-1] = b[-1] * jnp.float32(adapter.scale)
         factors[name] = {"a": jnp.concatenate(a, axis=-1), "b": jnp.concatenate(b, axis=-2)}
     return Adapter(factors, 1.0, adapters[0].base)
+
+
+def concatenated(configs: Sequence[LoraConfig]) -> LoraConfig:
+    """The settings of what `concatenate` makes of adapters with these settings."""
+    rank = sum(config.rank for config in configs)
+    targets = {name for config in configs for name in config.targets}
+    return LoraConfig(
+        rank, float(rank), tuple(name for name in model_weights.LINEARS if name in targets)
+    )
 
 
 def merge(params: dict, adapter: Adapter) -> dict:
@@ -196,25 +206,27 @@ def base_over(base: Base | None, under: Sequence[Adapter]) -> Base | None:
     """What an adapter that is trained over `base` and these frozen adapters belongs to."""
     if base is None or not under:
         return base
-    parts = []
+    content = []
     for adapter in under:
         for name, pair in sorted(adapter.factors.items()):
-            host = [np.asarray(tensors.on_host(pair[key]), np.float32) for key in ("a", "b")]
-            parts += [name.encode(), *(x.tobytes() for x in host)]
-        parts.append(np.float32(adapter.scale).tobytes())
-    return base._replace(identity=f"{base.identity}+{digest(parts)}")
+            content += [
+                name.encode(),
+                *(tensors.on_host(pair[key]).tobytes() for key in ("a", "b")),
+            ]
+        content.append(np.float32(adapter.scale).tobytes())
+    return base._replace(identity=f"{base.identity}+{digest(content)}")
 
 
 def check_under(under: Sequence[Adapter], base: Base | None) -> None:
-    """CheckpointError for a frozen adapter of another base than `base`, or one that was trained over
-    other adapters than those before it."""
+    """CheckpointError for a frozen adapter of another base than `base`, or one that was trained
+    over other adapters than those before it."""
     for i, adapter in enumerate(under):
         if adapter.base is not None:
             over = "+" in adapter.base.identity
             check(f"lora.under[{i}]", adapter.base, base_over(base, under[:i]) if over else base)
 
 
-def parts(lora: Any) -> tuple[tuple[dict, ...], tuple[float | jax.Array, ...]]:
+def factors_and_scales(lora: Any) -> tuple[tuple[dict, ...], tuple[float | jax.Array, ...]]:
     """What `linear.Layer` needs of what `forward` is given: the factors of each adapter, to scan
     over layers, and the scale of each, [B, A] for a Bank."""
     adapters = () if lora is None else lora if isinstance(lora, tuple) else (lora,)

@@ -59,6 +59,7 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
     tokens = P(axes[0], (axes[1], "model")) if layer.gathered else P(*axes)
     # numbers stay constants of the program; arrays must be handed into shard_map
     arrays = tuple(scale if isinstance(scale, jax.Array) else None for scale in layer.scales)
+    banks = [jnp.ndim(scale) > 0 for scale in layer.scales]
 
     def local(x_btD, weight_btk, expert_btk, weights, factors, arrays):
         mine = (x_btD, weight_btk, expert_btk)
@@ -68,11 +69,14 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
         else:
             # without it a gather by an index that differs by device would lose its gradient's sum
             mine = jax.lax.pcast(mine, "model", to="varying")
-        arrays = jax.lax.pcast(arrays, "model", to="varying")
         # Marked as varying here, outside of the blocks: the gradient's sum over devices belongs to
         # this place. Inside a block that one device computes and another skips it would be a
         # deadlock.
         weights, factors = jax.lax.pcast((weights, factors), over, to="varying")
+        arrays = tuple(
+            jax.lax.pcast(array, "model" if bank else (*over, "model"), to="varying")
+            for array, bank in zip(arrays, banks, strict=True)
+        )
         first = jax.lax.axis_index("model") * (cfg.E // mesh.shape["model"])
         blocks = blocks_of(mine[-1].size, mesh.shape["model"])
         scales = tuple(
@@ -85,7 +89,6 @@ def mlp(x_BTD: jax.Array, layer: Layer, cfg: Config) -> jax.Array:
         return jax.lax.psum(out_bTD, "model")
 
     # experts come first in a layer's weights and factors; in those of a bank after its adapters
-    banks = [jnp.ndim(scale) > 0 for scale in layer.scales]
     in_specs = (
         *(tokens, tokens, tokens),
         jax.tree.map(lambda _: P("model"), weights),

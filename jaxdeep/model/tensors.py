@@ -151,8 +151,8 @@ def fresh(path: pathlib.Path, *, replace: bool = False) -> Iterator[pathlib.Path
     shutil.rmtree(old, ignore_errors=True)
 
 
-def on_host(x: jax.Array) -> np.ndarray:
+def on_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """The whole array as numpy, on every process: all of them must call it."""
-    if x.is_fully_addressable:
+    if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
     return exchange.all_gather(x, tiled=True)

@@ -1,10 +1,9 @@
 """Evaluate a policy on questions: exact match, F1, searches, and a paired test against another run.
 
-Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter is
-evaluated, or the folder of a PEFT adapter; empty evaluates the base. The rollouts go to `eval.jsonl` in
-the workdir, the numbers to `eval.json`, both also to `eval.html`; `--against` is another evaluation's
-workdir on the same questions.
-"""
+Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter
+is evaluated, or the folder of a PEFT adapter; empty evaluates the base. The rollouts go to
+`eval.jsonl` in the workdir, the numbers to `eval.json`, both also to `eval.html`; `--against` is
+another evaluation's workdir on the same questions."""
 
 from __future__ import annotations
 
@@ -85,7 +84,8 @@ def show(
     other: Sequence[Trajectory] | None,
     workdir: Workdir,
 ) -> None:
-    """Prints the table and writes `eval.json` and `eval.html`, compared with another evaluation if given."""
+    """Prints the table and writes `eval.json` and `eval.html`, compared with another evaluation if
+    given."""
     summary = {"name": name, **harness.summarize(trajectories)}
     rows, notes = [summary], []
     if other is not None:

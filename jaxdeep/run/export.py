@@ -1,8 +1,9 @@
-"""Write what a run has learned for other programs: a PEFT adapter, or whole weights, with the tokenizer.
+"""Write what a run has learned for other programs: a PEFT adapter, or whole weights, with the
+tokenizer.
 
-It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is a folder
-for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it, the adapter
-added to the base in float32, a tensor at a time. The folder appears when it is whole.
+It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is
+a folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,
+the adapter added to the base in float32, a tensor at a time. The folder appears when it is whole.
 """
 
 from __future__ import annotations

@@ -4,14 +4,15 @@
     -> one optimizer pass, or several -> the new adapter to the sampler, and again
 
 `grpo.algorithm` says by which rules (`rl.algorithms`). At the first step of every run the trainer's
-log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a row
-of `metrics.jsonl` and its rollouts to `rollouts/`; the same command resumes a run that was stopped. With
-`grpo.ahead` rollouts of the next steps are sampled while the trainer updates (`setup.explore`).
+log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a
+row of `metrics.jsonl` and its rollouts to `rollouts/`; the same command resumes a run that was
+stopped. With `grpo.ahead` rollouts of the next steps are sampled while the trainer updates
+(`setup.explore`).
 
-Several processes (`parallel.hosts`) share the tasks of a step: each has an engine and tool loops of its
-own. Then the rollouts are all-gathered, and all take together the step that one process would take.
-`grpo_minimal.py` beside this file is the same loop for one process, without resume, guard or boards.
-"""
+Several processes (`parallel.hosts`) share the tasks of a step: each has an engine and tool loops of
+its own. Then the rollouts are all-gathered, and all take together the step that one process would
+take. `grpo_minimal.py` beside this file is the same loop for one process, without resume, guard or
+boards."""
 
 from __future__ import annotations
 
@@ -82,7 +83,8 @@ def main(
 
 
 def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
-    """Trains to the last step or to SIGTERM; where the guard sets the run back, again from there."""
+    """Trains to the last step or to SIGTERM; where the guard sets the run back, again from
+    there."""
     chat, taskset = weights.chat_of(run.model), run.env.load()
     dev = run.dev.load() if run.dev else None
     mesh = meshes.make_mesh(run.mesh)
@@ -98,7 +100,8 @@ def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
 
 
 def improve(t: Training, ending: Termination) -> bool:
-    """The loop: a step after the other from where the run stands; False where the guard set it back."""
+    """The loop: a step after the other from where the run stands; False where the guard set it
+    back."""
     steps, save_every = t.run.train.steps, t.run.train.save_every
     for n in range(t.done + 1, steps + 1):
         before = t.explorer.position()
@@ -129,7 +132,8 @@ def improve(t: Training, ending: Termination) -> bool:
 
 
 class StepData(NamedTuple):
-    """What a step learns from: its rows, the microbatches they are packed in, and shares of rollouts."""
+    """What a step learns from: its rows, the microbatches they are packed in, and shares of
+    rollouts."""
 
     rows: list[Row]
     batches: list[Batch]
@@ -137,9 +141,9 @@ class StepData(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What a step's passes made: the new state, metrics, the trainer's log-probabilities [B, T] of each
-    microbatch, and what is wrong, or nothing. With trouble `state` is the last good one, None where an
-    update has used it up."""
+    """What a step's passes made: the new state, metrics, the trainer's log-probabilities [B, T] of
+    each microbatch, and what is wrong, or nothing. With trouble `state` is the last good one, None
+    where an update has used it up."""
 
     state: states.State | None
     metrics: dict[str, float]
@@ -206,7 +210,8 @@ class Training:
         return summary.summarize(groups) | summary.engine_counts(before, self.counts)
 
     def update(self, batches: Sequence[Batch]) -> Update:
-        """The passes over a step's microbatches; at the first of them trainer and sampler must agree."""
+        """The passes over a step's microbatches; at the first of them trainer and sampler must
+        agree."""
         tolerance, self.compared = None if self.compared else self.run.grpo.tolerance, True
         logps: list[jax.Array] = []
         with self.timer("train"):
@@ -218,7 +223,8 @@ class Training:
     def compare(
         self, n: int, groups: Sequence[Sequence[Trajectory]], rows: Sequence[Row], update: Update
     ) -> dict[str, float]:
-        """Metrics of the update, with how far trainer and sampler are apart; writes the gaps down."""
+        """Metrics of the update, with how far trainer and sampler are apart; writes the gaps
+        down."""
         every = [t for group in groups for t in group]
         with self.timer("data"):
             logps = [tensors.on_host(x) for x in update.logps]
@@ -229,7 +235,8 @@ class Training:
         return {f"train/{name}": value for name, value in metrics.items()}
 
     def hand_over(self, state: states.State) -> None:
-        """The new policy to the sampler: conversations in progress go on with the one they began with."""
+        """The new policy to the sampler: conversations in progress go on with the one they began
+        with."""
         self.state, self.version = state, self.version + 1
         policy = weights.sampled_policy(
             self.spec, self.sampler_frozen, state.trained, self.engine.mesh
@@ -237,7 +244,8 @@ class Training:
         self.engine.follow(*policy, self.version)
 
     def evaluate(self, n: int) -> float | None:
-        """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is not due."""
+        """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is
+        not due."""
         every = self.run.grpo.eval_every
         if self.dev is None or not every or n % every:
             return None
@@ -283,8 +291,8 @@ def open_training(
     workdir: Workdir,
     about: dict[str, Any],
 ) -> Iterator[Training]:
-    """The run at its newest checkpoint, or at its start, with all programs compiled. Everything that has
-    a thread or a file open is closed at the end."""
+    """The run at its newest checkpoint, or at its start, with all programs compiled. Everything
+    that has a thread or a file open is closed at the end."""
     own = workdir.of_process(jax.process_index())
     guard.share_history(own.path)
     spec = run.spec(guard.lr_factor(run.guard, own.path))

@@ -1,11 +1,10 @@
 """GRPO in one file to read: the loop of `grpo.py` on one process, on the same parts.
 
-    python -m jaxdeep.run.grpo_minimal --config=configs/search/grpo.py --config.model.path=... --workdir=runs/minimal
+    python -m jaxdeep.run.grpo_minimal --config=configs/search/grpo.py --workdir=runs/minimal
 
-No resume, guard, boards, trace or several processes. What is left is the algorithm: sample a group of
-rollouts for each task, score them, compare each with its group, take one optimizer step, hand the new
-adapter to the sampler. The tests run it.
-"""
+No resume, guard, boards, trace or several processes. What is left is the algorithm: sample a group
+of rollouts for each task, score them, compare each with its group, take one optimizer step, hand
+the new adapter to the sampler. The tests run it."""
 
 from __future__ import annotations
 
@@ -38,11 +37,13 @@ Groups = list[list[Trajectory]]
 
 
 def train(run: GrpoRun, workdir: Path) -> states.State:
-    """Takes `run.train.steps` steps, writes their metrics to the workdir and returns the final state."""
+    """Takes `run.train.steps` steps, writes their metrics to the workdir and returns the final
+    state."""
     # what is talked about, and in which format
     taskset, chat = run.env.load(), weights.chat_of(run.model)
 
-    # frozen weights and a trainable adapter, sharded over the mesh; nothing is copied for the sampler
+    # frozen weights and a trainable adapter, sharded over the mesh; nothing is copied for the
+    # sampler
     mesh, spec = meshes.make_mesh(run.mesh), run.spec()
     frozen, state = weights.load_or_init(run.train, run.model, spec, mesh)
     step = states.Step(spec, mesh)
@@ -91,8 +92,8 @@ async def sample(
     run: GrpoRun,
     seed: int,
 ) -> Groups:
-    """`grpo.group` scored rollouts of each task, all at once. Temperature 1: any other would sample from
-    another density than the one the loss compares with."""
+    """`grpo.group` scored rollouts of each task, all at once. Temperature 1: any other would sample
+    from another density than the one the loss compares with."""
 
     async def one(index: int) -> list[Trajectory]:
         trajectories = await group(

@@ -1,10 +1,10 @@
-"""Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never met.
+"""Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never
+met.
 
 The base comes with the package; the corpus, the questions and the search engine are real and local.
-With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is the verb
-of its name with a section of the configuration, in a folder of the workdir; the same command resumes a run
-that was stopped. It ends with a table, `index.html` and `summary.json`.
-"""
+With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is
+the verb of its name with a section of the configuration, in a folder of the workdir; the same
+command resumes a run that was stopped. It ends with a table, `index.html` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -87,14 +87,16 @@ def same_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def finished(config: ConfigDict, place: Path) -> bool:
-    """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good order."""
+    """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good
+    order."""
     rows = read_metrics(Workdir(place).metrics)
     return bool(rows) and rows[-1]["step"] == config.train.steps
 
 
 def go_on(config: ConfigDict, place: Path) -> str:
-    """Let GRPO begin with what SFT left in `place`: its adapter or weights, or where it trained the weights
-    and GRPO is to train an adapter, these as the base. The `train.start` that evaluates it."""
+    """Let GRPO begin with what SFT left in `place`: its adapter or weights, or where it trained the
+    weights and GRPO is to train an adapter, these as the base. The `train.start` that evaluates
+    it."""
     if config.grpo.lora.rank and not config.sft.lora.rank:
         config.grpo.model.update(path=str(Workdir(place).model), weights="load")
     else:

@@ -2,12 +2,11 @@
 
     rows -> pieces -> packed batches -> accumulate, update -> adapter (or weights, with lora.rank=0)
 
-data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources mixes
-several with weights and caps; data.learn says which roles and spans are learned; data.eval measures the
-loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a row of
-`metrics.jsonl`; `checkpoints` holds the last ones. The same command resumes at the very row where it was
-stopped. At the end `model` holds the weights where all of them were trained.
-"""
+data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources
+mixes several with weights and caps; data.learn says which roles and spans are learned; data.eval
+measures the loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a
+row of `metrics.jsonl`; `checkpoints` holds the last ones. The same command resumes at the very row
+where it was stopped. At the end `model` holds the weights where all of them were trained."""
 
 from __future__ import annotations
 
@@ -144,8 +143,8 @@ class Training:
         return [batch for batch, _ in group], group[-1][1]
 
     def update(self, n: int, batches: list[Batch], position: mix.Position) -> dict[str, float]:
-        """Takes step n; its metrics. DivergedError where loss or gradient are not finite: the state before
-        the step is saved."""
+        """Takes step n; its metrics. DivergedError where loss or gradient are not finite: the state
+        before the step is saved."""
         with self.timer("train"):
             grads, metrics = self.step.gradients(self.state, self.frozen, batches)
             metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}

@@ -1,9 +1,9 @@
 """Look at a run: its curves and every rollout token by token, as pages that open from the disk.
 
-In a rollout tokens are coloured by who wrote them, by advantage, by the sampler's probability or by the
-gap between trainer and sampler; tool calls are folded, rewards stand by component, and a search reads all
-rollouts. With a second run the curves lie over one another and rollouts of the same task side by side.
-"""
+In a rollout tokens are coloured by who wrote them, by advantage, by the sampler's probability or by
+the gap between trainer and sampler; tool calls are folded, rewards stand by component, and a search
+reads all rollouts. With a second run the curves lie over one another and rollouts of the same task
+side by side."""
 
 from __future__ import annotations
 

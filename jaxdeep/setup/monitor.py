@@ -1,4 +1,5 @@
-"""What is seen of a run while it runs, beside its rows: boards, where the time goes, a profiler window.
+"""What is seen of a run while it runs, beside its rows: boards, where the time goes, a profiler
+window.
 
 Sections of a configuration, shared by the verbs that train: `log`, `profile`.
 """
@@ -23,7 +24,8 @@ from jaxdeep.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Every so many steps it is said where their time went. `wandb` is a project's name; empty: none."""
+    """Every so many steps it is said where their time went. `wandb` is a project's name; empty:
+    none."""
 
     every: int = 25
     wandb: str = ""
@@ -54,12 +56,12 @@ class ProfileConfig:
 
 
 class Monitor(Metrics):
-    """Rows as `metrics.Metrics` writes them, with `time/total` and, where the devices' peak is known, `mfu`:
-    the share of it that `train/flops` were in `time/train`. They go to the boards too.
+    """Rows as `metrics.Metrics` writes them, with `time/total` and, where the devices' peak is
+    known, `mfu`: the share of it that `train/flops` were in `time/train`. They go to the boards
+    too.
 
-    A row ends its step: the profiler starts and stops between rows, and what is done after one, such as
-    a checkpoint, counts to the next.
-    """
+    A row ends its step: the profiler starts and stops between rows, and what is done after one,
+    such as a checkpoint, counts to the next."""
 
     def __init__(
         self,

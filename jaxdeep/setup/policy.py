@@ -23,8 +23,9 @@ class OpenPolicy(NamedTuple):
 
 @contextlib.contextmanager
 def open_policy(run: EvalRun, name: str = "eval") -> Iterator[OpenPolicy]:
-    """The policy that `run.train.start` names (empty: the base), its programs compiled. No optimizer is
-    made. `name` stands beside the progress of compiling. The engine is closed at the end."""
+    """The policy that `run.train.start` names (empty: the base), its programs compiled. No
+    optimizer is made. `name` stands beside the progress of compiling. The engine is closed at the
+    end."""
     chat = weights.chat_of(run.model)
     mesh = meshes.make_mesh(run.mesh)
     spec = weights.spec_of(run.model, run.lora)

@@ -1,7 +1,7 @@
 """What each verb is given: a configuration as a frozen dataclass, one field a section.
 
-`load_run(GrpoRun, config)` builds one. What follows from several sections together, the specification
-that programs are compiled from and the sizes they are compiled for, is computed here.
+`load_run(GrpoRun, config)` builds one. What follows from several sections together, the
+specification that programs are compiled from and the sizes they are compiled for, is computed here.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from jaxdeep.train.state import Spec
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned tokens. They
-    are the data's and not sampled from the policy: k2 and k3 are distances there, 0 where both agree."""
+    """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned
+    tokens. They are the data's and not sampled from the policy: k2 and k3 are distances there, 0
+    where both agree."""
 
     kl: Kl = dataclasses.field(default_factory=Kl)
 
@@ -48,7 +49,8 @@ class SftConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SftRun:
-    """Supervised fine-tuning on the rows of `data`; `env` is for rows that are made from a task set."""
+    """Supervised fine-tuning on the rows of `data`; `env` is for rows that are made from a task
+    set."""
 
     model: ModelConfig
     lora: lora.LoraConfig
@@ -112,8 +114,8 @@ class GrpoRun:
             )
 
     def spec(self, rate: float = 1.0, hf: Mapping[str, Any] | None = None) -> Spec:
-        """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
-        `weights.spec_of`."""
+        """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as
+        in `weights.spec_of`."""
         optimizer = self.optim.in_updates(self.grpo.passes)
         optimizer = dataclasses.replace(
             optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
@@ -122,8 +124,8 @@ class GrpoRun:
         return weights.spec_of(self.model, self.lora, optimizer, objective, hf=hf)
 
     def workload(self, spec: Spec, under: tuple[lora.LoraConfig, ...] = ()) -> Workload:
-        """The shapes of a step and of the engine, over frozen adapters of these shapes, each rollout as
-        long as its limits allow."""
+        """The shapes of a step and of the engine, over frozen adapters of these shapes, each
+        rollout as long as its limits allow."""
         rollouts = self.grpo.prompts * self.grpo.group
         rows = -(-rollouts // (self.batch.length // self.rollout.limits.max_tokens))
         return Workload(
@@ -139,8 +141,8 @@ class GrpoRun:
         )
 
     def check_sizes(self, tasks: int, mesh: Any) -> None:
-        """ConfigError where the batch does not divide over the mesh, or a step needs more tasks than there
-        are."""
+        """ConfigError where the batch does not divide over the mesh, or a step needs more tasks
+        than there are."""
         meshes.check_size(mesh, self.batch.rows, self.batch.length)
         if self.grpo.prompts > tasks:
             raise ConfigError(f"grpo.prompts={self.grpo.prompts}, but there are {tasks} questions")

@@ -1,4 +1,5 @@
-"""Sections of a configuration that several verbs share, and the door from a configuration to a typed run."""
+"""Sections of a configuration that several verbs share, and the door from a configuration to a
+typed run."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ SHIPPED = {"tiny": ASSETS / "tiny", "maze": ASSETS / "maze"}
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which model: `path` is a folder in the Hugging Face layout, a config.json (with random weights), a
-    hub id, "tiny" for the base that comes with the package, or "maze" for a model of mazes, which has no
-    weights yet."""
+    """Which model: `path` is a folder in the Hugging Face layout, a config.json (with random
+    weights), a hub id, "tiny" for the base that comes with the package, or "maze" for a model of
+    mazes, which has no weights yet."""
 
     path: str
     dtype: str = "bfloat16"
@@ -47,14 +48,15 @@ class ModelConfig:
 
     @property
     def location(self) -> str:
-        """The folder, file or hub id, with the names of shipped models resolved to their folders."""
+        """The folder, file or hub id, with the names of shipped models resolved to their
+        folders."""
         return str(SHIPPED.get(self.path, self.path))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig(EngineSettings):
-    """The limits of a conversation, and the engine that samples it. With `exact` a run repeats itself to
-    the last bit on CPUs, after an interruption too."""
+    """The limits of a conversation, and the engine that samples it. With `exact` a run repeats
+    itself to the last bit on CPUs, after an interruption too."""
 
     limits: Limits
 
@@ -75,7 +77,8 @@ class BatchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StartConfig:
-    """Which policy: `start` is a run's folder (or gs://...) or a PEFT adapter's; empty: the base."""
+    """Which policy: `start` is a run's folder (or gs://...) or a PEFT adapter's; empty: the
+    base."""
 
     start: str = ""
     seed: int = 0
@@ -84,7 +87,8 @@ class StartConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long to train, what to keep, and what to start from: a run's folder, or a PEFT adapter's.
-    `checkpoints` is a folder for the checkpoints, local or in a bucket (gs://...); empty: the workdir."""
+    `checkpoints` is a folder for the checkpoints, local or in a bucket (gs://...); empty: the
+    workdir."""
 
     steps: int
     save_every: int = 10
@@ -102,8 +106,8 @@ class TrainConfig:
 
 
 def load_run(cls: type[T], config: ConfigDict) -> T:
-    """The frozen dataclass `cls` of a run, one field a section. ConfigError for an unknown section, a
-    missing one, or a value in one that cannot be used."""
+    """The frozen dataclass `cls` of a run, one field a section. ConfigError for an unknown section,
+    a missing one, or a value in one that cannot be used."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in config:
         if name not in fields:

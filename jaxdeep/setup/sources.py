@@ -42,8 +42,8 @@ VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){2}")
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One of several sources. `weight` is its share of the rows beside the others' (set it for all or for
-    none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
+    """One of several sources. `weight` is its share of the rows beside the others' (set it for all
+    or for none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
 
     source: str
     weight: float | None = None
@@ -53,8 +53,8 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source` names
-    them, of which the first `rows` are used; empty: so many are held out of each source."""
+    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source`
+    names them, of which the first `rows` are used; empty: so many are held out of each source."""
 
     source: str = ""
     rows: int = 64
@@ -69,9 +69,9 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows are cut
-    after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or is skipped.
-    All are counted. `accumulate` microbatches make a step."""
+    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows
+    are cut after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or
+    is skipped. All are counted. `accumulate` microbatches make a step."""
 
     source: str = ""
     sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
@@ -107,8 +107,8 @@ class DataConfig:
 
 
 def name_of(source: str) -> str:
-    """What a source is called in metrics: the file without its ending, the last part of a hub id, or the
-    kind where there is nothing to say."""
+    """What a source is called in metrics: the file without its ending, the last part of a hub id,
+    or the kind where there is nothing to say."""
     kind, _, rest = source.partition(":")
     last = pathlib.PurePath(COLON.split(rest)[0]).name
     last = re.sub(r"\.(jsonl|json|txt|md|parquet)$", "", last)
@@ -134,7 +134,8 @@ def mixture(
 def source_of(
     name: str, data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int
 ) -> sources.Source:
-    """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T tokens."""
+    """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T
+    tokens."""
     kind, colon, rest = name.partition(":")
     if kind not in KINDS or not rest:
         known = ", ".join(KINDS.values())
@@ -177,7 +178,8 @@ def source_of(
 
 
 def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:
-    """The rows to measure the loss on, packed; what training would leave out is left out here too."""
+    """The rows to measure the loss on, packed; what training would leave out is left out here
+    too."""
     rows = []
     for source in held:
         size = mix.WeightedSource(source).size

@@ -1,9 +1,8 @@
 """From the section `env` of a configuration to a task set.
 
-`env.taskset` names a frozen dataclass with `load() -> Taskset`: one of `BUILT_IN`, or one of your own as
-"FILE.py:NAME" or "module:NAME". The other keys of the section are its fields. Four keys are the same for
-every task set: see `EnvConfig`.
-"""
+`env.taskset` names a frozen dataclass with `load() -> Taskset`: one of `BUILT_IN`, or one of your
+own as "FILE.py:NAME" or "module:NAME". The other keys of the section are its fields. Four keys are
+the same for every task set: see `EnvConfig`."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ BUILT_IN = {
 
 @dataclasses.dataclass(frozen=True)
 class OwnReward:
-    """A reward of your own: `function` is "FILE.py:NAME" or "module:NAME", `weight` what it counts."""
+    """A reward of your own: `function` is "FILE.py:NAME" or "module:NAME", `weight` what it
+    counts."""
 
     function: str
     weight: float = 1.0
@@ -44,10 +44,9 @@ class OwnReward:
 class EnvConfig:
     """`settings` is the task set's own dataclass, built from all other keys of the section.
 
-    `rewards` changes what its rewards count, by name: a number re-weights one (0: it is only measured),
-    None leaves it out, and `OwnReward` adds a function of your own.
-    Of its tasks the `first` are skipped, then `count` are used (0: all that are left).
-    """
+    `rewards` changes what its rewards count, by name: a number re-weights one (0: it is only
+    measured), None leaves it out, and `OwnReward` adds a function of your own. Of its tasks the
+    `first` are skipped, then `count` are used (0: all that are left)."""
 
     taskset: str
     settings: Any
@@ -63,7 +62,8 @@ class EnvConfig:
 
     @classmethod
     def build(cls, section: Mapping[str, Any] | ConfigDict, key: str = "env") -> EnvConfig:
-        """The section as written in a configuration; ConfigError names `key.NAME` for what is wrong."""
+        """The section as written in a configuration; ConfigError names `key.NAME` for what is
+        wrong."""
         values = dict(section.items())
         shared = {name: values.pop(name) for name in SHARED if name in values}
         name = shared.pop("taskset", "search")
@@ -121,8 +121,9 @@ class Chosen:
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """`configs.load`, where an override may name another task set than the file: then the settings of the
-    file's own that the new one does not have, and its rewards, are left out, which is said on stderr."""
+    """`configs.load`, where an override may name another task set than the file: then the settings
+    of the file's own that the new one does not have, and its rewards, are left out, which is said
+    on stderr."""
     return configs.load(path, overrides, {"taskset": _keep_fields})
 
 
@@ -181,8 +182,8 @@ def reweighted(
 
 
 def imported(name: str, key: str) -> Any:
-    """What "FILE.py:NAME" or "module:NAME" names; ConfigError with the configuration's `key` if it cannot
-    be imported."""
+    """What "FILE.py:NAME" or "module:NAME" names; ConfigError with the configuration's `key` if it
+    cannot be imported."""
     place, _, attribute = name.rpartition(":")
     try:
         if place.endswith(".py"):

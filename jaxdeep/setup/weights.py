@@ -1,4 +1,5 @@
-"""Weights, adapters and training state of a run, from folders, hubs and checkpoints onto the mesh."""
+"""Weights, adapters and training state of a run, from folders, hubs and checkpoints onto the
+mesh."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ def spec_of(
     *,
     hf: Mapping[str, Any] | None = None,
 ) -> states.Spec:
-    """What the programs of a run are compiled from; without an optimizer it can only sample. `hf` is the
-    content of the model's `config.json`, where it is not read from the model's folder."""
+    """What the programs of a run are compiled from; without an optimizer it can only sample. `hf`
+    is the content of the model's `config.json`, where it is not read from the model's folder."""
     if model.quant and not adapter.rank:
         raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
     path = pathlib.Path(model.location)
@@ -96,8 +97,9 @@ def load_frozen(
     mesh: jax.sharding.Mesh,
     params: dict[str, Any],
 ) -> states.Frozen:
-    """What training reads and never changes: the base's weights (None where they are what is trained), and
-    the adapters of `lora.under`. CheckpointError where one of those belongs to another base."""
+    """What training reads and never changes: the base's weights (None where they are what is
+    trained), and the adapters of `lora.under`. CheckpointError where one of those belongs to
+    another base."""
     if spec.full:
         return states.Frozen(None)
     base = identity.Base(model.path, identity.identity(params, spec.model))
@@ -107,7 +109,8 @@ def load_frozen(
 def load_under(
     spec: states.Spec, mesh: jax.sharding.Mesh, base: identity.Base | None = None
 ) -> tuple[lora.Adapter, ...]:
-    """The frozen adapters of `lora.under` on the mesh, each a run's newest checkpoint or a PEFT folder."""
+    """The frozen adapters of `lora.under` on the mesh, each a run's newest checkpoint or a PEFT
+    folder."""
     under = []
     for path in spec.lora.under:
         if is_adapter(path):
@@ -138,9 +141,9 @@ def load_or_init(
     mesh: jax.sharding.Mesh,
     checkpoints: str | os.PathLike | None = None,
 ) -> tuple[states.Frozen, states.State]:
-    """What is frozen, and a fresh training state: around what `train.start` trained, else around a new
-    adapter or the base. CheckpointError, before any weight is loaded, where that, or the run that resumes
-    from `checkpoints`, belongs to another base."""
+    """What is frozen, and a fresh training state: around what `train.start` trained, else around a
+    new adapter or the base. CheckpointError, before any weight is loaded, where that, or the run
+    that resumes from `checkpoints`, belongs to another base."""
     for path in filter(None, (train.start, checkpoints)):
         refuse_other_base(path, model, spec)
     params = base_weights(model, spec, mesh, train.seed)
@@ -155,8 +158,8 @@ def load_or_init(
 def load_policy(
     start: str, seed: int, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
 ) -> tuple[states.Frozen, Any]:
-    """What is frozen and what is trained, to sample from: no optimizer state is made. Without a `start` a
-    new adapter, which changes nothing, stands over the base."""
+    """What is frozen and what is trained, to sample from: no optimizer state is made. Without a
+    `start` a new adapter, which changes nothing, stands over the base."""
     if start:
         refuse_other_base(start, model, spec)
     params = base_weights(model, spec, mesh, seed)
@@ -175,8 +178,8 @@ def load_policy(
 def load_trained(
     start: str | os.PathLike, spec: states.Spec, base: identity.Base | None, like: Any
 ) -> Any:
-    """What the newest checkpoint of the run in `start` trained, or the PEFT adapter in that folder, with
-    the shapes and shardings of `like`; an adapter needs arrays there."""
+    """What the newest checkpoint of the run in `start` trained, or the PEFT adapter in that folder,
+    with the shapes and shardings of `like`; an adapter needs arrays there."""
     if is_adapter(start):
         return load_adapter(pathlib.Path(start), spec, base, like)
     if not checkpoint.folder(start).is_dir():
@@ -196,8 +199,8 @@ def is_adapter(path: str | os.PathLike) -> bool:
 def load_adapter(
     path: pathlib.Path, spec: states.Spec, base: identity.Base | None, fresh: dict[str, Any]
 ) -> dict[str, Any]:
-    """The factors of the PEFT adapter in `path`, sharded as the `fresh` ones. It must have the rank and
-    the linears of the configuration; another alpha is folded into its factors."""
+    """The factors of the PEFT adapter in `path`, sharded as the `fresh` ones. It must have the rank
+    and the linears of the configuration; another alpha is folded into its factors."""
     adapter = peft.load(path, spec.model, base)
     ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, adapter.config))
     if ours != theirs:
@@ -213,15 +216,15 @@ def load_adapter(
 
 
 def reinit_dead_directions(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
-    """The factor `a` with directions that are zero in both factors taken from a fresh one: they would
-    never get a gradient. The product of the factors stays the same."""
+    """The factor `a` with directions that are zero in both factors taken from a fresh one: they
+    would never get a gradient. The product of the factors stays the same."""
     dead = ~pair["a"].any(-2, keepdims=True) & ~pair["b"].any(-1)[..., None, :]
     return np.where(dead, fresh_a, pair["a"])
 
 
 def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.Spec) -> None:
-    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the files
-    of `model` show without loading it."""
+    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the
+    files of `model` show without loading it."""
     if spec.full or model.weights == "random":
         return
     if is_adapter(path):
@@ -241,8 +244,8 @@ def frozen_for_sampler(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> states.Frozen:
-    """The same on the sampler's mesh: the trainer's own arrays where the sampler's devices hold all their
-    shards, else read once more."""
+    """The same on the sampler's mesh: the trainer's own arrays where the sampler's devices hold all
+    their shards, else read once more."""
     if frozen.params is None:
         return frozen
     params = exchange.reuse_shards(frozen.params, model_weights.shardings(spec.model, mesh))
@@ -255,8 +258,8 @@ def frozen_for_sampler(
 def sampled_policy(
     spec: states.Spec, frozen: states.Frozen, trained: Any, mesh: jax.sharding.Mesh
 ) -> tuple[dict, lora.Adapter | None]:
-    """The weights and the one adapter that the sampler takes, on its mesh: those of `lora.under` and the
-    trained one side by side. Only what is trained crosses from process to process."""
+    """The weights and the one adapter that the sampler takes, on its mesh: those of `lora.under`
+    and the trained one side by side. Only what is trained crosses from process to process."""
     shardings = jax.tree.map(lambda x: x.sharding, states.trained_shapes(spec, mesh))
     trained = exchange.reshard(trained, shardings)
     params, adapter = states.policy(spec, frozen.params, trained, frozen.under)

@@ -1,4 +1,5 @@
-"""Searching for answers: reading questions, the episode, and what its rewards cannot be talked into."""
+"""Searching for answers: reading questions, the episode, and what its rewards cannot be talked
+into."""
 
 import asyncio
 import json

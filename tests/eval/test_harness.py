@@ -68,7 +68,8 @@ class Numbers:
 
 
 class Policy:
-    """Says what it was asked, after `turn(number)`; numbers from `wrong` on are answered with 99."""
+    """Says what it was asked, after `turn(number)`; numbers from `wrong` on are answered with
+    99."""
 
     def __init__(self, wrong=10, turn=None):
         self.wrong, self.running, self.most, self.seeds = wrong, 0, 0, {}

@@ -1,4 +1,5 @@
-"""The way of a batch onto the devices: what arrives is what was packed, and what cannot be is refused."""
+"""The way of a batch onto the devices: what arrives is what was packed, and what cannot be is
+refused."""
 
 import numpy as np
 import pytest

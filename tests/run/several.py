@@ -25,8 +25,8 @@ def identities(count: int) -> list[tuple[str, str, str]]:
 
 
 def start(program: str, *args: str, identity=(), devices: int = 1, **options) -> subprocess.Popen:
-    """A process that runs a program. `identity`, one of `identities`, makes it one of several, through
-    its environment; `options` are those of Popen."""
+    """A process that runs a program. `identity`, one of `identities`, makes it one of several,
+    through its environment; `options` are those of Popen."""
     env = small.environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     env |= dict(zip(hosts.VARIABLES, identity, strict=False))
@@ -71,7 +71,8 @@ def running(processes: list[subprocess.Popen]):
 
 
 def wait(ready) -> None:
-    """Wait until `ready()`. The time is this process's own: a machine that is suspended loses none."""
+    """Wait until `ready()`. The time is this process's own: a machine that is suspended loses
+    none."""
     for _ in range(5 * PATIENCE):
         if ready():
             return

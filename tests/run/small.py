@@ -1,4 +1,5 @@
-"""Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
+"""Runs small enough for tests: a one-layer model with random weights, the small world, real
+verbs."""
 
 import dataclasses
 import itertools

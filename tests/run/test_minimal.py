@@ -1,4 +1,5 @@
-"""The loop to read, `grpo_minimal`, does what it says: the same parts, the same numbers as the verb."""
+"""The loop to read, `grpo_minimal`, does what it says: the same parts, the same numbers as the
+verb."""
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def test_it_trains_on_what_it_samples(tmp_path):
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
-        # fresh rollouts of the policy that learns from them: trainer and sampler agree, the ratio is 1
+        # fresh rollouts of the policy that learns from them: trainer and sampler agree, the ratio
+        # is 1
         assert row["train/max_logp_diff"] < 1e-4 and row["train/tokens"] == row["grpo/loss_tokens"]
     moved = {name: load.on_host(pair["b"]) for name, pair in state.trained.items()}
     assert all(np.abs(b).max() > 1e-5 for b in moved.values())

@@ -1,5 +1,5 @@
-"""Processes whose chips only run programs of the whole slice, as TPU v5e and v6e: their engines make
-their calls together, each for rollouts of its own. Takes minutes."""
+"""Processes whose chips only run programs of the whole slice, as TPU v5e and v6e: their engines
+make their calls together, each for rollouts of its own. Takes minutes."""
 
 import json
 import signal

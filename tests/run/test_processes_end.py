@@ -1,5 +1,5 @@
-"""Several processes of which one is killed, told to stop, fails or hangs, and what four train. Takes
-minutes."""
+"""Several processes of which one is killed, told to stop, fails or hangs, and what four train.
+Takes minutes."""
 
 import dataclasses
 import itertools

@@ -1,5 +1,5 @@
-"""The verbs on real input: traces, a mission report and its questions, the real tokenizer, and a model
-with Qwen3-0.6B's widths and vocabulary, cut to two layers and randomly initialised."""
+"""The verbs on real input: traces, a mission report and its questions, the real tokenizer, and a
+model with Qwen3-0.6B's widths and vocabulary, cut to two layers and randomly initialised."""
 
 import json
 import resource

@@ -1,4 +1,5 @@
-"""The learning study: what a row changes, what is shared, and what the table says of runs that are there."""
+"""The learning study: what a row changes, what is shared, and what the table says of runs that are
+there."""
 
 import json
 import pathlib

@@ -1,4 +1,5 @@
-"""The verbs as people run them: to the end, stopped and started again, and on input that is wrong."""
+"""The verbs as people run them: to the end, stopped and started again, and on input that is
+wrong."""
 
 import collections
 import gzip
@@ -56,7 +57,8 @@ def ended_alike(parts, whole):
 
 
 def mixture(folder):
-    """Flags for rows of conversations, of a made-up world and of a book, and a loss on other rows."""
+    """Flags for rows of conversations, of a made-up world and of a book, and a loss on other
+    rows."""
     talks = [
         [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so " * i}]
         for i in range(50)

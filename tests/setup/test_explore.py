@@ -1,5 +1,5 @@
-"""Which tasks a run draws, and rollouts that begin before their step: how old their policy may be, what a
-run that goes on draws, how they end."""
+"""Which tasks a run draws, and rollouts that begin before their step: how old their policy may be,
+what a run that goes on draws, how they end."""
 
 import asyncio
 import collections
@@ -66,7 +66,8 @@ class Tasks:
 
 
 class Policy:
-    """Says "done" in any conversation. `version` is the test's to count; `wait` is set while it may go on."""
+    """Says "done" in any conversation. `version` is the test's to count; `wait` is set while it may
+    go on."""
 
     def __init__(self, chat):
         self.script, self.chat, self.version = None, chat, 0

@@ -1,4 +1,5 @@
-"""What a run says of itself: where its time goes, how much of the devices it uses, a profiler window."""
+"""What a run says of itself: where its time goes, how much of the devices it uses, a profiler
+window."""
 
 import types
 

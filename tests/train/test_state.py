@@ -1,6 +1,7 @@
-"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not stopped;
-and the frozen base costs no gradient."""
+"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not
+stopped; and the frozen base costs no gradient."""
 
+import asyncio
 import dataclasses
 import functools
 import itertools
@@ -17,6 +18,7 @@ from jaxdeep.model import lora
 from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Correction, Kl, Objective
+from jaxdeep.sample.engine import Engine, EngineConfig
 from jaxdeep.train import checkpoint, losses, optim
 from jaxdeep.train import state as states
 from jaxdeep.types import Row
@@ -187,7 +189,8 @@ def size(tree):
 
 
 def gradient_memory(adapter, L):
-    """What the gradient program of a model with wide layers and few tokens takes; the base's bytes."""
+    """What the gradient program of a model with wide layers and few tokens takes; the base's
+    bytes."""
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
     mesh = tiny.one_device()
@@ -200,8 +203,8 @@ def gradient_memory(adapter, L):
 
 
 def parts_of_the_base(adapter):
-    """What a gradient returns and takes beside its arguments, and what the latter grows by with more
-    layers, each as a part of the base's bytes."""
+    """What a gradient returns and takes beside its arguments, and what the latter grows by with
+    more layers, each as a part of the base's bytes."""
     (few, less), (many, base) = (gradient_memory(adapter, L) for L in (4, 16))
     growth = many.temp_size_in_bytes - few.temp_size_in_bytes
     return (
@@ -441,6 +444,22 @@ def test_programs_over_frozen_adapters_are_compiled_for_any_scale():
         if weight == 1.0:
             first = counts
     assert counts == first and set(traced) == {"gradients", "before", "update"}
+
+
+def test_the_engine_samples_from_what_is_trained_over_frozen_adapters():
+    mesh = tiny.one_device()
+    placed = tuple(lora.place(x, tiny.CFG, mesh) for x in under())
+    params, adapters = states.policy(SFT, tiny.params(), tiny.adapter(), placed)
+    size = EngineConfig(slots=4, length=64, page=4, chunk=16, tile=4)
+    engine = Engine(params, tiny.CFG, mesh, size)
+    engine.set_adapter(lora.concatenate(adapters), version=3)
+    prompt = [5, 6, 7, 8]
+    said = asyncio.run(engine(prompt, seed=0, max_new=12))
+    engine.close()
+    assert said.version == 3
+    for adapter, same in ((adapters, True), (tiny.scaled_adapter(), False)):
+        want = tiny.logps(prompt + said.tokens, adapter)[len(prompt) :]
+        assert (np.abs(want - said.logps).max() < 1e-5) == same
 
 
 def test_an_adapter_cannot_lie_under_weights_that_are_trained():

@@ -18,8 +18,9 @@ ANSWERS = ("answer", "answers", "golden_answers", "answer_aliases")
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """`corpus` is a file or folder of Markdown, text or JSONL, `questions` a JSONL file. A search shows the
-    `k` best passages; the last `cache` answers of the engine are kept for whoever asks the same."""
+    """`corpus` is a file or folder of Markdown, text or JSONL, `questions` a JSONL file. A search
+    shows the `k` best passages; the last `cache` answers of the engine are kept for whoever asks
+    the same."""
 
     corpus: str = ""
     questions: str = ""
@@ -50,9 +51,8 @@ def read_questions(path: str | Path) -> list[Task]:
     """The questions of a .jsonl file (or of the list in a .json file), in order.
 
     A row has `question`, its right answers as a text or a list in `answer`, `answers`,
-    `golden_answers` or `answer_aliases`, and optionally `id`; all else goes to the task's `meta`. An
-    id that was there before gets a number. DataError: no question, no answer, an empty file.
-    """
+    `golden_answers` or `answer_aliases`, and optionally `id`; all else goes to the task's `meta`.
+    An id that was there before gets a number. DataError: no question, no answer, an empty file."""
     tasks: list[Task] = []
     seen: dict[str, int] = {}
     path = Path(path)
