@@ -11,8 +11,8 @@ tool call, and a group shares its prompt, without computing anything twice.
     calls       the arrays of a call, and running it
     adapters    the adapters that are held, and their names
 
-Where programs run on the devices of several processes together (`mesh.local`), each process still
-has its own requests, rows and pages. Before each call they agree on its kind and size.
+If the devices belong to several processes (`mesh.sampling_mesh`), each process still has its own
+requests, rows and pages. Before each call they agree on its kind and size.
 """
 
 from __future__ import annotations
@@ -163,8 +163,7 @@ class Engine:
                 self._forget(mix)
 
     def follow(self, params: dict, adapter: lora.Adapter | None, version: int) -> None:
-        """Sample from the weights and the adapter that `version` updates have made. New weights
-        are taken only between requests, as in `set_base`."""
+        """Sample from the weights, as `set_base`, and the adapter that `version` updates made."""
         if params is not self._runner.params:
             self.set_base(params)
         self.set_adapter(adapter, version=version)

@@ -109,7 +109,7 @@ def _check_positive(key: str, value: float, optional: bool = False) -> None:
 
 
 def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.local`."""
+    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.sampling_mesh`."""
     return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
 

@@ -41,8 +41,7 @@ def running(mesh=None, adapter=None, **sizes):
 
 
 def logps(tokens, *adapters):
-    """The log-probability of each token by one plain forward pass with the sum of these adapters,
-    [T]."""
+    """By one plain forward pass with the sum of these adapters, [T]."""
     return tiny.logps(tokens, adapters or None)
 
 
