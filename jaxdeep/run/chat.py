@@ -1,5 +1,4 @@
-"""Talk to a policy that has the search tool: its thinking, its searches and its answer, turn by
-turn.
+"""Talk to a policy that has tools: its thinking, its calls and its answer, turn by turn.
 
 `train.start` names the run whose newest adapter speaks, or the folder of a PEFT adapter; empty is
 the base. Every line asks a new question; an empty line or Ctrl-D ends. `--question` asks one and

@@ -1,5 +1,4 @@
-"""Write what a run has learned for other programs: a PEFT adapter, or whole weights, with the
-tokenizer.
+"""Write what a run has learned for other programs: a PEFT adapter or whole weights.
 
 It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is
 a folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,

@@ -1,5 +1,4 @@
-"""Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never
-met.
+"""Watch a small Qwen3 learn to search: SFT, then GRPO, then a test on entities it never met.
 
 The base comes with the package; the corpus, the questions and the search engine are real and local.
 With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is
