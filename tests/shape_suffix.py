@@ -1,8 +1,8 @@
 """Watches functions of the device half return, and notes every array whose shape suffix is wrong.
 
-`x_BTD` must have rank 3, and within one function a letter is one size. A small letter is a size of its
-own; where its capital is also there, it is a part of it, so at most as large. A digit is a dimension of
-that size. The letters are those of `jaxdeep.model.config`.
+`x_BTD` must have rank 3, and within one function a letter is one size. A small letter is a size of
+its own; where its capital is also there, it is a part of it, so at most as large. A digit is a
+dimension of that size. The letters are those of `jaxdeep.model.config`.
 
 Works on tracers, so it must see a fresh trace: jit in the test, on shapes nothing else uses.
 """
@@ -24,7 +24,8 @@ SMALL = re.compile(r"_([a-z]{1,3}|[0-9])$")  # longer ones are words
 
 
 def suffix(name: str) -> str:
-    """The dimensions at the end of a name: `tokens_bt` and `x_BTD` have some, `last_block` has none."""
+    """The dimensions at the end of a name: `tokens_bt` and `x_BTD` have some, `last_block` has
+    none."""
     if found := WITH_CAPITALS.search(name):
         return found[1]
     found = SMALL.search(name)

@@ -48,8 +48,8 @@ def scaled_adapter() -> lora.Adapter:
 
 
 def pages(cfg: Config, B: int, length: int, *, S: int = 4, seed: int = 0) -> paged.Pages:
-    """Room for B rows of `length` tokens in pages of S, whose order is random. They are full of numbers
-    that must not be read."""
+    """Room for B rows of `length` tokens in pages of S, whose order is random. They are full of
+    numbers that must not be read."""
     X = -(-length // S)
     shape = (cfg.L, B * X, S, 2 * cfg.K, cfg.H)
     table = np.random.default_rng(seed).permutation(B * X).reshape(B, X).astype(np.int32)

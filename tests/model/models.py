@@ -1,4 +1,5 @@
-"""Small models of both kinds, their weights, adapters and logits, computed once for several tests."""
+"""Small models of both kinds, their weights, adapters and logits, computed once for several
+tests."""
 
 import dataclasses
 import functools

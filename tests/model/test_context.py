@@ -1,4 +1,5 @@
-"""A sequence over several devices: the same losses and gradients as on one, and less memory on each."""
+"""A sequence over several devices: the same losses and gradients as on one, and less memory on
+each."""
 
 import dataclasses
 import functools

@@ -1,4 +1,5 @@
-"""Checkpoints in and out: equal to what was saved and to transformers, whole or refused, in little memory."""
+"""Checkpoints in and out: equal to what was saved and to transformers, whole or refused, in little
+memory."""
 
 import dataclasses
 import json
@@ -110,7 +111,8 @@ def test_experts_are_put_in_place_without_talking(saved):
 
 
 def rewrite(path, change):
-    """The single file of a checkpoint with its tensors changed by `change`, a function of the dict."""
+    """The single file of a checkpoint with its tensors changed by `change`, a function of the
+    dict."""
     held = {k: tensors.read(e) for k, e in tensors.header(path / "model.safetensors").items()}
     change(held)
     shapes = {k: (v.shape, v.dtype) for k, v in held.items()}

@@ -1,4 +1,5 @@
-"""Banks of adapters: a row in a crowd is that row alone, and changing the crowd compiles nothing."""
+"""Banks of adapters: a row in a crowd is that row alone, and changing the crowd compiles
+nothing."""
 
 import dataclasses
 

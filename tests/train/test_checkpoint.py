@@ -117,8 +117,8 @@ def test_only_the_last_checkpoints_are_kept_and_a_torn_one_is_not_taken(tmp_path
 
 
 def spoiled(path, how):
-    """Damage the files that hold arrays below `path`, or what describes them. Which bytes of a file are
-    in use differs from run to run, so no file is spared."""
+    """Damage the files that hold arrays below `path`, or what describes them. Which bytes of a file
+    are in use differs from run to run, so no file is spared."""
     if how == "not JSON":
         next(path.glob("about/*")).write_text("{")
         return

@@ -1,5 +1,5 @@
-"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not stopped;
-and the frozen base costs no gradient."""
+"""A training step: packed = padded, microbatches = one batch, sharded = one device, saved = not
+stopped; and the frozen base costs no gradient."""
 
 import asyncio
 import dataclasses
@@ -189,7 +189,8 @@ def size(tree):
 
 
 def gradient_memory(adapter, L):
-    """What the gradient program of a model with wide layers and few tokens takes; the base's bytes."""
+    """What the gradient program of a model with wide layers and few tokens takes; the base's
+    bytes."""
     cfg = dataclasses.replace(tiny.CFG, V=64, D=256, F=1024, L=L, H=32)
     spec = states.Spec(cfg, adapter, OPTIM)
     mesh = tiny.one_device()
@@ -202,8 +203,8 @@ def gradient_memory(adapter, L):
 
 
 def parts_of_the_base(adapter):
-    """What a gradient returns and takes beside its arguments, and what the latter grows by with more
-    layers, each as a part of the base's bytes."""
+    """What a gradient returns and takes beside its arguments, and what the latter grows by with
+    more layers, each as a part of the base's bytes."""
     (few, less), (many, base) = (gradient_memory(adapter, L) for L in (4, 16))
     growth = many.temp_size_in_bytes - few.temp_size_in_bytes
     return (
