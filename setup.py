@@ -1,4 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
+slow tests)."""
 
 import pathlib
 import re
@@ -8,6 +9,14 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "jaxdeep/__init__.py").read_text()).group(1)
 README = ROOT / "README.md"
+RELATIVE_LINK = re.compile(r"!?\[([^\]]+)\]\((?!https?://)[^)]*\)")
+
+
+def long_description() -> str:
+    """The README without its links into the repository, which lead nowhere on an index of packages:
+    the text of each stays. Empty where setup.py was copied without the README."""
+    return RELATIVE_LINK.sub(r"\1", README.read_text(encoding="utf-8")) if README.exists() else ""
+
 
 TORCH = "torch==2.13.0"
 JAX = ">=0.10,<0.13"
@@ -16,7 +25,7 @@ setup(
     name="jaxdeep",
     version=VERSION,
     description="Post-train tool-using agents with JAX",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",

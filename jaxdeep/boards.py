@@ -1,11 +1,11 @@
-"""The rows of `metrics.jsonl` for TensorBoard, and for Weights & Biases where it is asked for.
+"""Metrics for TensorBoard, and for Weights & Biases where the configuration asks for it.
 
-TensorBoard's files are written here: they are a few lines, and tensorboardX, which does it without
-TensorFlow, imports PyTorch wherever that is installed. One record is
+TensorBoard's event files are written here, without a library: the format is small, TensorFlow is
+not, and tensorboardX imports PyTorch wherever that is installed. A file is a sequence of records
 
     length (8 bytes) | masked CRC-32C of the length | event | masked CRC-32C of the event
 
-and the event a protocol buffer of which these fields are used: 1 wall time, 2 step, 3 version of the
+An event is a protocol buffer. These of its fields are used: 1 wall time, 2 step, 3 version of the
 file, 5 summary (1 value: 1 tag, 2 number), 7 session (1 status).
 """
 
@@ -21,40 +21,43 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeep.errors import ConfigError
+from jaxdeep.workdir import Workdir
 
-FOLDER = "tensorboard"
+# Types of a protocol buffer's fields, in the low 3 bits of a field's key.
+VARINT, DOUBLE, BYTES, FLOAT = 0, 1, 2, 5
+SESSION_START = 1
 
 
 class TensorBoard:
-    """Events in `workdir/tensorboard`, one a row, each on its way to the disk when `write` returns.
+    """Writes one event per row to `workdir/tensorboard`.
 
-    `rows` are those that the run goes on from: events of later steps are cut off, those that a kill
-    left out are added, so that no step is there twice or not at all.
+    `rows` are the metrics of the steps that the run continues from. Events of later steps are cut
+    off and those that a kill prevented are added, so that every step is there exactly once.
     """
 
     def __init__(self, workdir: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        folder = workdir / FOLDER
+        folder = Workdir(workdir).tensorboard
         folder.mkdir(parents=True, exist_ok=True)
         rows = list(rows)
         last = rows[-1]["step"] if rows else -1
         files = sorted(folder.glob("events.out.tfevents.*"))
-        seen = max((cut(path, last) for path in files), default=-1)
-        # a new file, because a TensorBoard that is open reads on where it was in the old one
+        written = max((truncate_after(path, last) for path in files), default=-1)
+        # A new file, because an open TensorBoard continues to read the old one from where it was.
         path = folder / f"events.out.tfevents.{time.time_ns()}"
         self._file = path.open("wb")
         self._add(_bytes(3, b"brain.Event:2"))
-        self._add(
-            _varint(2, last + 1), _bytes(7, _varint(1, 1))
-        )  # it is to forget what was cut off
+        # The start of a session makes an open TensorBoard drop the steps that were cut off.
+        self._add(_varint(2, last + 1), _bytes(7, _varint(1, SESSION_START)))
         for row in rows:
-            if row["step"] > seen:
+            if row["step"] > written:
                 self.write(row["step"], row)
         self._file.flush()
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """All numbers of a row; what is no number is left out."""
+        """Writes the numbers of a row and flushes them; anything else in it is left out, and so are
+        numbers that a 4-byte float cannot hold."""
         values = [
-            _bytes(1, _bytes(1, name.encode()) + struct.pack("<Bf", 2 << 3 | 5, value))
+            _bytes(1, _bytes(1, name.encode()) + struct.pack("<Bf", 2 << 3 | FLOAT, value))
             for name, value in row.items()
             if name != "step" and isinstance(value, (int, float)) and abs(value) < 3e38
         ]
@@ -66,25 +69,27 @@ class TensorBoard:
         self._file.close()
 
     def _add(self, *fields: bytes) -> None:
-        event = struct.pack("<Bd", 1 << 3 | 1, time.time()) + b"".join(fields)
+        event = struct.pack("<Bd", 1 << 3 | DOUBLE, time.time()) + b"".join(fields)
         length = struct.pack("<Q", len(event))
         self._file.write(length + _masked(length) + event + _masked(event))
 
 
-def cut(path: Path, step: int) -> int:
-    """Cuts a file of events where the first one after `step` begins, or is torn; the last step in it."""
+def truncate_after(path: Path, step: int) -> int:
+    """Truncates an event file at the first event after `step`, or the first incomplete one; returns
+    the last step that is left in it, -1 for none."""
     last, end = -1, 0
-    for found, end_of in events(path):
-        if found > step:
+    for event_step, event_end in read_events(path):
+        if event_step > step:
             break
-        last, end = max(last, found), end_of
+        last, end = max(last, event_step), event_end
     with path.open("r+b") as file:
         file.truncate(end)
     return last
 
 
-def events(path: Path) -> Iterator[tuple[int, int]]:
-    """The step of each whole event (-1 where it has no values), and where it ends in the file."""
+def read_events(path: Path) -> Iterator[tuple[int, int]]:
+    """The step of each complete event, -1 for one without values, and its end in the file in
+    bytes."""
     data, at = path.read_bytes(), 0
     while data[at + 8 : at + 12] == _masked(data[at : at + 8]):
         (size,) = struct.unpack_from("<Q", data, at)
@@ -92,22 +97,23 @@ def events(path: Path) -> Iterator[tuple[int, int]]:
         at += 12 + size + 4
         if at > len(data):
             return
-        # as `_add` writes them: the time in 9 bytes, the step, what it has
-        step, after = _read_varint(event, 10) if event[9] == 2 << 3 else (-1, 9)
-        yield step if event[after] == 5 << 3 | 2 else -1, at
+        # in the order of `_add`: 9 bytes of wall time, the step if it has one, the rest
+        step, after = _read_varint(event, 10) if event[9] == 2 << 3 | VARINT else (-1, 9)
+        yield step if event[after] == 5 << 3 | BYTES else -1, at
 
 
 class Wandb:
-    """A run of Weights & Biases that goes on where it was. Steps up to `sent` are there already."""
+    """Sends rows to Weights & Biases, as one run however often it is resumed. Steps up to `sent`
+    have been sent before. ConfigError where the package is not installed."""
 
     def __init__(self, workdir: Path, project: str, sent: int) -> None:
         try:
             wandb = importlib.import_module("wandb")
         except ImportError:
             raise ConfigError(
-                f"log.wandb={project!r} needs a package that is not here: pip install wandb"
+                f"log.wandb={project!r} needs a package that is not installed: pip install wandb"
             ) from None
-        name = workdir / "wandb-id"
+        name = Workdir(workdir).wandb_id
         if not name.exists():
             name.write_text(secrets.token_hex(4))
         self.sent = sent
@@ -117,22 +123,22 @@ class Wandb:
             id=name.read_text(),
             resume="allow",
             dir=str(workdir),
-            config=json.loads((workdir / "config.json").read_text())["config"],
+            config=json.loads(Workdir(workdir).config.read_text())["config"],
         )
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """One row, unless it was sent before."""
+        """Sends one row, unless it was sent before."""
         if step > self.sent:
             self._run.log({k: v for k, v in row.items() if k != "step"}, step=step)
 
     def close(self) -> None:
-        """Waits until everything is sent."""
+        """Waits until all rows are sent."""
         self._run.finish()
 
 
 def _varint(field: int, value: int) -> bytes:
-    """A whole number that is not negative, as a field."""
-    out = bytearray([field << 3])
+    """A field that holds a non-negative integer: 7 bits a byte, the lowest first."""
+    out = bytearray([field << 3 | VARINT])
     while value > 127:
         out.append(value & 127 | 128)
         value >>= 7
@@ -140,7 +146,7 @@ def _varint(field: int, value: int) -> bytes:
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """A whole number, and where it ends."""
+    """The integer at this offset, and the offset after it."""
     value = shift = 0
     while data[at] > 127:
         value |= (data[at] & 127) << shift
@@ -149,30 +155,32 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _bytes(field: int, value: bytes) -> bytes:
-    return bytes([field << 3 | 2]) + _varint(0, len(value))[1:] + value
+    """A field that holds bytes, after their number."""
+    return bytes([field << 3 | BYTES]) + _varint(0, len(value))[1:] + value
 
 
-def _table() -> list[int]:
+def _crc_table() -> list[int]:
     out = []
     for byte in range(256):
         for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)  # Castagnoli's polynomial, reversed
         out.append(byte)
     return out
 
 
-_TABLE = _table()
+_CRC_TABLE = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
-    """Castagnoli's checksum."""
+    """The CRC-32C checksum, by Castagnoli's polynomial. zlib has another CRC-32 only."""
     crc = 0xFFFFFFFF
     for byte in data:
-        crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 255]
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 255]
     return crc ^ 0xFFFFFFFF
 
 
 def _masked(data: bytes) -> bytes:
-    """The checksum as it stands in the file, mixed so that a checksum of checksums is one."""
+    """The checksum as the file has it: rotated and shifted as LevelDB does, because the CRC of data
+    that contains CRCs is problematic."""
     crc = crc32c(data)
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -1,9 +1,9 @@
-"""Configurations: a Python file and overrides come in, frozen dataclasses go out.
+"""Configurations: from a Python file and overrides to frozen dataclasses.
 
-A file defines `get_config()`, or `get_config(arg)` for `path.py:arg`, and returns a `ConfigDict`.
-The command line changes single values of it (`--config.train.steps=20`). `build` turns a section into
-the frozen dataclass that the code reads, and `save` writes down what was run. Whatever cannot be run is
-refused here, with the key, the value and what was expected.
+A file defines `get_config()`, or `get_config(arg)` for `path.py:arg`, which returns a `ConfigDict`.
+The command line changes single values (`--config.train.steps=20`). `build` turns a section into the
+frozen dataclass that the code reads, and `save` records what was run. A configuration that cannot
+be run is refused with the key, the value and what was expected.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from jaxdeep import __version__
 from jaxdeep.errors import ConfigError
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 SECTIONS = (Mapping, ConfigDict)
-OPTIONAL = ("log", "profile")  # sections that a file may leave out, set from the command line
+OPTIONAL = ("log", "profile")  # sections that need not be in a file to be set on the command line
 
-# What running a mistaken file raises; an error of ours passes through as it is.
-MISTAKES = (
+# Errors of a configuration file's own code, to be reported with its line. Errors of this package
+# that the file raises are none of these, and pass through.
+FILE_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -54,8 +56,8 @@ MISTAKES = (
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean "..."?' with the closest of `names`, or nothing. A dotted name that has the same
-    last part counts as close."""
+    """' Did you mean "..."?' with the closest of `names`, or '' if none is close. Dotted names with
+    the same last part are the closest."""
     names = list(names)
     last = name.rpartition(".")[2]
     close = [other for other in names if other.rpartition(".")[2] == last]
@@ -66,9 +68,16 @@ def suggest(name: str, names: Iterable[str]) -> str:
 # From a file and the command line to a ConfigDict.
 
 
-def load(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """The locked configuration of `path.py` or `path.py:arg`, each "--config.a.b=value" applied with the
-    type of the present value. Relative paths are looked up from here, then from the repository."""
+def load(
+    path: str,
+    overrides: Iterable[str] = (),
+    on_change: Mapping[str, Callable[[ConfigDict, str], None]] = MappingProxyType({}),
+) -> ConfigDict:
+    """The locked configuration of `path.py` or `path.py:arg`, with each override
+    "--config.a.b=value" applied in the type of the present value. A relative path is from the
+    current folder, or else from the repository. ConfigError if the file or an override cannot be
+    used. `on_change` has, by the last part of a key, a function of the section and the key that is
+    called before an override changes this value, such as for `env.taskset`."""
     name, colon, arg = path.partition(":")
     config = _run(_find(name), arg if colon else None)
     config.lock()
@@ -76,38 +85,57 @@ def load(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
         key, equals, text = override.removeprefix("--config.").partition("=")
         if not equals or key == override:
             raise ConfigError(f"{override!r} is not of the form --config.key=value")
+        parents, _, last = key.rpartition(".")
+        section = _section(config, parents)
+        if last in on_change and section is not None and section.get(last) != text:
+            with section.unlocked():
+                on_change[last](section, text)
         _override(config, key, text)
     return config
+
+
+def _section(config: ConfigDict, key: str) -> ConfigDict | None:
+    """The section with this dotted key; None if there is none."""
+    section: Any = config
+    for name in filter(None, key.split(".")):
+        section = section.get(name) if isinstance(section, ConfigDict) else None
+    return section if isinstance(section, ConfigDict) else None
 
 
 def _find(name: str) -> Path:
     for path in (Path(name), ROOT / name):
         if path.is_file():
             return path
-    known = sorted(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py"))
-    listing = "; there are " + ", ".join(known) if known else ""
-    raise ConfigError(f"{name} does not exist{listing}.{suggest(name, known)}")
+    paths = (ROOT / "configs").rglob("*.py")
+    names = sorted(path.relative_to(ROOT).as_posix() for path in paths)
+    listing = "; there are " + ", ".join(names) if names else ""
+    raise ConfigError(f"{name} does not exist{listing}.{suggest(name, names)}")
 
 
 def _run(path: Path, arg: str | None) -> ConfigDict:
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = types.ModuleType(f"jaxdeep_config_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where a dataclass of the file looks its module up
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        get_config = namespace.get("get_config")
+        # without this module's own `from __future__ import annotations`
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+        get_config = getattr(module, "get_config", None)
         if get_config is None:
             raise ConfigError(f"{path} defines no get_config()")
         config = get_config() if arg is None else get_config(arg)
-    except MISTAKES as error:
+    except FILE_ERRORS as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-        where = f"{path}:{lines[-1]}" if lines else f"{path}"
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+        location = f"{path}:{lines[-1]}" if lines else f"{path}"
+        raise ConfigError(f"{location}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"{path}: get_config() gave a {type(config).__name__}, not a ConfigDict")
     return config
 
 
 def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The values of all sections, by their dotted key."""
     leaves = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -118,8 +146,12 @@ def _flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets one value. A key that the file leaves at its default, alone or with the section it is in, is
-    set too, and checked by `build`: it is refused here where there is no such section of the file."""
+    """Set one value.
+
+    The file need not have the key, or the section inside a section that it is in: they may be left
+    at their defaults there. `build` refuses such a key if no dataclass has it. A top-level section
+    that the file does not have is refused here.
+    """
     leaves = _flatten(config)
     *parents, last = key.split(".")
     section: Any = config
@@ -129,9 +161,9 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             with section.unlocked():
                 section[parent] = ConfigDict()
         section = section.get(parent) if isinstance(section, ConfigDict) else None
-    inside = [leaf for leaf in leaves if leaf.startswith(key + ".")]
-    if inside:
-        raise ConfigError(f"--config.{key} is a section; set one of {', '.join(inside)}")
+    keys = [leaf for leaf in leaves if leaf.startswith(key + ".")]
+    if keys:
+        raise ConfigError(f"--config.{key} is a section; set one of {', '.join(keys)}")
     if not isinstance(section, ConfigDict) or not (parents or key in leaves):
         raise ConfigError(f"--config.{key} is not in the configuration.{suggest(key, leaves)}")
     if key not in leaves:
@@ -148,7 +180,7 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _parse(text: str, expected: type, present: Any) -> Any:
-    """The text as a value of the expected type; "None" is None for every type."""
+    """The value that a text stands for, in the expected type; "None" is None in every type."""
     if text == "None":
         return None
     if expected is bool:
@@ -161,20 +193,22 @@ def _parse(text: str, expected: type, present: Any) -> Any:
 
 
 def _elements(text: str, present: Sequence) -> list:
-    """The parts of `(1, 2)`, `1,2` or `a,b`, each of the type that the present elements share."""
+    """The elements of "(1, 2)", "1,2" or "a,b", in the type of the present elements if they share
+    one."""
     value = _literal(text)
     if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
+        value = [element.strip() for element in value.split(",") if element.strip()]
     elif not isinstance(value, (tuple, list)):
         value = [value]
     kinds = {type(element) for element in present}
     if len(kinds) != 1:
         return list(value)
     (kind,) = kinds
-    return [_cast(part, kind, text) for part in value]
+    return [_cast(element, kind, text) for element in value]
 
 
 def _literal(text: str) -> Any:
+    """The Python literal, or the text itself if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -184,38 +218,40 @@ def _literal(text: str) -> Any:
 # From a section to a frozen dataclass.
 
 
-def build(cls: type[T], section: Mapping | ConfigDict, where: str = "config") -> T:
-    """The dataclass `cls` made of the section, sections inside it too; lists become tuples. ConfigError on
-    an unknown key, a missing one without a default, or a value of the wrong type, named `where.key`."""
+def build(cls: type[T], section: Mapping | ConfigDict, key: str = "config") -> T:
+    """The dataclass `cls` with the values of the section, and of the sections inside it; lists
+    become tuples. ConfigError for an unknown key, a missing one without a default, or a value of
+    the wrong type; `key` is the section's own, to name them by."""
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     values = dict(section.items())
-    for key in values:
-        if key not in fields:
-            raise ConfigError(f"{where}.{key} is not a setting.{suggest(key, fields)}")
-    nothing = dataclasses.MISSING
+    for name in values:
+        if name not in fields:
+            raise ConfigError(f"{key}.{name} is not a setting.{suggest(name, fields)}")
+    absent = dataclasses.MISSING
     missing = [
-        f"{where}.{name}"
+        f"{key}.{name}"
         for name, field in fields.items()
-        if name not in values and field.default is nothing and field.default_factory is nothing
+        if name not in values and field.default is absent and field.default_factory is absent
     ]
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be set")
-    values = {key: _cast(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    values = {name: _cast(value, hints[name], f"{key}.{name}") for name, value in values.items()}
     try:
         return cls(**values)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
-def _cast(value: Any, hint: Any, where: str) -> Any:
-    """The value as the annotation wants it, or ConfigError."""
+def _cast(value: Any, hint: Any, key: str) -> Any:
+    """The value in the type of an annotation. ConfigError if it is of another type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or (origin is typing.Literal and value in args):
         return value
     if origin is typing.Literal:
         raise ConfigError(
-            f"{where} is {value!r}, none of {', '.join(map(repr, args))}.{suggest(str(value), map(str, args))}"
+            f"{key} is {value!r}, none of {', '.join(map(repr, args))}."
+            f"{suggest(str(value), map(str, args))}"
         )
     if origin in (typing.Union, types.UnionType):
         choices = [arg for arg in args if arg is not type(None)]
@@ -223,43 +259,43 @@ def _cast(value: Any, hint: Any, where: str) -> Any:
             return None
         for choice in choices[:-1]:
             try:
-                return _cast(value, choice, where)
+                return _cast(value, choice, key)
             except ConfigError:
                 continue
-        return _cast(value, choices[-1], where)
+        return _cast(value, choices[-1], key)
     if dataclasses.is_dataclass(hint) and isinstance(value, SECTIONS):
-        return build(hint, value, where)
+        return build(hint, value, key)
     if (origin or hint) is tuple and isinstance(value, (tuple, list)):
-        return _cast_tuple(tuple(value), args, where)
+        return _cast_tuple(tuple(value), args, key)
     if (origin or hint) in (dict, collections.abc.Mapping) and isinstance(value, SECTIONS):
-        of = args[1] if args else Any
-        return {key: _cast(element, of, f"{where}.{key}") for key, element in value.items()}
+        kind = args[1] if args else Any
+        return {name: _cast(element, kind, f"{key}.{name}") for name, element in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # A bool is an int to Python, and never what a count or a size wants.
+    # to Python a bool is an int, but True is never meant as a count or a size
     if origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     expected = hint.__name__ if isinstance(hint, type) else hint
-    raise ConfigError(f"{where} is {value!r}, a {type(value).__name__}; expected {expected}")
+    raise ConfigError(f"{key} is {value!r}, a {type(value).__name__}; expected {expected}")
 
 
-def _cast_tuple(value: tuple, args: tuple, where: str) -> tuple:
+def _cast_tuple(value: tuple, args: tuple, key: str) -> tuple:
     if not args:
         return value
     if args[-1] is Ellipsis:
         args = args[:1] * len(value)
     if len(args) != len(value):
-        raise ConfigError(f"{where} is {value!r}, of {len(value)} elements; expected {len(args)}")
+        raise ConfigError(f"{key} is {value!r}, of {len(value)} elements; expected {len(args)}")
     pairs = enumerate(zip(value, args, strict=True))
-    return tuple(_cast(element, arg, f"{where}[{i}]") for i, (element, arg) in pairs)
+    return tuple(_cast(element, arg, f"{key}[{i}]") for i, (element, arg) in pairs)
 
 
 # What was run.
 
 
 def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, Any]:
-    """Writes `workdir/config.json`, and returns what is in it: the resolved configuration, the command,
-    the commit, the versions."""
+    """Write `workdir/config.json` and return its content: the resolved configuration, the command,
+    the commit and the versions."""
     record = {
         "config": config.copy_and_resolve_references().to_dict(),
         "command": shlex.join(argv),
@@ -267,12 +303,13 @@ def save(config: ConfigDict, workdir: Path, argv: Sequence[str]) -> dict[str, An
         "versions": {"python": sys.version.split()[0], "jaxdeep": __version__} | _versions(),
     }
     text = json.dumps(record, indent=2, default=str)
-    write_atomic(workdir / "config.json", text + "\n")
+    write_atomic(Workdir(workdir).config, text + "\n")
     return json.loads(text)
 
 
 def _commit() -> str:
-    """The commit of the checkout, "-dirty" after it where files differ, or "unknown" outside one."""
+    """The commit of the checkout, with "-dirty" if files differ from it; "unknown" without a
+    checkout."""
     if not (ROOT / ".git").exists():
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -286,10 +323,10 @@ def _commit() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run works: progress bars, lines above them."""
+"""What a person sees on stderr while a run works: progress bars, and lines above them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class _Lines(tqdm):
-    """Progress for a log file: whole lines, one at most every few seconds."""
+    """Progress for a log file: whole lines instead of a bar that is drawn over itself."""
 
-    monitor_interval = 0  # no thread that prints a line of its own
+    monitor_interval = 0  # tqdm's monitor thread would print additional lines
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         self.fp.write(f"{self}\n")
@@ -27,9 +27,9 @@ class _Lines(tqdm):
 
 
 def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm:
-    """A progress bar over `items`, or over a count that the caller moves with `.update()`; `done` were
-    done before and do not count as speed. Where stderr is not a terminal it prints lines instead, at
-    most one in five seconds."""
+    """A progress bar over `items`, or over a count that the caller advances with `.update()`.
+    `done` of them were done before the run resumed, and are not part of the speed. Where stderr is
+    not a terminal it prints lines instead, at most one every SECONDS_BETWEEN_LINES."""
     source = {"total": items} if isinstance(items, int) else {"iterable": items}
     if sys.stderr.isatty():
         return tqdm(**source, desc=desc, unit=unit, initial=done, dynamic_ncols=True)
@@ -45,7 +45,7 @@ def progress(items: Iterable | int, desc: str, unit: str, done: int = 0) -> tqdm
 
 
 def say(line: str) -> None:
-    """A line on stderr, above a progress bar if there is one."""
+    """Prints a line on stderr, above the progress bar if there is one."""
     if sys.stderr.isatty():
         tqdm.write(line, file=sys.stderr)
     else:

@@ -1,12 +1,13 @@
-"""The three kinds of failure, and where each is handled.
+"""The three kinds of failure, and what becomes of each.
 
-    ours          ConfigError, DataError, CheckpointError, MismatchError,
-                  DivergedError                                            stops the run, with the values
-    the world's   WorldError                                               recorded on the trajectory, kept
-      ToolTimeout                                                          out of baseline and loss
-    the model's   no exception: an observation the model reads             agent.tool, agent.rollout
+    ours          ConfigError, DataError, CheckpointError,   the run stops, the message has the
+                  MismatchError, DivergedError               values that disagree
+    the world's   WorldError, ToolTimeout                    recorded on the trajectory, which is
+                                                             left out of baseline and loss
+    the model's   no exception                               an observation that the model reads
 
-A `JaxdeepError` carries a message for people: the verbs print it without a traceback and exit with 2.
+A `JaxdeepError` carries a message for people: the verbs print it without a traceback and exit with
+2.
 """
 
 
@@ -15,7 +16,8 @@ class JaxdeepError(Exception):
 
 
 class ConfigError(JaxdeepError):
-    """A configuration that cannot be run: an unknown key, a missing one, a size that does not divide."""
+    """A configuration that cannot be run: an unknown key, a missing one, a size that does not
+    divide."""
 
 
 class DataError(JaxdeepError):
@@ -23,19 +25,20 @@ class DataError(JaxdeepError):
 
 
 class CheckpointError(JaxdeepError):
-    """Weights or a checkpoint that do not fit the run that asks for them."""
+    """Weights or a checkpoint that do not exist, are incomplete, or do not fit the run."""
 
 
 class MismatchError(JaxdeepError):
-    """Sampler and trainer disagree about the log-probabilities of the same tokens."""
+    """Sampler and trainer give the same tokens different log-probabilities."""
 
 
 class DivergedError(JaxdeepError):
-    """A loss or a gradient that is no number. The state before it was kept."""
+    """A loss or a gradient that is not finite, or a collapse. The state before it was kept."""
 
 
 class WorldError(Exception):
-    """The world failed, not the model: an index that is gone, a tool that hangs. The rollout is void."""
+    """The world failed, not the model: a search index is down, a tool hangs. The rollout is left
+    out of training."""
 
 
 class ToolTimeout(WorldError):

@@ -1,7 +1,7 @@
-"""The rows of `metrics.jsonl`, one a step.
+"""Reads and writes `metrics.jsonl`, which has one row of numbers per step.
 
-The file survives a kill at any moment: a torn last line is dropped,
-and rows past the checkpoint that a run resumes from are dropped too, so no step appears twice.
+The file survives a kill at any moment: an incomplete last line is dropped, and so are rows after
+the checkpoint that a run resumes from, so that no step appears twice.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxdeep.errors import DataError
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, without a torn last line; DataError where it is not one."""
+    """The rows of a metrics file, without an incomplete last line; DataError where it does not
+    exist or is not a metrics file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: no run has written its metrics there") from None
-    # What follows the last newline is empty, or torn by a kill.
+    # What follows the last newline is empty, or the beginning of a row that a kill cut short.
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -37,10 +38,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Metrics:
-    """Appends rows to `workdir/metrics.jsonl`, after dropping those past `step`, where the run resumes."""
+    """Appends rows to `workdir/metrics.jsonl`, after dropping those later than `step`, from which
+    the run resumes."""
 
     def __init__(self, workdir: Path, *, step: int) -> None:
-        self.path = workdir / "metrics.jsonl"
+        self.path = Workdir(workdir).metrics
         workdir.mkdir(parents=True, exist_ok=True)
         kept = (
             [row for row in read_metrics(self.path) if row["step"] <= step]
@@ -52,8 +54,9 @@ class Metrics:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds one row, on disk when this returns, and returns it. Numbers that are not finite become null and are
-        named under "nonfinite". ValueError where `step` does not grow."""
+        """Appends one row and returns it; it is on disk then. Numbers that are not finite become
+        null, which JSON has, and are named under "nonfinite". ValueError unless `step` is later
+        than the last."""
         if step <= self.step:
             raise ValueError(f"{step=} is not after the last row of {self.path}, {self.step}")
         row: dict[str, Any] = {"step": step}

@@ -95,14 +95,14 @@ def frozen_shapes(
 def batch_shapes(mesh: jax.sharding.Mesh, B: int, T: int) -> Batch:
     """B packed rows of T positions. ConfigError if they do not divide over the mesh."""
     meshes.check_size(mesh, B, T)
-    sharding = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
+    sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
     types = [jnp.int32] * 3 + [jnp.float32] * 3
     return Batch(*(jax.ShapeDtypeStruct((B, T), kind, sharding=sharding) for kind in types))
 
 
 def reference_shapes(work: Workload, mesh: jax.sharding.Mesh) -> losses.ReferenceLogps:
     """The reference log-probabilities that the loss of a microbatch reads."""
-    sharding = jax.sharding.NamedSharding(mesh, meshes.LAYOUT)
+    sharding = jax.sharding.NamedSharding(mesh, meshes.BATCH_SPEC)
     logp_BT = jax.ShapeDtypeStruct((work.rows, work.length), jnp.float32, sharding=sharding)
     kl = work.spec.objective.kl.coef
     return losses.ReferenceLogps(logp_BT if work.old else None, logp_BT if kl else None)
@@ -111,7 +111,7 @@ def reference_shapes(work: Workload, mesh: jax.sharding.Mesh) -> losses.Referenc
 def page_shapes(work: Workload, mesh: jax.sharding.Mesh) -> jax.ShapeDtypeStruct:
     """The paged KV cache of all engines of the mesh."""
     cfg, engine = work.spec.model, work.engine
-    count = sizes.pages(engine, cfg, mesh) * meshes.processes_of(mesh)
+    count = sizes.pages(engine, cfg, mesh) * meshes.process_count(mesh)
     return paged.shape(cfg, mesh, count, engine.page)
 
 
@@ -187,7 +187,7 @@ def engine_calls(
     def rows_of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         """An array of [B, ...] in each process, as the global array that the program sees."""
         return jax.ShapeDtypeStruct(
-            (shape[0] * meshes.processes_of(mesh), *shape[1:]), dtype, sharding=row_sharding
+            (shape[0] * meshes.process_count(mesh), *shape[1:]), dtype, sharding=row_sharding
         )
 
     def call(program: Any, B: int, *inputs: jax.ShapeDtypeStruct) -> jax.stages.Traced:

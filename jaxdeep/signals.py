@@ -1,4 +1,4 @@
-"""SIGTERM as an orderly end: a run finishes its step, saves, and exits with 0."""
+"""SIGTERM as an orderly end: a run finishes its step, saves and exits with status 0."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ ENDED = "terminated after step {step}, which is saved: the same command continue
 
 
 class Terminated(BaseException):
-    """SIGTERM came while work was done that may be dropped."""
+    """SIGTERM arrived during work that may be dropped. Not an Exception, so that no handler for
+    errors of a tool or a reward swallows it."""
 
 
 class Termination:
-    """Makes SIGTERM, what machines that are taken away get, an end in good order: `asked` becomes true
-    for the loop to see between two steps, and work inside `droppable()` ends at once by Terminated. One
-    inside another tells that one when it ends."""
+    """Handles SIGTERM, which schedulers send before they take a machine away. `asked` becomes True,
+    for the training loop to see between two steps; work inside `droppable()` ends immediately with
+    Terminated. A Termination inside another one passes the request on when it ends."""
 
     def __init__(self) -> None:
         self.asked, self._droppable = False, False
@@ -27,9 +28,10 @@ class Termination:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
-        around = getattr(self._before, "__self__", None)
-        if self.asked and isinstance(around, Termination):
-            around.asked = True
+        # the handler before was another Termination's method, if this one is inside it
+        outer = getattr(self._before, "__self__", None)
+        if self.asked and isinstance(outer, Termination):
+            outer.asked = True
 
     def _handle(self, *_: object) -> None:
         self.asked = True
@@ -38,7 +40,8 @@ class Termination:
 
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:
-        """Work that is as if never begun when it is cut off."""
+        """For work without effects until it is complete, such as rollouts: SIGTERM raises
+        Terminated in it, and at its start if SIGTERM came before."""
         self._droppable = True
         try:
             if self.asked:

@@ -1,7 +1,7 @@
 """The vocabulary of the host half: what a conversation, a rollout and a batch are made of.
 
-Tokens are the state of a conversation and text is a view of it: `Trajectory.pieces` is what training
-reads, `Trajectory.messages` is what people, tools and rewards read.
+Tokens are the state of a conversation and text is a view of it: training reads the pieces of
+`Trajectory.branches`; people, tools and rewards read `Trajectory.messages`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call the model asked for. `error` says why it could not be read; then `arguments` is empty."""
+    """One call the model asked for. `error` says why it could not be read; `arguments` is then
+    empty."""
 
     name: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -27,8 +28,8 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as people read it. `name` is the tool's for role "tool"; `weight` is how much the turn
-    counts where it is learned, 0 for not at all."""
+    """One turn as people read it. `name` is the tool's where the role is "tool". `weight`
+    multiplies the loss of the turn in supervised training; 0 leaves it out."""
 
     role: Role
     content: str = ""
@@ -40,10 +41,14 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next tokens are drawn: temperature 0 takes the most likely one; of the rest, scaled by it,
-    the `top_k` most likely (0: all), the fewest that have `top_p` of the probability, and those with at
-    least `min_p` of the most likely one's. A turn ends after any of the ids, or runs of ids, in `stop`.
-    All of it is data, never a shape."""
+    """How the next token is drawn. Temperature 0 takes the most likely one. Any other temperature
+    divides the logits; of the resulting distribution are kept the `top_k` most likely tokens (0:
+    all), the fewest that together have probability `top_p`, and those with at least `min_p` times
+    the probability of the most likely one. A turn ends after any of the ids, or runs of ids, in
+    `stop`.
+
+    All of it is data to the compiled programs, never a shape: no setting compiles anything.
+    """
 
     temperature: float = 1.0
     stop: tuple[int | tuple[int, ...], ...] = ()
@@ -53,22 +58,28 @@ class Sampling:
 
 
 class Completion(NamedTuple):
-    """What a policy said: ids as sampled (the stop token included) and the log-probability of each
-    under the policy at temperature 1, in nats. `stop` is "length" when the budget cut the turn, "" in
-    a part of a turn that goes on. `drawn_logps` are under the distribution that was drawn from.
-    `version` is of the policy: how many updates had made it."""
+    """A policy's turn, or part of one. `tokens` are ids as sampled, the stop token included;
+    `logps` their log-probabilities at temperature 1, in nats. `stop` is "length" where the budget
+    cut the turn and "" in a part after which the turn goes on. `drawn_logps` are under the
+    distribution the tokens were drawn from, and `version` is how many updates the policy had seen.
+
+    `forced` marks tokens that were put into the turn rather than sampled. Their entries of `logps`
+    may be anything, NaN too: nobody reads them, and forced tokens are never learned. None: all were
+    sampled.
+    """
 
     tokens: list[int]
     logps: list[float]
     stop: Literal["stop", "length", ""]
     drawn_logps: list[float] | None = None
     version: int = 0
+    forced: list[bool] | None = None
 
 
 class Piece(NamedTuple):
-    """A run of tokens with one author. `logps` is set where a policy sampled them, None in data.
-    `weights` says how much each token is learned; None: the policy's 1, the world's 0. `version` is of the
-    policy that sampled them all: how many updates had made it."""
+    """A run of tokens with one author. `logps` are the sampler's, None in data that nobody sampled.
+    `weights` multiply the loss of each token; None is 1 for the policy's and 0 for the world's.
+    `version` is how many updates the policy that sampled them had seen."""
 
     tokens: list[int]
     author: Literal["policy", "world"]
@@ -85,7 +96,7 @@ class Stop(enum.Enum):
     MAX_TURNS = "max_turns"  # as many turns as the limits allow
     MAX_CALLS = "max_calls"  # as many tool calls as the limits allow
     TURN_TOKENS = "turn_tokens"  # one turn filled its budget and was cut
-    MAX_TOKENS = "max_tokens"  # the conversation filled its budget
+    MAX_TOKENS = "max_tokens"  # a branch filled its budget
     TIMEOUT = "timeout"  # the rollout took too long by the clock
     FAILED = "failed"  # the world failed; `Trajectory.failure` says how
 
@@ -97,7 +108,8 @@ class Stop(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """One problem: what to ask, which answers are right, and whatever its rewards need in `meta`."""
+    """One problem: what to ask, which answers are right, and whatever its rewards need in
+    `meta`."""
 
     id: str
     question: str
@@ -106,36 +118,68 @@ class Task:
 
 
 @dataclasses.dataclass(slots=True)
+class Branch:
+    """One token sequence of a rollout. It only grows while the rollout runs, and its pieces in
+    order are exactly the ids that the sampler saw."""
+
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Every token, in order."""
+        return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens the policy sampled."""
+        return sum(len(piece.tokens) for piece in self.pieces if piece.author == "policy")
+
+
+@dataclasses.dataclass(slots=True)
 class Trajectory:
-    """One rollout. Append-only while it runs; `pieces` concatenated are the ids the sampler saw."""
+    """One rollout.
+
+    `branches` are its token sequences in the order in which they began: one, unless the environment
+    manages the context and starts over from a summary or without old results (`Env.fork`). What a
+    later branch repeats of earlier turns is the world's there, so each sampled token is the
+    policy's in one place and is learned once. `messages` is everything that was said, each thing
+    once: the first branch's opening, then turns and answers to them.
+    """
 
     task: Task
     seed: int = 0
-    pieces: list[Piece] = dataclasses.field(default_factory=list)
+    branches: list[Branch] = dataclasses.field(default_factory=list)
     messages: list[Message] = dataclasses.field(default_factory=list)
     stop: Stop = Stop.FAILED
     failure: str = ""
     rewards: dict[str, float | None] = dataclasses.field(default_factory=dict)
     reward: float | None = None
-    advantage: float | None = None  # its weight in the loss; None where it has no part in it
+    advantage: float | None = None  # weight of its tokens in the loss; None: left out of the loss
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
+    def pieces(self) -> list[Piece]:
+        """The pieces of all branches in order, for counting. Not a prompt: only a branch is one."""
+        return [piece for branch in self.branches for piece in branch.pieces]
+
+    @property
     def tokens(self) -> list[int]:
-        """Every token of the conversation, in order."""
-        return [token for piece in self.pieces for token in piece.tokens]
+        """Every token of all branches, in order."""
+        return [token for branch in self.branches for token in branch.tokens]
 
     @property
     def sampled(self) -> int:
-        """How many tokens the policy wrote."""
-        return sum(len(piece.tokens) for piece in self.pieces if piece.author == "policy")
+        """How many tokens the policy sampled."""
+        return sum(branch.sampled for branch in self.branches)
 
 
 class Row(NamedTuple):
-    """One sequence to learn from, all arrays of length T and aligned with `tokens`: `learn[t]` is above 0
-    where token t is to be learned (predicted from the tokens before it) and says how much it counts, 1
-    unless data weighs it; `logp[t]` is the log-probability its sampler gave it, `advantage[t]` the factor
-    of its gradient, `learn[t]` included."""
+    """One sequence to learn from: arrays of one length, aligned with `tokens`.
+
+    `learn[t]` is the loss mask: above 0 where token t is learned (predicted from the tokens before
+    it), and its weight there, 1 unless data says otherwise. `logp[t]` is the log-probability the
+    sampler gave the token, `advantage[t]` what its gradient is multiplied by, `learn[t]` included.
+    """
 
     tokens: np.ndarray
     learn: np.ndarray
@@ -144,8 +188,8 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Packed rows, numpy on the host and arrays on the mesh. `segments_BT` numbers the sequences of a
-    row from 1; 0 is padding, which nothing attends to and nothing learns from."""
+    """Packed rows, numpy on the host and sharded arrays on the mesh. `segments_BT` numbers the
+    sequences of a row from 1; 0 is padding: it is not attended to and its loss mask is 0."""
 
     tokens_BT: Any
     segments_BT: Any

@@ -1,8 +1,20 @@
-"""Where things lie in a run's folder, files that are replaced in one step, and the lock on the folder."""
+"""The one place that knows where things lie in a run's folder; files that are replaced in one step;
+the lock on the folder.
+
+    config.json          the configuration, the command, the commit, the versions
+    metrics.jsonl        a row a step; tensorboard/, trace.json.gz, profile/ beside it
+    tokenizer.json       of the run's model, so that rollouts can be read
+    rollouts/000012.jsonl, gaps/000012.npy    of step 12
+    checkpoints/         unless train.checkpoints names another place
+    guard.json, collapsed-1/                  what a collapse of the policy was, and came after it
+    eval.jsonl, eval.json, eval.html          an evaluation
+    process-1/           config, metrics and lock of the second of several processes
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,8 +23,115 @@ from pathlib import Path
 from jaxdeep.errors import JaxdeepError
 
 
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """The folder of a run, and where each thing is in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def trace(self) -> Path:
+        return self.path / "trace.json.gz"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb-id"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def guard(self) -> Path:
+        return self.path / "guard.json"
+
+    @property
+    def model(self) -> Path:
+        """The weights that SFT of all parameters leaves."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """The rollouts of an evaluation."""
+        return self.path / "eval.jsonl"
+
+    @property
+    def evaluation_summary(self) -> Path:
+        return self.path / "eval.json"
+
+    @property
+    def evaluation_page(self) -> Path:
+        return self.path / "eval.html"
+
+    @property
+    def evaluation_gaps(self) -> Path:
+        return self.path / "gaps.npy"
+
+    @property
+    def pages(self) -> Path:
+        """What `view` makes."""
+        return self.path / "view"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def summary(self) -> Path:
+        """What a quickstart came to."""
+        return self.path / "summary.json"
+
+    @property
+    def index(self) -> Path:
+        """The page of a quickstart."""
+        return self.path / "index.html"
+
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"{step:06d}.jsonl"
+
+    def gaps(self, step: int) -> Path:
+        """Trainer less sampler, for the sampled tokens of a step's rollouts."""
+        return self.path / "gaps" / f"{step:06d}.npy"
+
+    def rollout_steps(self) -> list[int]:
+        """The steps whose rollouts are there, in order."""
+        paths = (self.path / "rollouts").glob("*.jsonl")
+        return sorted(int(path.stem) for path in paths if path.stem.isdigit())
+
+    def files_after(self, step: int) -> list[Path]:
+        """Rollouts and gaps of later steps."""
+        paths = [*self.path.glob("rollouts/*"), *self.path.glob("gaps/*")]
+        return sorted(path for path in paths if int(path.name.split(".")[0]) > step)
+
+    def collapsed(self, number: int) -> Path:
+        """What came after the step that the guard went back to, the `number`-th time."""
+        return self.path / f"collapsed-{number}"
+
+    def of_process(self, index: int) -> Workdir:
+        """Where a process keeps its configuration, lock and metrics: the first of several in the
+        run's folder, where the rollouts of all are too, each other one in a folder of its own."""
+        return Workdir(self.path / f"process-{index}") if index else self
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Replaces the file in one step: a reader, or a kill, sees the old text or the new, never half."""
+    """Replaces the file in one step: a reader, or a kill, sees the old text or the new, never
+    half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -27,8 +146,8 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Holds the folder for one run; JaxdeepError where another run holds it. The kernel drops the lock
-    with the process, so a killed run leaves nothing to clean up."""
+    """Holds the folder for one run; JaxdeepError where another run holds it. The kernel drops the
+    lock with the process, so a killed run leaves nothing to clean up."""
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+", encoding="utf-8") as file:
         try:

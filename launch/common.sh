@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What the scripts share. They take their settings from variables, print what they would run where DRY=1,
-# and explain themselves with --help.
+# Functions that the scripts share. Each script takes its settings from environment variables, only
+# prints what it would run with DRY=1, and prints the comment at its top with --help.
 
 export DRY=${DRY:-}
 
-# Runs a command, or prints it as one would type it.
+# Runs a command, or with DRY=1 prints it as one would type it.
 run() {
   if [[ $DRY == 1 ]]; then
     quoted "$@"
@@ -13,13 +13,13 @@ run() {
   fi
 }
 
-# As `run`, in place of the script: a signal to stop reaches the command, not a shell that knows nothing of it.
+# Like `run`, but replaces the script by the command: a script would not pass SIGTERM on to it.
 become() {
   [[ $DRY == 1 ]] || exec "$@"
   run "$@"
 }
 
-# The words as a shell would read them again.
+# Prints the arguments quoted for a shell.
 quoted() {
   local word line='' quote="'\\''"
   for word in "$@"; do
@@ -43,7 +43,8 @@ need() { # VARIABLE...
   done
 }
 
-# Prints the comment at the top of the script and ends it, where that is asked for or too few words came.
+# Prints the comment at the top of the script and exits, for --help or with fewer than LEAST
+# arguments.
 help() { # LEAST "$@"
   local least=$1
   shift

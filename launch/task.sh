@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs one process of a run, and says truthfully how it ended.
+# Runs one process of a run, and tells by its status a run that is done from one that was stopped.
 #
 #   launch/task.sh COMMAND...
 #
-# A process that is told to stop (SIGTERM) saves and leaves with status 0, but the run is not at its end:
-# then the status here is 143, and whoever schedules starts the same command again. As process 1 of a
-# container this script alone is told, and passes it on, as it does with FORWARD=1; elsewhere all are told.
-# A script as COMMAND ends in `exec PROGRAM`.
+# A process that gets SIGTERM saves and exits with 0, although the run is not finished. This script
+# then exits with 143, and the scheduler starts the same command again. In a container the signal
+# reaches process 1 only: as process 1, or with FORWARD=1, this script passes it on. Elsewhere
+# schedulers signal every process. Where COMMAND is a script, it must end in `exec PROGRAM`.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -20,7 +20,7 @@ fi
 child=$!
 stopped=
 trap 'stopped=1; [[ $$ != 1 && ${FORWARD:-} != 1 ]] || kill -TERM "$child"' TERM
-while true; do # a signal ends `wait`, not the command
+while true; do # a signal interrupts `wait`, not the command
   status=0
   wait "$child" || status=$?
   kill -0 "$child" 2>/dev/null || break

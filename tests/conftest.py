@@ -1,9 +1,11 @@
 """Eight CPU devices for the whole suite, and the folder of real data that some tests read."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,6 +26,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("JAXDEEP_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Compiled programs of a file are dropped after it: kept, they grow to gigabytes a process."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

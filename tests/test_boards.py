@@ -1,4 +1,4 @@
-"""TensorBoard's files without a step twice, and W&B by a stand-in."""
+"""TensorBoard's files without a step twice, and Weights & Biases by a double."""
 
 import json
 import struct
@@ -15,10 +15,10 @@ def rows(*steps):
     return [{"step": n, "train/loss": 1 / n, "note": "x", "gone": None} for n in steps]
 
 
-def told(workdir):
+def written(workdir):
     """Every (step, tag, value) in the files, read by the format's own rules."""
     found = []
-    for path in sorted((workdir / boards.FOLDER).iterdir()):
+    for path in sorted((workdir / "tensorboard").iterdir()):
         data, at = path.read_bytes(), 0
         while at < len(data):
             (size,) = struct.unpack_from("<Q", data, at)
@@ -65,12 +65,12 @@ def test_checksum_is_castagnolis():
     assert boards.crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, appendix B.4
 
 
-def test_numbers_of_a_row_are_told_and_nothing_else(tmp_path):
+def test_numbers_of_a_row_are_written_and_nothing_else(tmp_path):
     board = boards.TensorBoard(tmp_path, [])
     board.write(1, {"step": 1, "a/b": 0.5, "n": 3, "x": float("nan"), "y": None, "z": "text"})
     board.write(300, {"step": 300, "a/b": -2.0, "huge": 1e300})
     board.close()
-    assert told(tmp_path) == [(1, "a/b", 0.5), (1, "n", 3.0), (300, "a/b", -2.0)]
+    assert written(tmp_path) == [(1, "a/b", 0.5), (1, "n", 3.0), (300, "a/b", -2.0)]
 
 
 def test_a_resumed_run_has_no_step_twice_and_none_missing(tmp_path):
@@ -78,23 +78,23 @@ def test_a_resumed_run_has_no_step_twice_and_none_missing(tmp_path):
     for row in rows(*range(1, 201)):
         board.write(row["step"], row)
     board.close()
-    (path,) = (tmp_path / boards.FOLDER).iterdir()
+    (path,) = (tmp_path / "tensorboard").iterdir()
     with path.open("ab") as file:  # a kill in the middle of an event
         file.write(path.read_bytes()[:30])
     board = boards.TensorBoard(tmp_path, rows(*range(1, 151)))
     for row in rows(*range(151, 161)):
         board.write(row["step"], row | {"train/loss": 7.0})
     board.close()
-    boards.TensorBoard(tmp_path, rows(*range(1, 171))).close()  # 161 to 170 were not told
-    found = told(tmp_path)
+    boards.TensorBoard(tmp_path, rows(*range(1, 171))).close()  # 161 to 170 were not written
+    found = written(tmp_path)
     assert [step for step, _, _ in found] == list(range(1, 171))
     assert [value for _, _, value in found[149:151]] == [pytest.approx(1 / 150), 7.0]
     boards.TensorBoard(tmp_path, []).close()  # begun again from nothing
-    assert told(tmp_path) == []
+    assert written(tmp_path) == []
 
 
 def test_wandb_is_sent_each_step_once(tmp_path, monkeypatch):
-    sent, asked = [], []
+    sent, opened = [], []
 
     class Run:
         def log(self, row, step):
@@ -103,8 +103,8 @@ def test_wandb_is_sent_each_step_once(tmp_path, monkeypatch):
         def finish(self):
             sent.append("end")
 
-    def init(**given):
-        asked.append(given)
+    def init(**settings):
+        opened.append(settings)
         return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
@@ -115,7 +115,7 @@ def test_wandb_is_sent_each_step_once(tmp_path, monkeypatch):
         board.write(3, {"step": 3, "loss": 0.25})
         board.close()
     assert sent == [(2, {"loss": 0.5}), (3, {"loss": 0.25}), "end", (3, {"loss": 0.25}), "end"]
-    first, second = asked
+    first, second = opened
     assert first == second and first["project"] == "agents" and first["config"] == {"seed": 3}
     assert first["resume"] == "allow" and first["name"] == tmp_path.name
 

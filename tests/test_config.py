@@ -1,4 +1,5 @@
-"""Configurations: typed overrides, refusals that say what to do, frozen dataclasses, the record of a run."""
+"""Configurations: typed overrides, errors that say what to do, frozen dataclasses, a run's
+record."""
 
 import dataclasses
 import json

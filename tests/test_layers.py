@@ -54,12 +54,12 @@ JOINED = {
 ROOTS = {
     "types": set(),
     "errors": set(),
-    "trace": set(),
+    "trace": {"workdir"},
     "workdir": {"errors"},
     "console": {"errors"},
     "signals": {"errors"},
     "metrics": {"errors", "workdir"},
-    "boards": {"errors"},
+    "boards": {"errors", "workdir"},
     "config": {"errors", "workdir"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -119,6 +119,77 @@ def late():
     assert violations("types", "import numpy\nimport jaxdeep.errors") == ["jaxdeep.errors"]
 
 
+PRODUCTS = sorted(p.name for p in (PACKAGE / "envs").iterdir() if (p / "__init__.py").exists())
+
+
+def product_violations(path: pathlib.Path, source: str) -> list[str]:
+    """Imports of a product from another one, or from the core that serves all of them."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    own = parts[1] if parts[0] == "envs" and len(parts) > 2 else None
+    if parts[0] in ("setup", "run", "serve") or parts[:2] == ("eval", "benchmarks"):
+        return []
+    wrong = []
+    for name in sorted(imported(source)):
+        _, top, *rest = [*name.split("."), "", ""]
+        if top == "envs" and rest[0] in PRODUCTS and rest[0] != own:
+            wrong.append(name)
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_core_knows_no_product_and_no_product_another(path):
+    assert product_violations(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_check_of_products_finds_what_it_looks_for():
+    source = "from jaxdeep.envs.toy import facts\nfrom jaxdeep.envs import qa"
+    assert {"search", "toy"} <= set(PRODUCTS)
+    for place in ("rl/summary.py", "envs/qa.py", "envs/search/tasks.py", "eval/harness.py"):
+        assert product_violations(PACKAGE / place, source) == ["jaxdeep.envs.toy"]
+    for place in ("envs/toy/maze.py", "setup/sources.py", "run/sft.py"):
+        assert product_violations(PACKAGE / place, source) == []
+
+
+def module_of(path: pathlib.Path) -> str:
+    parts = ("jaxdeep", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_through_others():
+    modules = {module_of(path): path for path in FILES}
+    arrows: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        # what is imported inside a function or for types alone is not imported when the module is
+        nodes = [n for n in ast.parse(path.read_text(encoding="utf-8")).body]
+        froms = [n for n in nodes if isinstance(n, ast.ImportFrom)]
+        names = {n.module for n in froms} | {f"{n.module}.{a.name}" for n in froms for a in n.names}
+        names |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        arrows[name] = {other for other in names if other in modules and other != name}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above[above.index(name) :], name))
+        if name not in done:
+            for other in sorted(arrows[name]):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in modules:
+        visit(name, ())
+
+
+LONGEST_FILE, LONGEST_FUNCTION = 600, 90  # lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path):
+    source = path.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= LONGEST_FILE
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+
+
 def test_the_host_half_imports_where_there_is_no_jax():
     # Blocked rather than looked for afterwards: bm25s takes jax for itself wherever it finds it.
     host = [path for path in FILES if path.relative_to(PACKAGE).parts[0] in HOST]
@@ -136,3 +207,15 @@ def test_the_host_half_imports_where_there_is_no_jax():
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_module_has_one_name_wherever_it_is_imported():
+    names: dict[str, set[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    if full in {module_of(file) for file in FILES}:
+                        names.setdefault(full, set()).add(alias.asname or alias.name)
+    assert {module: found for module, found in names.items() if len(found) > 1} == {}

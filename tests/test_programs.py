@@ -51,7 +51,7 @@ def test_grpo_compiles_all_of_its_programs_before_its_first_rollout(
     mesh = ["mesh.data=2", "mesh.model=2", "mesh.context=2"]
     # a learning rate of its own: programs of other tests would be found in the cache
     settings = ["grpo.kl.coef=0.01", "grpo.passes=2", "optim.lr=2e-3", "rollout.slots=64"]
-    taskset = f"env.taskset={small.__file__}:lucky"
+    taskset = f"env.taskset={small.__file__}:Lucky"
     run("grpo", grpo.main, tmp_path, *mesh, *settings, taskset, "rollout.chunk=1024")
     # three programs of the trainer; of the engine, two programs of two sizes each
     assert compiled_at_start == [len(COMPILED)] == [7]

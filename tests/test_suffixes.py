@@ -38,7 +38,7 @@ def test_the_check_finds_a_lie():
 
 OBJECTIVES = [
     SFT,
-    Objective("clip", Clip(dual=2.0), "sequence", entropy=0.1),
+    Objective("clip", clip=Clip(dual=2.0), aggregate="sequence", entropy=0.1),
     Objective("gspo", kl=Kl("k3", 0.1), correction=Correction("mask")),
     Objective("cispo"),
     Objective("binary_tv"),
@@ -75,8 +75,13 @@ def test_no_suffix_lies():
     every = (
         *(decoder.forward, attention.attend, attention.plain, paged.extend, paged.write),
         *(head.token_logps, rope.rotate, rope.angles),
-        *(losses.score, losses.loss, losses.policy_loss, losses.mismatch, losses.clipped),
-        *(losses.clip_by_probability, losses.bonus, losses.sizes),
+        *(losses.score, losses.loss, losses.policy_loss, losses.sampler_mismatch),
+        *(
+            losses.clip_by_probability,
+            losses.clipped_surrogate,
+            losses.entropy_bonus,
+            losses.sequence_tokens,
+        ),
         *(sampler.prefill, sampler.decode, sampler.draw),
     )
     assert {function.__name__ for function in every} | {"layer_step", "row", "one"} <= seen

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from jaxdeep.types import Completion, Message, Sampling, Task, Trajectory
+from jaxdeep.types import Completion, Message, Sampling, Task, ToolCall, Trajectory
 
 if TYPE_CHECKING:
     from jaxdeep.agent.tool import Tool
 
 Reward = Callable[[Task, Trajectory], "Awaitable[float | None] | float | None"]
-"""A number, or None when this trajectory cannot be judged: then it is left out of baseline and loss."""
+"""A number, or None when this trajectory cannot be judged: it then counts neither in the baseline
+nor in the loss."""
 
 
 class Policy(Protocol):
-    """Token ids in, sampled ids and their log-probabilities out. The seam between the two halves."""
+    """Token ids in, sampled ids and their log-probabilities out. Training code and the tool loop
+    meet here: an engine, a remote server and a script look the same to the loop."""
 
     async def __call__(
         self, prompt: Sequence[int], *, seed: int, max_new: int, sampling: Sampling = ...
@@ -23,24 +25,51 @@ class Policy(Protocol):
 
 
 class Env:
-    """One episode: open once, reply to turns without tool calls, close. Never reused."""
+    """One episode. The loop opens it once, asks its hooks while the conversation goes on, and
+    closes it once, whatever happened. It is never used again. Only `open` must be written.
+
+    `seed` follows from the rollout's and is set before `open`. Draw everything random from it, and
+    the same rollout meets the same world again.
+    """
 
     tools: Sequence[Tool] = ()
+    seed: int = 0
 
     async def open(self) -> list[Message]:
         """The messages before the model's first turn."""
         raise NotImplementedError
 
     async def reply(self, message: Message) -> list[Message]:
-        """What the world says to a turn that called no tool; nothing ends the episode."""
+        """The answer to a turn that called no tool. An empty list ends the episode."""
         return []
 
+    async def shown(self, call: ToolCall, text: str) -> None:
+        """Told, for each call of a turn in order, exactly what the model reads as its result: after
+        the cut to `limits.result_tokens`, and also where the text only says that the call could not
+        be read or was not made. A tool that returned a text cannot know this by itself."""
+
+    async def fork(self, messages: list[Message], room: int) -> list[Message] | None:
+        """The messages that a new branch of the conversation begins with, or None to go on in the
+        present one. This is where context is managed: go on from a summary, without old results.
+
+        Asked before every turn of the policy but the first. `messages` are the present branch's,
+        the last answer of the world included. `room` is how many tokens the next turn could have in
+        it; below 1 the branch is full, and None then ends the rollout as MAX_TOKENS. A turn that
+        the budget cuts in the middle ends the rollout without asking, so fork while there is room.
+
+        What the new branch says is the world's and not learned there, an assistant's messages too.
+        A turn with a call that could not be read cannot be repeated, since nothing would write it
+        so.
+        """
+        return None
+
     async def close(self) -> None:
-        """Give back what the episode held. Called once, whatever happened."""
+        """Give back what the episode held."""
 
 
 class Taskset(Protocol):
-    """Tasks, a fresh environment for each rollout of one, and the rewards by name with their weights."""
+    """Tasks, a fresh environment for each rollout of one, and the rewards by name with their
+    weights."""
 
     rewards: Mapping[str, tuple[float, Reward]]
 

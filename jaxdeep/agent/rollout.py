@@ -4,14 +4,19 @@
     group(taskset, task, policy, chat, ...)    several of one task, each in a fresh environment
     score(taskset, trajectory)                 its rewards by name, and their weighted total
 
-One turn: the policy continues *all tokens so far*; its tokens are kept exactly as sampled; they are
-parsed; the calls in them run at once; only the world's new text is encoded and appended. A turn that
-was cut runs nothing. `pieces` holds what the policy wrote or was about to read, `messages` all that
-happened: what the world says after the last turn of a policy is in `messages` only.
+One turn: the policy continues all tokens of the present branch; its tokens are kept exactly as
+sampled; they are parsed; the calls in them run concurrently; only the world's new text is encoded
+and appended. Before the next turn the environment may begin a new branch (`Env.fork`). The calls of
+a turn that a budget cut are not made.
 
-Failures: the model's become text it reads; the world's (`WorldError`, and whatever else the code of
-an environment or a tool raises) end this rollout as FAILED, and those of a reward leave it without one;
-those of the policy and of this code are ours and propagate. Whatever happens, the environment is closed.
+A branch holds what the policy wrote or was about to read. `Trajectory.messages` holds everything
+that happened: what the world answers to the policy's last turn is there alone, since nobody read
+it.
+
+Failures: a mistake of the model becomes text it reads. A failure of the world (`WorldError`, and
+whatever else the code of an environment or a tool raises) ends the rollout as FAILED; one of a
+reward leaves the rollout without a reward. Exceptions of the policy and of this module are bugs of
+ours and propagate. The environment is closed in every case.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import math
 import zlib
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
@@ -30,57 +36,85 @@ import numpy as np
 from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
-from jaxdeep.chat.qwen3 import Chat, Mark
-from jaxdeep.errors import ConfigError, WorldError
-from jaxdeep.types import Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
+from jaxdeep.chat.format import ChatFormat
+from jaxdeep.errors import ConfigError, DataError, WorldError
+from jaxdeep.types import (
+    Branch,
+    Completion,
+    Message,
+    Piece,
+    Sampling,
+    Stop,
+    Task,
+    ToolCall,
+    Trajectory,
+)
 
 T = TypeVar("T")
 
 METRICS = ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds")
-"""On every trajectory; `tool/NAME/COUNT` is there for each tool that was called."""
+"""What every trajectory counts, over all its branches:
+
+    turns            of the policy, a last one that was cut included
+    calls            made: mistaken and unreadable ones count, those beyond `max_calls` and those
+                     of a turn that was cut do not
+    bad_calls        of these, those that were a mistake of the model's
+    sampled_tokens   of the policy, forced ones left out
+    tool_seconds     summed over calls, which overlap
+
+This is the only definition: training metrics, evaluation tables and pages all read
+`Trajectory.metrics`. `tool/NAME/COUNT` is there too for each tool that was called, see `COUNTS`."""
 
 COUNTS = ("calls", "failed", "seconds", "cached")
-"""Of one tool: calls, those of them that failed (the model's mistakes and the world's) or were answered
-from a cache, and the seconds that all of them took."""
+"""Of one tool: its calls; how many of them failed, by a mistake of the model's or of the world; the
+seconds they took together; how many were answered from a cache."""
 
 SAMPLING = Sampling()
 """How turns are drawn unless the caller says otherwise."""
 
 NO_CALLS_LEFT = "No tool calls are left: this one was not made. Give your final answer now."
 
+ENV_SEED = 2**31
+"""The environment's seed is derived from the rollout's with this number, those of turns with 0, 1,
+2, ..."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one rollout, all inclusive."""
+    """Bounds of one rollout, all inclusive. Those of turns, calls and seconds are over all
+    branches."""
 
     max_turns: int  # of the policy
     max_calls: int  # of tools, unreadable ones included
     turn_tokens: int  # sampled in one turn
-    max_tokens: int  # of the whole conversation, the prompt included
-    result_tokens: int  # of one tool result; the mark that says it was cut comes on top
+    max_tokens: int  # of each branch, its prompt included: what a row of a batch must hold
+    result_tokens: int  # of one tool result; the note that it was cut comes on top
     seconds: float  # by the clock, for the conversation; opening and closing have as much each
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if value < 0 or (value == 0 and name != "max_calls"):
-                raise ConfigError(f"the limit {name} must be positive, got {value}")
+                least = "0 or more" if name == "max_calls" else "above 0"
+                raise ConfigError(f"rollout.limits.{name}={value} must be {least}")
 
 
 async def rollout(
     env: Env,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     limits: Limits,
     seed: int,
     sampling: Sampling = SAMPLING,
 ) -> Trajectory:
-    """One conversation from `env.open` to its stop. The turns' seeds follow from `seed`."""
+    """One conversation from `env.open` to its stop. The seeds of the turns and of the environment
+    follow from `seed`."""
     trajectory = Trajectory(task, seed, metrics=dict.fromkeys(METRICS, 0.0))
     stop = tuple(dict.fromkeys((*sampling.stop, *chat.stop_ids)))
     sampling = dataclasses.replace(sampling, stop=stop)
     try:
+        env.seed = _derive(seed, ENV_SEED)
         with trace.span("", task.id, seed=seed), _noted(trajectory, void=True):
             opening = await _world("env.open", env.open(), limits.seconds)
             loop = _Loop(trajectory, env, _by_name(env.tools), policy, chat, limits, sampling)
@@ -88,7 +122,7 @@ async def rollout(
                 async with asyncio.timeout(limits.seconds) as clock:
                     trajectory.stop = await loop.run(opening)
             except TimeoutError:
-                if not clock.expired():
+                if not clock.expired():  # not the rollout's clock: the policy's own, a bug of ours
                     raise
                 trajectory.stop = Stop.TIMEOUT
     finally:
@@ -101,15 +135,15 @@ async def group(
     taskset: Taskset,
     task: Task,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     size: int,
     limits: Limits,
     seed: int,
     sampling: Sampling = SAMPLING,
 ) -> list[Trajectory]:
-    """`size` rollouts of one task at once, in order, with distinct seeds that follow from `seed` and
-    the task's id. If one raises, the others are cancelled and closed first."""
+    """`size` concurrent rollouts of one task, in order, with distinct seeds that follow from `seed`
+    and the task's id. If one raises, the others are cancelled and closed before this raises."""
     first = _derive(seed, zlib.crc32(task.id.encode()))
     seeds = [(first + index) % 2**31 for index in range(size)]
     envs = [taskset.env(task) for _ in seeds]
@@ -121,12 +155,12 @@ async def group(
 
 
 async def score(taskset: Taskset, trajectory: Trajectory, seconds: float | None = None) -> None:
-    """Fill in the rewards by name and the weighted total. Each may take so many `seconds`; one that is no
-    coroutine is called in a thread, and others go on meanwhile.
+    """Fill in the rewards by name and the weighted total. Each may take `seconds`; a plain function
+    is called in a thread, so that one that waits does not hold up other rollouts.
 
-    A reward is None where the trajectory cannot be judged: the world failed, the function says so, it
-    raised, took too long, or gave what is no number (noted in `failure`, with its name). One None makes the
-    total None.
+    A reward is None where the trajectory cannot be judged: the world failed, the function returned
+    None, raised, took too long, or returned NaN or an infinity. The last three are noted in
+    `failure` with the reward's name. One None makes the total None.
     """
     trajectory.rewards = dict.fromkeys(taskset.rewards)
     trajectory.reward = None
@@ -141,9 +175,16 @@ async def score(taskset: Taskset, trajectory: Trajectory, seconds: float | None 
         trajectory.reward = float(sum(weight * value for weight, value in weights))
 
 
+def mean_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The mean of each of `METRICS` over rollouts."""
+    return {
+        name: float(np.mean([t.metrics.get(name, 0.0) for t in trajectories])) for name in METRICS
+    }
+
+
 def tools_of(trajectories: Iterable[Trajectory]) -> dict[str, float]:
-    """Of each tool that was called: `tool/NAME/calls` a rollout, the shares of them that `failed` and
-    that were `cached`, and the mean `latency` in seconds."""
+    """For each tool that was called: `tool/NAME/calls` per rollout, the shares of them that
+    `failed` and that were `cached`, and the mean `latency` of a call in seconds."""
     trajectories = list(trajectories)
     keys = {key for t in trajectories for key in t.metrics if key.startswith("tool/")}
     total = {key: sum(t.metrics.get(key, 0.0) for t in trajectories) for key in sorted(keys)}
@@ -177,90 +218,115 @@ class _Loop:
     env: Env
     tools: dict[str, Tool]
     policy: Policy
-    chat: Chat
+    chat: ChatFormat
     limits: Limits
     sampling: Sampling
-    tokens: list[int] = dataclasses.field(default_factory=list)  # all so far: the next prompt
-    calls: int = 0
-    warned: bool = False  # that no calls are left
+    prompt: list[int] = dataclasses.field(default_factory=list)  # all tokens of the present branch
+    messages: list[Message] = dataclasses.field(default_factory=list)  # what the branch says
+    warned: bool = False  # the model was told that no calls are left
 
     async def run(self, opening: Sequence[Message]) -> Stop:
-        limits, metrics = self.limits, self.trajectory.metrics
+        """Turns until one of them, the world or a limit ends the conversation."""
+        limits = self.limits
         self.trajectory.messages += opening
-        schemas = [tool.schema for tool in self.tools.values()]
-        self._append(Piece(self.chat.opening(opening, schemas), "world"))
+        self._begin_branch(opening)
         for turn in range(limits.max_turns):
-            room = limits.max_tokens - len(self.tokens)
+            room = limits.max_tokens - len(self.prompt)
             if room < 1:
                 return Stop.MAX_TOKENS
             message, closed, cut = await self._ask(turn, min(limits.turn_tokens, room))
-            metrics["turns"] += 1
             if cut:
                 return Stop.MAX_TOKENS if room <= limits.turn_tokens else Stop.TURN_TOKENS
             if message.calls and self.warned:
                 return Stop.MAX_CALLS
             if message.calls:
-                results = await self._answer(message.calls)
-                said = [
-                    Message("tool", self._shorten(result.text), name=call.name)
-                    for call, result in zip(message.calls, results, strict=True)
-                ]
+                answer, done = await self._answer(message.calls)
             else:
-                results = []
-                said = await _world("env.reply", self.env.reply(message))
-                if not said:
+                answer, done = await _world("env.reply", self.env.reply(message)), False
+                if not answer:
                     return Stop.FINISHED
-            self.trajectory.messages += said
-            if any(result.done for result in results):
+            self._say(answer)
+            if done:
                 return Stop.TOOL_DONE
-            if turn + 1 < limits.max_turns:
-                tokens = self.chat.reply(said, closed=closed)
-                if len(self.tokens) + len(tokens) >= limits.max_tokens:
-                    return Stop.MAX_TOKENS
-                self._append(Piece(tokens, "world"))
+            if turn + 1 < limits.max_turns and not await self._go_on(answer, closed):
+                return Stop.MAX_TOKENS
         return Stop.MAX_TURNS
 
     async def _ask(self, turn: int, budget: int) -> tuple[Message, bool, bool]:
         """The policy's next message, whether its turn is closed, and whether the budget cut it."""
         seed = _derive(self.trajectory.seed, turn)
         with trace.span("policy", f"turn {turn + 1}"):
-            said = await self.policy(
-                list(self.tokens), seed=seed, max_new=budget, sampling=self.sampling
+            completion = await self.policy(
+                list(self.prompt), seed=seed, max_new=budget, sampling=self.sampling
             )
-        if len(said.tokens) != len(said.logps) or len(said.tokens) > budget:
+        tokens, forced = completion.tokens, completion.forced
+        marks = len(tokens if forced is None else forced)
+        if not len(tokens) == len(completion.logps) == marks or len(tokens) > budget:
             raise ValueError(
-                f"the policy gave {len(said.tokens)} tokens and {len(said.logps)} log-probabilities "
-                f"for a budget of {budget}"
+                f"the policy gave {len(tokens)} tokens, {len(completion.logps)} log-probabilities "
+                f"and {marks} marks of forced tokens for a budget of {budget}"
             )
-        self._append(Piece(said.tokens, "policy", said.logps, version=said.version))
-        self.trajectory.metrics["sampled_tokens"] += len(said.tokens)
-        message = self.chat.parse(said.tokens)
-        self.trajectory.messages.append(message)
-        closed = said.tokens[-1:] == [self.chat.tokenizer.id(Mark.END)]
-        return message, closed, said.stop == "length"
-
-    async def _answer(self, calls: Sequence[ToolCall]) -> list[ToolResult]:
-        """A result for each call, in order; those within the limit run at once."""
-        left = max(self.limits.max_calls - self.calls, 0)
-        made, refused = calls[:left], calls[left:]
-        self.calls += len(made)
-        self.warned = bool(refused)
-        results = await together(self._call(call) for call in made)
+        for piece in _by_author(completion):
+            self._append(piece)
         metrics = self.trajectory.metrics
-        metrics["calls"] = float(self.calls)
+        metrics["turns"] += 1
+        metrics["sampled_tokens"] = float(self.trajectory.sampled)
+        message = self.chat.parse(tokens)
+        self._say([message])
+        closed = self.chat.is_closed(tokens)
+        return message, closed, completion.stop == "length"
+
+    async def _answer(self, calls: Sequence[ToolCall]) -> tuple[list[Message], bool]:
+        """The results of a turn's calls as the model reads them, in order, and whether one of them
+        ended the episode. Calls within the limit run concurrently, the rest are refused."""
+        metrics = self.trajectory.metrics
+        left = self.limits.max_calls - int(metrics["calls"])
+        made, refused = calls[:left], calls[left:]
+        # A model that is told so and calls again is stopped, see `run`.
+        self.warned = bool(refused)
+        metrics["calls"] += len(made)
+        results = await together(self._call(call) for call in made)
         metrics["bad_calls"] += sum(result.failed for result in results)
         metrics["tool_seconds"] += sum(result.seconds for result in results)
-        return results + [ToolResult(NO_CALLS_LEFT)] * len(refused)
+        results += [ToolResult(NO_CALLS_LEFT)] * len(refused)
+        # The only place where results are cut, so that environments, rewards and the model read the
+        # same text.
+        texts = [self._shorten(result.text) for result in results]
+        for call, text in zip(calls, texts, strict=True):
+            await _world("env.shown", self.env.shown(call, text))
+        names = [call.name for call in calls]
+        messages = [Message("tool", text, name=n) for n, text in zip(names, texts, strict=True)]
+        return messages, any(result.done for result in results)
+
+    async def _go_on(self, answer: Sequence[Message], closed: bool) -> bool:
+        """Prepare the prompt of the next turn: the present branch with the world's answer, or a new
+        branch. False where the present one is full and the environment begins no other."""
+        tokens = self.chat.reply(answer, closed=closed)
+        room = self.limits.max_tokens - len(self.prompt) - len(tokens)
+        opening = await _world("env.fork", self.env.fork(list(self.messages), room))
+        if opening is None:
+            if room < 1:
+                return False
+            self._append(Piece(tokens, "world"))
+            return True
+        try:
+            self._begin_branch(opening)
+        except DataError as error:  # it repeats what the model wrote, which may not be writable
+            raise WorldError(f"env.fork: {error}") from error
+        return True
 
     async def _call(self, call: ToolCall) -> ToolResult:
         names = ", ".join(self.tools)
-        there = f"The tools are: {names}." if names else "There are no tools here."
+        available = f"The tools are: {names}." if names else "There are no tools here."
         if call.error:
-            return ToolResult(f"This call could not be read: {call.error}. {there}", failed=True)
+            return ToolResult(
+                f"This call could not be read: {call.error}. {available}", failed=True
+            )
         tool = self.tools.get(call.name)
         if tool is None:
-            return ToolResult(f"There is no tool {call.name!r}. {there}", failed=True)
-        self._count(tool.name, calls=1, failed=1)  # until there is an answer
+            return ToolResult(f"There is no tool {call.name!r}. {available}", failed=True)
+        # Counted as failed until there is an answer: without one, the error leaves from here.
+        self._count(tool.name, calls=1, failed=1)
         with trace.span("tools", tool.name):
             result = await _world(f"tool {tool.name}", tool.call(call.arguments))
         self._count(
@@ -268,37 +334,66 @@ class _Loop:
         )
         return result
 
-    def _count(self, tool: str, **more: float) -> None:
+    def _count(self, tool: str, **amounts: float) -> None:
         metrics = self.trajectory.metrics
         for count in COUNTS:
             key = f"tool/{tool}/{count}"
-            metrics[key] = metrics.get(key, 0.0) + more.get(count, 0)
+            metrics[key] = metrics.get(key, 0.0) + amounts.get(count, 0)
 
     def _shorten(self, text: str) -> str:
-        """The text, cut visibly to the tokens a result may have."""
+        """The text, cut to the tokens that a result may have, with a note that says so."""
         tokenizer, most = self.chat.tokenizer, self.limits.result_tokens
         ids = tokenizer.encode(text)
         if len(ids) <= most:
             return text
-        kept = tokenizer.decode(ids[:most]).rstrip("�")  # a character cut in two
+        kept = tokenizer.decode(ids[:most]).rstrip("\ufffd")  # a character cut in two
         return f"{kept}\n[cut here: {most} of {len(ids)} tokens shown]"
 
+    def _begin_branch(self, opening: Sequence[Message]) -> None:
+        schemas = [tool.schema for tool in self.tools.values()]
+        tokens = self.chat.opening(opening, schemas)
+        self.trajectory.branches.append(Branch())
+        self.prompt, self.messages = [], list(opening)
+        self._append(Piece(tokens, "world"))
+
     def _append(self, piece: Piece) -> None:
-        self.trajectory.pieces.append(piece)
-        self.tokens += piece.tokens
+        self.trajectory.branches[-1].pieces.append(piece)
+        self.prompt += piece.tokens
+
+    def _say(self, messages: Sequence[Message]) -> None:
+        self.messages += messages
+        self.trajectory.messages += messages
+
+
+def _by_author(completion: Completion) -> list[Piece]:
+    """A turn as pieces. Forced tokens become the world's: then masks, counts of sampled tokens and
+    stored log-probabilities leave them out without knowing of them."""
+    tokens, logps, version = completion.tokens, completion.logps, completion.version
+    if completion.forced is None:
+        return [Piece(tokens, "policy", logps, version=version)]
+    pieces, start = [], 0
+    for forced, run in itertools.groupby(completion.forced):
+        end = start + len(list(run))
+        span, start = slice(start, end), end
+        if forced:
+            pieces.append(Piece(tokens[span], "world"))
+        else:
+            pieces.append(Piece(tokens[span], "policy", logps[span], version=version))
+    return pieces
 
 
 def _by_name(tools: Sequence[Tool]) -> dict[str, Tool]:
-    named = {tool.name: tool for tool in tools}
-    if len(named) < len(tools):
+    by_name = {tool.name: tool for tool in tools}
+    if len(by_name) < len(tools):
         raise ValueError(f"two tools of one name: {sorted(tool.name for tool in tools)}")
     if unbound := [tool.name for tool in tools if tool.unbound]:
         raise TypeError(f"{unbound} are methods: give them as self.NAME, not from the class")
-    return named
+    return by_name
 
 
 async def _world(what: str, work: Awaitable[T], seconds: float | None = None) -> T:
-    """What the world's code gives back. Whatever it raises, or no answer in time, is a `WorldError`."""
+    """The result of code that is the world's. Whatever it raises becomes a `WorldError`, and so
+    does no result within `seconds`."""
     clock = asyncio.timeout(seconds)
     try:
         async with clock:
@@ -306,17 +401,17 @@ async def _world(what: str, work: Awaitable[T], seconds: float | None = None) ->
     except WorldError:
         raise
     except Exception as error:
-        why = (
-            f"no end within {seconds:g} s"
-            if clock.expired()
-            else f"{type(error).__name__}: {error}"
-        )
-        raise WorldError(f"{what}: {why}") from error
+        if clock.expired():
+            reason = f"no end within {seconds:g} s"
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        raise WorldError(f"{what}: {reason}") from error
 
 
 @contextlib.contextmanager
 def _noted(trajectory: Trajectory, *, void: bool) -> Iterator[None]:
-    """The one place that catches the world's failures: noted, and with `void` the end of a rollout."""
+    """The only place that catches the world's failures. They are noted on the trajectory, and with
+    `void` they end the rollout as FAILED."""
     try:
         yield
     except WorldError as error:
@@ -327,7 +422,8 @@ def _noted(trajectory: Trajectory, *, void: bool) -> Iterator[None]:
 
 
 async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results in order. If one fails the rest are cancelled, and have ended when this raises."""
+    """All results in order. If one fails, the others are cancelled and awaited before this raises,
+    so that nothing runs on in an environment that is about to be closed."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -337,6 +433,6 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _derive(seed: int, branch: int) -> int:
-    """A seed of 31 bits for one branch below a seed."""
-    return int(np.random.SeedSequence([seed, branch]).generate_state(1)[0]) >> 1
+def _derive(seed: int, number: int) -> int:
+    """A seed of 31 bits that follows from a seed and a number."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) >> 1

@@ -1,4 +1,5 @@
-"""Doubles for the two sides of the tool loop: a policy that reads from a script, a tool that echoes.
+"""Test doubles for the two sides of the tool loop: a policy that follows a script, a tool that
+echoes.
 
 With them the whole host half runs without a model: in tests, in examples, in a dry run of a config.
 """
@@ -10,39 +11,41 @@ from typing import Annotated
 
 from jaxdeep.agent.rollout import SAMPLING
 from jaxdeep.agent.tool import tool
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.types import Completion, Message, Sampling
 
 
 class ScriptedPolicy:
-    """Says the turns of a script, one a call, each with log-probability 0 for all its tokens.
+    """A policy that says the turns of a script, one per call, every token with log-probability 0.
 
-    A turn is a message, or the text of one with its control tokens (`<think>`, `<tool_call>`), which
-    may then be as broken as a test needs; `<|im_end|>` is added to it. Which turn comes next is told
-    by the prompt, so one policy serves many conversations at once. `prompts` keeps what it was asked.
+    A turn is a message, or its text with control tokens and without the one that ends it, which may
+    be as broken as a test needs. The prompt tells which turn comes next, so one policy serves many
+    conversations at once. `prompts` has the prompts of all calls. ValueError: the script is over.
     """
 
-    def __init__(self, chat: Chat, turns: Sequence[str | Message]) -> None:
+    def __init__(self, chat: ChatFormat, turns: Sequence[str | Message]) -> None:
         self.turns = [_tokens(chat, turn) for turn in turns]
         self.prompts: list[list[int]] = []
-        self._next: dict[tuple[int, ...], int] = {}  # the conversations so far
+        self._next_turn: dict[tuple[int, ...], int] = {}  # by all tokens of a conversation so far
 
     async def __call__(
         self, prompt: Sequence[int], *, seed: int, max_new: int, sampling: Sampling = SAMPLING
     ) -> Completion:
         self.prompts.append(list(prompt))
-        held = (n for said, n in self._next.items() if tuple(prompt[: len(said)]) == said)
-        turn = max(held, default=0)
+        turn = max(
+            (n for told, n in self._next_turn.items() if tuple(prompt[: len(told)]) == told),
+            default=0,
+        )
         if turn >= len(self.turns):
             raise ValueError(f"the script has {len(self.turns)} turns, and one more was asked for")
         tokens = self.turns[turn][:max_new]
-        self._next[(*prompt, *tokens)] = turn + 1
+        self._next_turn[(*prompt, *tokens)] = turn + 1
         stop = "stop" if len(tokens) == len(self.turns[turn]) else "length"
         return Completion(tokens, [0.0] * len(tokens), stop)
 
 
 class EchoTool:
-    """Holds the tool `echo`, which says a text back, and everything it `heard`."""
+    """Has the tool `echo`, which says a text back; `heard` are all texts it was given, in order."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -54,7 +57,7 @@ class EchoTool:
         return text
 
 
-def _tokens(chat: Chat, turn: str | Message) -> list[int]:
+def _tokens(chat: ChatFormat, turn: str | Message) -> list[int]:
     if isinstance(turn, str):
-        return chat.tokenizer.encode_control(f"{turn}{Mark.END}")
+        return chat.encode_turn(turn)
     return chat.pieces([turn])[-1].tokens

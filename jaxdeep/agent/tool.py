@@ -1,14 +1,15 @@
 """Tools: typed Python functions that a model may call.
 
-In: a function with type hints, and the arguments a model wrote. Out: the schema a model reads, and a
-`ToolResult` it reads in turn.
+A function with type hints becomes a `Tool`: a schema for the model to read, and a call that takes
+the arguments the model wrote and gives a `ToolResult`.
 
     @tool                                   # or @tool(timeout=5.0), or @tool(inline=True)
     async def search(query: Annotated[str, "words to look for"], k: int = 5) -> str:
         \"\"\"Search the corpus.\"\"\"
 
-Arguments are checked against the very schema the model is shown: what it shows has an effect, and
-anything else is refused with a text that says what was expected. Who failed decides what happens:
+Arguments are checked against the schema that the model is shown. Every argument in it has an
+effect; any other is refused, with a text that says what was expected. Who failed decides what
+happens:
 
     the model   wrong arguments, or the tool raises `ToolError`   -> a result with `failed` set
     the world   the tool raises `WorldError`, or hangs            -> `WorldError`, `ToolTimeout`
@@ -45,8 +46,8 @@ class ToolError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a call gives back. `done` ends the episode, `failed` says the call was a mistake of the
-    model's, `seconds` is the time the tool took, `cached` says that it knew the answer from before."""
+    """What a call returns. `done` ends the episode; `failed`: the call was a mistake of the
+    model's; `seconds` the tool took; `cached`: the answer came from a cache."""
 
     text: str
     done: bool = False
@@ -57,15 +58,16 @@ class ToolResult:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tool:
-    """A function as a model sees it. Made by `tool`; reading a method's from an instance binds it."""
+    """A function that a model may call, made by the decorator `tool`. Of a method, `self.NAME` is
+    the tool bound to that instance, as with any method."""
 
     name: str
     description: str
-    schema: Mapping[str, Any]  # OpenAI's function object
+    schema: Mapping[str, Any]  # the function object of OpenAI's chat API
     timeout: float  # seconds
-    inline: bool
+    inline: bool  # called directly, without a thread or a timeout
     function: Callable[..., Any]
-    unbound: bool  # a method still without its `self`
+    unbound: bool  # a method that has no `self` yet
 
     def __get__(self, instance: object, owner: type | None = None) -> Tool:
         if instance is None or not self.unbound:
@@ -85,7 +87,7 @@ class Tool:
         except ToolError as error:
             value = ToolResult(str(error), failed=True)
         except TimeoutError as error:
-            if not clock.expired():  # the tool's own, from a socket say
+            if not clock.expired():  # the tool's own error, from a socket say, not our timeout
                 raise
             raise ToolTimeout(f"{self.name} did not answer within {self.timeout:g} s") from error
         seconds = time.monotonic() - start
@@ -102,26 +104,29 @@ class Tool:
         return await in_thread(f"tool-{self.function.__name__}", self.function, **values)
 
     def _bind(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """The values to call with, and what the model has to be told if that cannot be done."""
-        shown = self.schema["function"]["parameters"]
-        known = shown["properties"]
+        """The values to call with, and what is wrong with the arguments, in words for the model."""
+        parameters = self.schema["function"]["parameters"]
+        properties = parameters["properties"]
         problems = [
-            f'{self.name} needs the argument "{name}" ({_expected(known[name])}).'
-            for name in shown["required"]
+            f'{self.name} needs the argument "{name}" ({_expected(properties[name])}).'
+            for name in parameters["required"]
             if name not in arguments
         ]
         values = {}
         for name, value in arguments.items():
-            if name not in known:
-                takes = ", ".join(f'"{k}" ({_expected(v)})' for k, v in known.items()) or "none"
-                problems.append(f'{self.name} has no argument "{name}". Its arguments: {takes}.')
+            if name not in properties:
+                takes = ", ".join(f'"{k}" ({_expected(v)})' for k, v in properties.items())
+                problems.append(
+                    f'{self.name} has no argument "{name}". Its arguments: {takes or "none"}.'
+                )
                 continue
             try:
-                values[name] = _read(value, known[name])
+                values[name] = _read(value, properties[name])
             except (ValueError, OverflowError):
                 got = json.dumps(value, ensure_ascii=False, default=str)
+                # The model has its own call in the context: a long value is not repeated whole.
                 got = got if len(got) <= 80 else f"{got[:80]}..."
-                wanted = _expected(known[name])
+                wanted = _expected(properties[name])
                 problems.append(
                     f'The argument "{name}" of {self.name} must be {wanted}, not {got}.'
                 )
@@ -138,13 +143,14 @@ def tool(
     """A function or method as a `Tool`: its name, its docstring, and a schema of its parameters.
 
     Parameters are str, int, float, bool, list, dict, Literal of strings or integers, any of them
-    with `| None`, and `Annotated` with a description; others raise TypeError here. Values a model
-    writes loosely are read: "5" and 5.0 as 5, 7 as "7", "true" as true.
+    with `| None`, and `Annotated` with a description. Other types raise TypeError here. Values are
+    converted where a model wrote them loosely: "5" and 5.0 to 5, 7 to "7", "true" to true.
 
-    The function returns a str, a `ToolResult`, or anything JSON can hold. A plain function runs in a
-    thread of its own, so that it can wait and be timed out (then the thread is left behind; it does
-    not keep the process alive). `inline=True` calls it directly, without a limit: for pure functions
-    that take microseconds.
+    The function returns a str, a `ToolResult`, or anything JSON can hold. A plain function runs in
+    a thread of its own, so that it may block and still be timed out; the thread is then left
+    behind, and does not keep the process alive. `inline=True` calls it directly and without a
+    timeout: for pure functions that take microseconds, where a thread would cost more than the
+    call.
     """
     if function is None:
         return lambda function: _make(function, timeout, inline)
@@ -163,28 +169,28 @@ def _make(function: Callable[..., Any], timeout: float, inline: bool) -> Tool:
     unbound = bool(parameters) and parameters[0].name == "self"
     properties: dict[str, Any] = {}
     for parameter in parameters[unbound:]:
-        where = f"parameter {parameter.name!r} of tool {name}"
+        label = f"parameter {parameter.name!r} of tool {name}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise TypeError(f"{where} cannot be given by name")
+            raise TypeError(f"{label} cannot be given by name")
         if parameter.name not in hints:
-            raise TypeError(f"{where} has no type hint")
+            raise TypeError(f"{label} has no type hint")
         try:
             schema = _schema(hints[parameter.name])
         except TypeError as error:
-            raise TypeError(f"{where}: {error}") from None
-        if parameter.default not in (parameter.empty, None):
+            raise TypeError(f"{label}: {error}") from None
+        if parameter.default not in (parameter.empty, None):  # "or null" already says None
             schema["default"] = parameter.default
         properties[parameter.name] = schema
     required = [p.name for p in parameters[unbound:] if p.default is p.empty]
     description = inspect.getdoc(function) or ""
-    shown = {"type": "object", "properties": properties, "required": required}
-    outer = {"name": name, "description": description, "parameters": shown}
-    schema = {"type": "function", "function": outer}
+    contents = {"type": "object", "properties": properties, "required": required}
+    about = {"name": name, "description": description, "parameters": contents}
+    schema = {"type": "function", "function": about}
     return Tool(name, description, schema, timeout, inline, function, unbound)
 
 
 def _schema(hint: Any) -> dict[str, Any]:
-    """The JSON schema of a type hint; TypeError for one that has none here."""
+    """The JSON schema of a type hint; TypeError for a type that tools do not take."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint in _SCALARS:
         return {"type": _SCALARS[hint]}
@@ -207,7 +213,7 @@ def _schema(hint: Any) -> dict[str, Any]:
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
-    """A schema in words."""
+    """A schema in words, for the messages a model reads."""
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if "enum" in schema:
         return "one of " + ", ".join(json.dumps(choice) for choice in schema["enum"])
@@ -216,13 +222,13 @@ def _expected(schema: Mapping[str, Any]) -> str:
 
 
 def _read(value: Any, schema: Mapping[str, Any]) -> Any:
-    """The value a schema asks for; ValueError where there is none."""
+    """The value converted to the type of the schema; ValueError where that cannot be done."""
     kind = schema["type"]
     if isinstance(kind, list):
         if value is None:
             return None
         kind = kind[0]
-    if isinstance(value, bool) and kind != "boolean":  # to Python a bool is an int
+    if isinstance(value, bool) and kind != "boolean":  # a bool is an int in Python
         raise ValueError
     match kind, value:
         case ("string", str()) | ("boolean", bool()):
@@ -250,19 +256,20 @@ def _read(value: Any, schema: Mapping[str, Any]) -> Any:
 
 
 async def in_thread(name: str, function: Callable[..., Any], /, *args: Any, **values: Any) -> Any:
-    """What the function returns or raises, called in a daemon thread.
+    """Call the function in a daemon thread of its own; return or raise what it does.
 
-    Not asyncio.to_thread: its pool is small, so calls that wait for a place would time out, and
-    Python joins its threads at exit, so one hung tool would keep the process from ending.
+    Not asyncio.to_thread: its pool is small, so calls that queue for a thread would time out, and
+    Python joins the pool's threads at exit, so one hung tool would keep the process from ending.
     """
     future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    # Marked as running: a cancelled waiter must not make `set_result` raise in the thread.
     future.set_running_or_notify_cancel()
     context = contextvars.copy_context()
 
     def work() -> None:
         try:
             future.set_result(context.run(function, *args, **values))
-        except BaseException as error:  # not handled here: handed to whoever awaits
+        except BaseException as error:  # raised again where the future is awaited
             future.set_exception(error)
 
     threading.Thread(target=work, name=name, daemon=True).start()

@@ -1,7 +1,7 @@
-"""What of a conversation is learned, and how much: by role, by turn, by span.
+"""Which tokens of a conversation are learned, and with what weight: by role, by turn, by span.
 
-A weight goes with each token into `Row.learn`: 0 is read and not learned, 1 is the default, and the loss
-is the mean over tokens by weight. The tokens themselves never depend on it.
+A token's weight goes into `Row.learn`: 0 masks it out of the loss, 1 is the default, and the loss
+is the weighted mean over tokens. The tokens themselves never depend on the weights.
 """
 
 from __future__ import annotations
@@ -15,18 +15,26 @@ from collections.abc import Mapping, Sequence
 from jaxdeep.errors import ConfigError
 from jaxdeep.types import Role
 
-Weighed = tuple[str, float]
-"""A part of a turn and the weight of what it says."""
+WeightedPart = tuple[str, float]
+"""A part of a turn (text, or a control token) and the weight of its tokens."""
 
 TAG = re.compile(r"[A-Za-z][\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnConfig:
-    """`roles` are learned, their text and its end. `spans` multiplies the weight of what the policy wrote
-    from `<tag>` to `</tag>`, both included: think=0.0 leaves reasoning out, tool_call=2.0 counts calls
-    twice. A token counts as the character it starts with. What stands between the tags in `world`,
-    inside an assistant's text, is the world's: a tool's output, which no policy writes."""
+    """What is learned of a conversation.
+
+    Turns of `roles` are learned: their text and the token that ends them, times the message's
+    weight. `spans` multiplies the weight of what the policy wrote from `<tag>` to `</tag>`, both
+    included: think=0.0 masks reasoning out, tool_call=2.0 counts calls twice. A token that reaches
+    across a tag has the weight of the character it starts with.
+
+    Text between the tags in `world`, inside an assistant's turn, is the output of a tool that
+    someone put there: the world wrote it, so it is never learned.
+
+    ConfigError: a tag that is not a name, a negative weight, a span in both, no role.
+    """
 
     roles: tuple[Role, ...] = ("assistant",)
     spans: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -35,61 +43,70 @@ class LearnConfig:
     def __post_init__(self) -> None:
         for tag in (*self.spans, *self.world):
             if not TAG.fullmatch(tag):
-                raise ConfigError(f"learn: {tag!r} is not the name of a tag, such as tool_output")
+                raise ConfigError(
+                    f"data.learn: {tag!r} is not the name of a tag, such as tool_output"
+                )
         for tag, weight in self.spans.items():
             if not 0 <= weight < math.inf:
-                raise ConfigError(f"learn.spans.{tag}={weight} must be 0 or more")
+                raise ConfigError(f"data.learn.spans.{tag}={weight} must be 0 or more")
             if tag in self.world:
-                raise ConfigError(f"learn.spans.{tag}: what is in learn.world is never learned")
+                raise ConfigError(
+                    f"data.learn.spans.{tag}: what is in data.learn.world is never learned"
+                )
         if not self.roles:
-            raise ConfigError("learn.roles is empty: nothing would be learned")
+            raise ConfigError("data.learn.roles is empty: nothing would be learned")
 
-    def of_world(self, text: str) -> bool:
-        """Whether an assistant's text holds a span of the world."""
-        return bool(self.world and self._worldly.search(text))
+    def has_world_span(self, text: str) -> bool:
+        """Whether part of an assistant's text was written by the world."""
+        return bool(self.world and self._world_span.search(text))
 
-    def authored(self, text: str) -> list[tuple[str, bool]]:
-        """An assistant's text in order, each part with whether the world wrote it. A span ends where its tag is
-        closed for the last time before another span begins, since what the world says may hold the tag too;
-        one that nothing closes goes to the end. Blank text before, between or after spans alone is the
-        world's as well."""
+    def split_by_author(self, text: str) -> list[tuple[str, bool]]:
+        """An assistant's text as (part, whether the world wrote it), in order.
+
+        A span of the world ends where its tag is closed for the last time before another span
+        begins, since a tool's output may have the closing tag in it; one that nothing closes goes
+        to the end. Blank text between spans is the world's too, as no policy has to write it.
+        """
         parts, at = [], 0
-        for span in self._worldly.finditer(text):
+        for span in self._world_span.finditer(text):
             parts += [(text[at : span.start()], False), (span.group(), True)]
             at = span.end()
         parts.append((text[at:], False))
         return [(part, world or not part.strip()) for part, world in parts if part]
 
-    def weigh(self, parts: Sequence[str], base: float) -> list[Weighed]:
-        """The parts of a policy's turn, cut at the tags of `spans`, each with its weight."""
+    def weigh(self, parts: Sequence[str], base: float) -> list[WeightedPart]:
+        """The parts of a policy's turn, cut at the tags of `spans`, each with its weight. `base` is
+        the weight of the turn. A span that is not closed is none; spans may be nested in each
+        other."""
         if not self.spans or not base:
             return [(part, base) for part in parts]
         atoms: list[str] = []
-        for part in parts:  # a control token is whole, a text may hold tags
-            atoms += filter(None, self._tags.split(part)) if type(part) is str else [part]
+        for part in parts:  # a control token is whole, but a text may have tags in it
+            atoms += filter(None, self._span_tag.split(part)) if type(part) is str else [part]
         weights = [base] * len(atoms)
         for tag, weight in self.spans.items():
-            opened = None
+            begin = None
             for i, atom in enumerate(atoms):
-                if opened is None and re.fullmatch(rf"<{tag}(\s[^>]*)?>", atom):
-                    opened = i
-                elif opened is not None and atom == f"</{tag}>":
-                    weights[opened : i + 1] = [w * weight for w in weights[opened : i + 1]]
-                    opened = None
+                if begin is None and re.fullmatch(rf"<{tag}(\s[^>]*)?>", atom):
+                    begin = i
+                elif begin is not None and atom == f"</{tag}>":
+                    weights[begin : i + 1] = [w * weight for w in weights[begin : i + 1]]
+                    begin = None
         return list(zip(atoms, weights, strict=True))
 
     @functools.cached_property
-    def _worldly(self) -> re.Pattern:
+    def _world_span(self) -> re.Pattern:
         tags = "|".join(map(re.escape, self.world))
         begin = rf"<({tags})(?:\s[^>]*)?>"
-        again = rf"(?:(?!<(?:{tags})(?:\s[^>]*)?>).)*</\1>"
-        return re.compile(rf"{begin}.*?(?:</\1>(?!{again})|\Z)", re.DOTALL)
+        # Another closing tag that comes before any span begins: then the first one was output.
+        closed_again = rf"(?:(?!<(?:{tags})(?:\s[^>]*)?>).)*</\1>"
+        return re.compile(rf"{begin}.*?(?:</\1>(?!{closed_again})|\Z)", re.DOTALL)
 
     @functools.cached_property
-    def _tags(self) -> re.Pattern:
+    def _span_tag(self) -> re.Pattern:
         tags = "|".join(map(re.escape, self.spans))
         return re.compile(rf"(</?(?:{tags})(?:\s[^>]*)?>)")
 
 
 PLAIN = LearnConfig(world=())
-"""An assistant's text is an assistant's."""
+"""Without spans of the world: everything in an assistant's turn was written by the policy."""

@@ -1,61 +1,44 @@
-"""Conversations to token ids and sampled ids back to messages, in the chat format of Qwen3.
+"""The chat format of Qwen3: conversations to token ids, and sampled ids back to messages.
 
 Two renderings are made of the same parts, of which only a `Mark` can become a control token:
 
 - published (`render`, `encode_published`): byte for byte the template shipped with the models; it
   drops reasoning from history. For comparing with others, not for training.
 - append-only (`opening`, `reply`, `pieces`): reasoning stays, so that every turn is a prefix of the
-  next, each token has one author, and contents are encoded plain: a web page that says `<|im_end|>`
-  stays text. Rollouts and the data of SFT use this one.
+  next, each token has one author, and contents are encoded as plain text: a web page that says
+  `<|im_end|>` stays text. Rollouts and the data of SFT use this one.
 
     world    <|im_start|>user\\n ... <|im_end|>\\n<|im_start|>assistant\\n
     policy   <think>\\n ... \\n</think>\\n\\n ... <tool_call>\\n ... \\n</tool_call><|im_end|>
     world    \\n<|im_start|>user\\n<tool_response>\\n ... \\n</tool_response><|im_end|>\\n
              <|im_start|>assistant\\n
 
-`parse` reads a policy turn by its control token ids. Others' traces are read in `formats`.
+How a policy turn is read is in `qwen3_turn`; traces in others' formats are read in `formats`.
 """
 
 from __future__ import annotations
 
 import bisect
-import enum
 import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, get_args
 
-from jaxdeep.chat.learn import PLAIN, LearnConfig, Weighed
+from jaxdeep.chat.format import Author, Span, Thinking, Tools
+from jaxdeep.chat.learn import PLAIN, LearnConfig, WeightedPart
+from jaxdeep.chat.qwen3_turn import INSIDE, STRAY_TAG, Mark, Qwen3TurnParser, read_turn
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, Piece, Role, ToolCall
-
-Thinking = Literal["write", "skip", "none"]
-Tools = Sequence[Mapping[str, Any]]
-
-
-class Mark(enum.StrEnum):
-    """The control tokens of the format."""
-
-    START = "<|im_start|>"
-    END = "<|im_end|>"
-    EOT = "<|endoftext|>"
-    THINK = "<think>"
-    UNTHINK = "</think>"
-    CALL = "<tool_call>"
-    UNCALL = "</tool_call>"
-    RESULT = "<tool_response>"
-    UNRESULT = "</tool_response>"
-
-
-INSIDE = {str(mark): mark for mark in (Mark.THINK, Mark.UNTHINK, Mark.CALL, Mark.UNCALL)}
-"""The marks that structure an assistant's turn."""
 
 TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
+# The template names the marks of calls in the system turn, and published tokenizers read them there
+# as control tokens: they are Marks here too, so that the prompt is the one the models were trained
+# with.
 TOOLS_TAIL = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
     "within ",
@@ -64,45 +47,64 @@ TOOLS_TAIL = (
     Mark.UNCALL,
 )
 
+HEADER_TOKENS = 16
+"""Tokens at the start of a turn in which it says whose it is."""
 
-class Chat:
-    """The format over a tokenizer. `thinking` says who writes the think block of a turn: the policy
+SPAN_ENDS = {Mark.THINK: Mark.UNTHINK, Mark.CALL: Mark.UNCALL, Mark.RESULT: Mark.UNRESULT}
+POLICY_SPANS = {Mark.THINK: "think", Mark.CALL: "call"}
+WORLD_SPANS = {Mark.RESULT: "result"}
+
+
+class Qwen3Chat:
+    """Qwen3's `ChatFormat`. `thinking` says who writes the think block of a turn: the policy
     ("write"), the generation prompt, empty ("skip"), or nobody ("none": the 2507 instruct models).
 
-    `tools_in_prompt=False` leaves the schemas of tools out, for a policy that was taught them.
+    `tools_in_prompt=False` leaves the schemas of tools out, for a policy that was taught its tools.
+    ConfigError: another `thinking`. DataError: the tokenizer lacks a control token that is needed.
     """
+
+    control_names = tuple(map(str, Mark))
+    stray_tag = STRAY_TAG
 
     def __init__(
         self, tokenizer: Tokenizer, thinking: Thinking = "write", *, tools_in_prompt: bool = True
     ) -> None:
         if thinking not in get_args(Thinking):
-            raise ConfigError(f"{thinking=}: choose one of {', '.join(get_args(Thinking))}")
+            known = ", ".join(get_args(Thinking))
+            raise ConfigError(f"model.thinking={thinking!r}: choose one of {known}")
         self.tokenizer = tokenizer
         self.thinking = thinking
         self.tools_in_prompt = tools_in_prompt
-        without = (Mark.THINK, Mark.UNTHINK) if thinking == "none" else ()
-        self._ids = {mark: tokenizer.id(mark) for mark in Mark if mark not in without}
-        self._inside = {id: mark for mark, id in self._ids.items() if mark in INSIDE}
-        self._prompt = [Mark.START, "assistant\n", *(_think("") if thinking == "skip" else ())]
-        self.stop_ids = (self._ids[Mark.END], self._ids[Mark.EOT])
+        unused = (Mark.THINK, Mark.UNTHINK) if thinking == "none" else ()
+        self._ids = {mark: tokenizer.id(mark) for mark in Mark if mark not in unused}
+        self._turn_marks = {id: mark for mark, id in self._ids.items() if mark in INSIDE}
+        # A record is shown with the marks that its tokenizer has, whether its policy uses them or
+        # not.
+        self._shown_marks = {tokenizer.id(mark): mark for mark in Mark if tokenizer.has(mark)}
+        think = _think_block("") if thinking == "skip" else ()
+        self._generation_prompt = [Mark.START, "assistant\n", *think]
+        self.turn_start = self._ids[Mark.START]
+        self.turn_end = self._ids[Mark.END]
+        self.document_end = self._ids[Mark.EOT]
+        self.stop_ids = (self.turn_end, self.document_end)
 
     def render(
         self, messages: Sequence[Message], tools: Tools = (), *, generate: bool = False
     ) -> str:
         """The text of the published template; `generate` adds its generation prompt."""
-        start, turns = _start(messages, tools)
-        parts = _plain(start)
+        start, turns = _system_turn(messages, tools)
+        parts = _texts(start)
         query = _last_query(turns)
         seen = 0
         for role, run in _runs(turns):
             if role != "assistant":
-                parts += _plain(_world(role, run))
+                parts += _texts(_world_parts(role, run))
             else:
                 for index, turn in enumerate(run, seen):
-                    body = self._published(turn, index > query, index == len(turns) - 1)
+                    body = self._published_parts(turn, index > query, index == len(turns) - 1)
                     parts += [Mark.START, "assistant\n", *body, Mark.END, "\n"]
             seen += len(run)
-        return "".join(parts + self._prompt if generate else parts)
+        return "".join(parts + self._generation_prompt if generate else parts)
 
     def encode_published(
         self, messages: Sequence[Message], tools: Tools = (), *, generate: bool = False
@@ -112,137 +114,195 @@ class Chat:
 
     def opening(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """The prompt of the next policy turn: the conversation so far and the generation prompt."""
-        pieces, rest = self._split(messages, tools)
+        pieces, rest = self._render(messages, tools)
         ids = [id for piece in pieces for id in piece.tokens]
-        return ids + self._encode(_plain(rest) + self._prompt)
+        return ids + self._encode(_texts(rest) + self._generation_prompt)
 
     def reply(self, messages: Sequence[Message], *, closed: bool = True) -> list[int]:
         """What the world appends to a policy turn: the rest of that turn, its own messages, and the
         next generation prompt. `closed=False`: the turn was cut before its `<|im_end|>`.
         """
+        # The line end after <|im_end|> is the template's, and no policy samples it: stopping comes
+        # first. Training that leaves it out sees other tokens than the published format has.
         parts: list[str] = ["\n"] if closed else [Mark.END, "\n"]
         for role, run in _runs(messages):
             if role == "assistant":
-                raise DataError(f"an assistant's message is no reply of the world: {run[0]!r:.200}")
-            parts += _plain(_world(role, run))
-        return self._encode(parts + self._prompt)
+                raise DataError(
+                    f"the world cannot reply with an assistant's message: {run[0]!r:.200}"
+                )
+            parts += _texts(_world_parts(role, run))
+        return self._encode(parts + self._generation_prompt)
 
     def pieces(
         self, messages: Sequence[Message], tools: Tools = (), learn: LearnConfig = PLAIN
     ) -> list[Piece]:
-        """A whole conversation by author: an assistant's text and its end are the policy's, but for
-        spans in it that `learn` knows as the world's. Tokens whose weight is not the usual one (1 for
-        the policy, 0 for the world) have `weights`.
+        """A whole conversation by author: an assistant's text and its end are the policy's, except
+        for spans in it that `learn` names as the world's. A piece has `weights` where a token's is
+        not the usual one, 1 for the policy and 0 for the world.
 
         With thinking "write" every such turn has a think block, empty where the message has no
         reasoning; with "skip" and "none" reasoning is left out.
         """
-        pieces, rest = self._split(messages, tools, learn)
+        pieces, rest = self._render(messages, tools, learn)
         if len(rest) > 1:  # more than the line end after a policy turn
             pieces.append(self._piece(rest, "world"))
         return pieces
 
+    def encode_turn(self, text: str) -> list[int]:
+        """The ids of a policy turn with its `<|im_end|>`; control tokens in the text count."""
+        return self.tokenizer.encode_control(f"{text}{Mark.END}")
+
     def parse(self, tokens: Sequence[int]) -> Message:
-        """The message a policy turn says, read up to its first stop token. Never raises.
+        """The message that a policy turn says, read up to its first stop token. Never raises.
 
         Reasoning is what stands before `</think>`, or after a `<think>` that nothing closes: no
         call is read from it. A call that cannot be read keeps its place and says why in `error`.
         """
-        segments: list[str] = []
+        parts: list[str] = []
         turn = itertools.takewhile(lambda id: id not in self.stop_ids, tokens)
-        for marked, run in itertools.groupby(turn, key=self._inside.__contains__):
+        for marked, run in itertools.groupby(turn, key=self._turn_marks.__contains__):
             if marked:
-                segments += [self._inside[id] for id in run]
+                parts += [self._turn_marks[id] for id in run]
             else:
-                segments.append(self.tokenizer.decode(list(run)))
-        return read_turn(segments)
+                parts.append(self.tokenizer.decode(list(run)))
+        return read_turn(parts, think_closed=self.thinking == "skip")
 
-    def _split(
+    def parser(self) -> Qwen3TurnParser:
+        """`parse` for one turn whose tokens are still being sampled."""
+        undecided = self.thinking == "write"
+        return Qwen3TurnParser(self.tokenizer, self._turn_marks, self.stop_ids, undecided=undecided)
+
+    def is_closed(self, tokens: Sequence[int]) -> bool:
+        """Whether a policy turn ended with `<|im_end|>`."""
+        return tokens[-1:] == [self.turn_end]
+
+    def spans(self, tokens: Sequence[int], author: Author) -> list[Span]:
+        """Runs of a piece as people read them: thoughts, calls and results with their marks, the
+        turns of the world by role, and text."""
+        spans, begun = [], 0
+        for end, block in self._span_ends(tokens, author):
+            run = list(tokens[begun:end])
+            spans.append(Span(run, block or ("text" if author == "policy" else self._role(run))))
+            begun = end
+        return spans
+
+    def _span_ends(self, tokens: Sequence[int], author: Author) -> Iterator[tuple[int, str]]:
+        """Where each span ends, and which block it is, "" for what is outside of blocks."""
+        blocks = POLICY_SPANS if author == "policy" else WORLD_SPANS
+        begun, block, end_mark = 0, "", None
+        has_header = False  # a second turn begins a span of its own
+        for at, id in enumerate(tokens):
+            mark = self._shown_marks.get(id)
+            if mark is None or (end_mark is not None and mark is not end_mark):
+                continue
+            if mark is end_mark:
+                yield at + 1, block
+                begun, block, end_mark, has_header = at + 1, "", None, False
+            elif mark in blocks or (mark is Mark.START and has_header):
+                if at > begun:
+                    yield at, block
+                begun, block, end_mark = at, blocks.get(mark, ""), SPAN_ENDS.get(mark)
+            has_header |= mark is Mark.START
+        if begun < len(tokens):
+            yield len(tokens), block
+
+    def _role(self, tokens: Sequence[int]) -> str:
+        """Who speaks in a run of the world's tokens, "text" where it does not say."""
+        _, _, header = self.tokenizer.decode(tokens[:HEADER_TOKENS]).partition(Mark.START)
+        roles = ("system", "user", "assistant")
+        return next((role for role in roles if header.startswith(role)), "text")
+
+    def _render(
         self, messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
-    ) -> tuple[list[Piece], list[Weighed]]:
+    ) -> tuple[list[Piece], list[WeightedPart]]:
         """The pieces up to the last policy turn, and the parts of the world after it."""
         pieces: list[Piece] = []
-        world, turns = _start(messages, tools if self.tools_in_prompt else (), learn)
+        world, turns = _system_turn(messages, tools if self.tools_in_prompt else (), learn)
         for role, run in _runs(turns):
             if role != "assistant":
-                world += _world(role, run, learn)
+                world += _world_parts(role, run, learn)
                 continue
             for turn in run:
-                pieces.append(self._piece([*world, *_free(self._prompt)], "world"))
-                pieces += self._turn(turn, learn)
-                world = _free(["\n"])
+                pieces.append(self._piece([*world, *_unlearned(self._generation_prompt)], "world"))
+                pieces += self._turn_pieces(turn, learn)
+                world = _unlearned(["\n"])
         return pieces, world
 
-    def _turn(self, turn: Message, learn: LearnConfig) -> list[Piece]:
+    def _turn_pieces(self, turn: Message, learn: LearnConfig) -> list[Piece]:
         """An assistant's turn: one piece of the policy, or its text between spans of the world."""
         base = _weight(turn, learn)
-        if not learn.of_world(turn.content):
-            return [self._piece(learn.weigh(self._written(turn), base), "policy")]
-        pieces, parts = [], learn.authored(turn.content)
-        for index, (text, world) in enumerate(parts):
-            end = [Mark.END] if index == len(parts) - 1 else []
-            if world:  # after it the policy would have gone on: an end is not its choice
-                pieces.append(self._piece(_free([text, *end]), "world"))
+        if not learn.has_world_span(turn.content):
+            return [self._piece(learn.weigh(self._turn_parts(turn), base), "policy")]
+        pieces, authored = [], learn.split_by_author(turn.content)
+        for index, (text, of_world) in enumerate(authored):
+            end = [Mark.END] if index == len(authored) - 1 else []
+            if of_world:
+                # A trace that ends with the world's words was cut there: the policy would have gone
+                # on, so an end after them is not its choice and is not learned.
+                pieces.append(self._piece(_unlearned([text, *end]), "world"))
             else:
-                said = [*self._verbatim(text, index == 0), *end]
-                pieces.append(self._piece(learn.weigh(said, base), "policy"))
+                parts = [*self._tagged_parts(text, index == 0), *end]
+                pieces.append(self._piece(learn.weigh(parts, base), "policy"))
         return pieces
 
-    def _verbatim(self, text: str, first: bool) -> list[str]:
+    def _tagged_parts(self, text: str, first: bool) -> list[str]:
         """The parts of an assistant's text as it stands, its tags as control tokens."""
         if self.thinking != "write":
             text = re.sub(rf"{Mark.THINK}.*?{Mark.UNTHINK}\s*", "", text, flags=re.DOTALL)
-        inside = {str(mark): mark for mark in self._inside.values()}
-        said = [inside.get(part, part) for part in re.split(f"({'|'.join(inside)})", text) if part]
+        marks = {str(mark): mark for mark in self._turn_marks.values()}
+        parts = [marks.get(part, part) for part in re.split(f"({'|'.join(marks)})", text) if part]
         if first and self.thinking == "write" and not text.lstrip().startswith(Mark.THINK):
-            return [*_think(""), *said]
-        return said
+            return [*_think_block(""), *parts]
+        return parts
 
-    def _written(self, turn: Message) -> list[str]:
+    def _turn_parts(self, turn: Message) -> list[str]:
         """The parts of an assistant's turn as the policy writes it."""
-        think = _think(turn.reasoning) if self.thinking == "write" else []
+        think = _think_block(turn.reasoning) if self.thinking == "write" else []
         content = turn.content if self.thinking == "none" else turn.content.lstrip("\n")
-        return [*think, content, *_calls(turn.calls, content), Mark.END]
+        return [*think, content, *_call_parts(turn.calls, content), Mark.END]
 
-    def _published(self, turn: Message, current: bool, last: bool) -> list[str]:
+    def _published_parts(self, turn: Message, after_query: bool, last: bool) -> list[str]:
         """The parts of an assistant's turn as the template writes it, without its `<|im_end|>`.
 
-        `current`: it comes after the user's last question.
+        `after_query`: it comes after the user's last question. `last`: it is the last turn of all.
         """
         content, reasoning = turn.content, turn.reasoning
         if self.thinking == "none":
-            return [content, *_calls(turn.calls, content)]
+            return [content, *_call_parts(turn.calls, content)]
         if not reasoning and Mark.UNTHINK in content:
-            head = content.split(Mark.UNTHINK)[0].rstrip("\n")
-            reasoning = head.split(Mark.THINK)[-1].lstrip("\n")
+            block = content.split(Mark.UNTHINK)[0].rstrip("\n")
+            reasoning = block.split(Mark.THINK)[-1].lstrip("\n")
             content = content.split(Mark.UNTHINK)[-1].lstrip("\n")
-        calls = _calls(turn.calls, content)
-        if current and (last or reasoning):
-            return [*_think(reasoning), content.lstrip("\n"), *calls]
+        # The template looks at the content before it strips it: a content of line ends alone still
+        # puts a line end before the first call.
+        calls = _call_parts(turn.calls, content)
+        if after_query and (last or reasoning):
+            return [*_think_block(reasoning), content.lstrip("\n"), *calls]
         return [content, *calls]
 
     def _encode(self, parts: Iterable[str]) -> list[int]:
-        """Marks by id; everything between two of them joined and encoded as plain text."""
-        return self._piece(_free(parts), "world").tokens
+        """The ids of parts: marks by id, everything between two of them joined, as plain text."""
+        return self._piece(_unlearned(parts), "world").tokens
 
-    def _piece(self, parts: Iterable[Weighed], author: Literal["policy", "world"]) -> Piece:
-        """The parts encoded: marks by id, everything between two of them joined, as plain text."""
+    def _piece(self, parts: Iterable[WeightedPart], author: Author) -> Piece:
+        """The parts encoded, with their weights where these are not the usual ones."""
         ids: list[int] = []
         weights: list[float] = []
+        # Text is joined before it is encoded, so that where parts meet does not change the tokens.
         for kind, run in itertools.groupby(parts, key=lambda part: type(part[0])):
-            texts, given = zip(*run, strict=True)
+            texts, run_weights = zip(*run, strict=True)
             if kind is Mark:
                 ids += [self._ids[mark] for mark in texts]
-                weights += given
-            elif len(set(given)) == 1:
-                found = self.tokenizer.encode("".join(texts))
-                ids += found
-                weights += [given[0]] * len(found)
-            else:
-                found, starts = self.tokenizer.encode_starts("".join(texts))
+                weights += run_weights
+            elif len(set(run_weights)) == 1:
+                run_ids = self.tokenizer.encode("".join(texts))
+                ids += run_ids
+                weights += [run_weights[0]] * len(run_ids)
+            else:  # a token across parts has the weight of the character it starts with
+                run_ids, starts = self.tokenizer.encode_starts("".join(texts))
                 ends = list(itertools.accumulate(map(len, texts)))
-                ids += found
-                weights += [given[bisect.bisect_right(ends, start)] for start in starts]
+                ids += run_ids
+                weights += [run_weights[bisect.bisect_right(ends, start)] for start in starts]
         usual = float(author == "policy")
         return Piece(ids, author, None, None if set(weights) <= {usual} else weights)
 
@@ -253,45 +313,44 @@ def _runs(turns: Sequence[Message]) -> Iterator[tuple[Role, list[Message]]]:
         yield role, list(run)
 
 
-def _plain(parts: Iterable[Weighed]) -> list[str]:
+def _texts(parts: Iterable[WeightedPart]) -> list[str]:
     return [part for part, _ in parts]
 
 
-def _free(parts: Iterable[str]) -> list[Weighed]:
-    """Parts of which nothing is learned."""
+def _unlearned(parts: Iterable[str]) -> list[WeightedPart]:
     return [(part, 0.0) for part in parts]
 
 
-def _start(
+def _system_turn(
     messages: Sequence[Message], tools: Tools, learn: LearnConfig = PLAIN
-) -> tuple[list[Weighed], Sequence[Message]]:
+) -> tuple[list[WeightedPart], Sequence[Message]]:
     """The parts of the system turn (a first system message, the tools), and the turns after it."""
-    parts: list[Weighed] = []
+    parts: list[WeightedPart] = []
     weight = 0.0
     if messages and messages[0].role == "system":
         weight = _weight(messages[0], learn)
-        parts = [(messages[0].content, weight), *_free(["\n\n"] if tools else [])]
+        parts = [(messages[0].content, weight), *_unlearned(["\n\n"] if tools else [])]
         messages = messages[1:]
     if tools:
-        parts += _free([TOOLS_HEAD, *(f"\n{_dump(tool)}" for tool in tools), *TOOLS_TAIL])
+        parts += _unlearned([TOOLS_HEAD, *(f"\n{_dump(tool)}" for tool in tools), *TOOLS_TAIL])
     if not parts:
         return [], messages
-    return [*_free([Mark.START, "system\n"]), *parts, (Mark.END, weight), ("\n", 0.0)], messages
+    header, end = _unlearned([Mark.START, "system\n"]), [(Mark.END, weight), ("\n", 0.0)]
+    return [*header, *parts, *end], messages
 
 
-def _world(role: Role, run: list[Message], learn: LearnConfig = PLAIN) -> list[Weighed]:
-    """The parts of neighbouring turns of one role that is not the assistant's."""
-    parts: list[Weighed] = []
-    if role == "tool":
+def _world_parts(role: Role, run: list[Message], learn: LearnConfig = PLAIN) -> list[WeightedPart]:
+    """The parts of neighbouring turns of one role other than the assistant's."""
+    parts: list[WeightedPart] = []
+    if role == "tool":  # the format has no such role: results are a user's turn
         for turn in run:
-            said = [f"{turn.content}\n", Mark.UNRESULT]
-            parts += _free(["\n", Mark.RESULT, "\n"])
-            parts += [(part, _weight(turn, learn)) for part in said]
-        return [*_free([Mark.START, "user"]), *parts, *_free([Mark.END, "\n"])]
+            parts += _unlearned(["\n", Mark.RESULT, "\n"])
+            parts += [(part, _weight(turn, learn)) for part in (f"{turn.content}\n", Mark.UNRESULT)]
+        return [*_unlearned([Mark.START, "user"]), *parts, *_unlearned([Mark.END, "\n"])]
     for turn in run:
-        parts += _free([Mark.START, f"{role}\n"])
+        parts += _unlearned([Mark.START, f"{role}\n"])
         parts += [(part, _weight(turn, learn)) for part in (turn.content, Mark.END)]
-        parts += _free(["\n"])
+        parts += _unlearned(["\n"])
     return parts
 
 
@@ -299,13 +358,14 @@ def _weight(turn: Message, learn: LearnConfig) -> float:
     return turn.weight if turn.role in learn.roles else 0.0
 
 
-def _think(reasoning: str) -> list[str]:
+def _think_block(reasoning: str) -> list[str]:
     text = reasoning.strip("\n")
     return [Mark.THINK, f"\n{text}\n", Mark.UNTHINK, "\n\n"]
 
 
-def _calls(calls: Sequence[ToolCall], content: str) -> list[str]:
-    """The parts of a turn's calls after its content, one line end between what there is."""
+def _call_parts(calls: Sequence[ToolCall], content: str) -> list[str]:
+    """The parts of a turn's calls after its content, a line end before each that is not the first
+    text of the turn."""
     parts: list[str] = []
     for call in calls:
         if call.error:
@@ -318,7 +378,8 @@ def _calls(calls: Sequence[ToolCall], content: str) -> list[str]:
 
 
 def _last_query(turns: Sequence[Message]) -> int:
-    """Where the last user turn is that is no tool result: the template keeps reasoning after it."""
+    """The index of the last user turn that is not a tool result: the template keeps reasoning after
+    it. The number of turns where there is none."""
     for index in reversed(range(len(turns))):
         text = turns[index].content
         result = text.startswith(Mark.RESULT) and text.endswith(Mark.UNRESULT)
@@ -327,80 +388,5 @@ def _last_query(turns: Sequence[Message]) -> int:
     return len(turns)
 
 
-class Written(dict):
-    """Arguments that came as JSON text and are rendered letter by letter, as the template does."""
-
-    text = ""
-
-
 def _dump(value: Mapping[str, Any]) -> str:
     return getattr(value, "text", "") or json.dumps(dict(value), ensure_ascii=False)
-
-
-UNCLOSED = ToolCall("", error="the tool call is not closed by </tool_call>")
-
-
-def read_turn(segments: Iterable[str]) -> Message:
-    """An assistant's message from its marks and the texts between them."""
-    said, thought, calls = [""], [""], []
-    body: list[str] = []  # of the call being read
-    state: Literal["say", "think", "call"] = "say"
-    for part in segments:
-        mark = part if isinstance(part, Mark) else None
-        if state == "call" and mark not in (Mark.CALL, Mark.UNCALL):
-            body.append(part)
-        elif state == "think" and mark is not Mark.UNTHINK:
-            thought[-1] += part  # a call in here is thought about, not made
-        elif mark is Mark.UNTHINK:
-            if state == "say":  # the prompt opened it, so all before it was reasoning
-                thought += said
-                said, calls = [""], []
-            state = "say"
-            said.append("")
-            thought.append("")
-        elif mark is Mark.THINK:
-            state = "think"
-        elif mark is Mark.CALL:
-            if state == "call":
-                calls.append(UNCLOSED)
-            else:
-                said[-1] = said[-1].removesuffix("\n")
-            state, body = "call", []
-        elif mark is Mark.UNCALL and state == "call":
-            calls.append(_call("".join(body)))
-            state = "say"
-            said.append("")
-        else:
-            said[-1] += part
-    if state == "call":
-        calls.append(UNCLOSED)
-    # The line ends after a block belong to the format, those at the start of the turn to the text.
-    texts = [said[0], *(text.lstrip("\n") for text in said[1:])]
-    return Message(
-        role="assistant",
-        content="\n".join(filter(None, texts)),
-        reasoning="\n".join(filter(None, (text.strip("\n") for text in thought))),
-        calls=tuple(calls),
-    )
-
-
-def _call(text: str) -> ToolCall:
-    """The call a `<tool_call>` block says, or what is wrong with it, in words for the model."""
-    try:
-        value = json.loads(text.strip(), parse_constant=_refuse)
-        # half a surrogate pair, or 1e999, breaks who writes it
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        return ToolCall("", error=f"the tool call is not valid JSON: {error}")
-    if not isinstance(value, dict):
-        return ToolCall("", error="the tool call is not a JSON object")
-    name, arguments = value.get("name"), value.get("arguments")
-    if not isinstance(name, str) or not name:
-        return ToolCall("", error='the tool call has no "name"')
-    if not isinstance(arguments, dict):
-        return ToolCall(name, error='the "arguments" of the tool call are not a JSON object')
-    return ToolCall(name, arguments)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON value")

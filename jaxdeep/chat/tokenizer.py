@@ -1,14 +1,16 @@
-"""Text to token ids and back, with a door that no text can pass.
+"""Text to token ids and back, where no text can forge a control token.
 
-In comes the name of a `tokenizer.json` (a file, a folder, a model on the Hugging Face hub); out
-come ids. `encode` is for text of any origin: whatever it says, no control token comes out. Only
-`encode_control` reads `<|im_end|>` and its like in a text, as the published tokenizer does.
+`Tokenizer.load` takes a `tokenizer.json`: a file, a folder that holds one, or a model on the
+Hugging Face hub. `encode` is for text of any origin: whatever it says, no control token comes out.
+Only `encode_control` reads `<|im_end|>` and its like in a text, as the published tokenizer does.
+`TextDecoder` turns ids into text while they are still being sampled.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -18,14 +20,33 @@ from jaxdeep.errors import DataError
 FILE = "tokenizer.json"
 
 
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for, as GPT-2 assigned them:
+    printable Latin-1 characters stand for themselves, the other bytes for the characters from
+    U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)}
+    printable |= set(range(ord("®"), ord("ÿ") + 1))
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
+
+
+BYTES = _byte_alphabet()
+
+
 class Tokenizer:
-    """The two readings of the text of a `tokenizer.json`: with control tokens and without."""
+    """A `tokenizer.json`, given as its text, read in two ways: with its control tokens and without.
+
+    `control` are the ids of the control tokens, `size` is one more than the largest id.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
         spec = json.loads(text) | {"truncation": None, "padding": None}
         names = {token["content"] for token in spec["added_tokens"]}
-        # Some tokenizers hold control tokens in their vocabulary too, where a word may match them.
+        # Some tokenizers have control tokens in their vocabulary as well, where plain text that
+        # spells one would match it: the plain reading has neither.
         vocab = {word: id for word, id in spec["model"]["vocab"].items() if word not in names}
         plain = {
             "added_tokens": [],
@@ -37,6 +58,7 @@ class Tokenizer:
         self._ids = {name: self._published.token_to_id(name) for name in names}
         self.control = frozenset(self._ids.values())
         self.size = max(self._published.get_vocab().values()) + 1
+        self.byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
 
     @classmethod
     def load(cls, name: str | Path) -> Tokenizer:
@@ -63,24 +85,58 @@ class Tokenizer:
         return self._plain.encode(_mend(text), add_special_tokens=False).ids
 
     def encode_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of `encode`, and the character of the text that each starts with."""
-        found = self._plain.encode(_mend(text), add_special_tokens=False)
-        return found.ids, [start for start, _ in found.offsets]
+        """The ids of `encode`, and for each the index of the character that it starts with."""
+        encoding = self._plain.encode(_mend(text), add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
 
     def encode_control(self, text: str) -> list[int]:
-        """Ids of the text as published: control tokens in it count. For trusted text only."""
+        """Ids of the text as the published tokenizer reads it: control tokens in it count. For
+        trusted text only."""
         return self._published.encode(_mend(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, control tokens shown; ids from `size` up (padding rows) have none."""
+        """The text of ids, control tokens included; ids from `size` up (padding of the embedding)
+        have none. Bytes that are not UTF-8 become U+FFFD."""
         return self._published.decode(ids, skip_special_tokens=False)
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of a token of a byte-level tokenizer, which need not be whole characters; none
+        for ids from `size` up."""
+        token = self._published.id_to_token(id) or ""
+        try:
+            return bytes(BYTES[letter] for letter in token)
+        except KeyError:  # a control token with letters outside the alphabet
+            return token.encode()
+
+    def has(self, control_token: str) -> bool:
+        """Whether there is such a control token."""
+        return control_token in self._ids
+
     def id(self, control_token: str) -> int:
-        """The id of a control token, such as `<|im_end|>`."""
+        """The id of a control token, such as `<|im_end|>`; DataError where there is none."""
         if control_token not in self._ids:
             known = ", ".join(sorted(self._ids)) or "none"
             raise DataError(f"the tokenizer has no control token {control_token!r}; it has {known}")
         return self._ids[control_token]
+
+
+class TextDecoder:
+    """`Tokenizer.decode` for ids that come bit by bit, at constant work per id: the texts of `feed`
+    and `flush` joined are what `decode` says of all ids between two flushes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if not tokenizer.byte_level:
+            raise DataError("only the text of a byte-level tokenizer can be decoded token by token")
+        self._token_bytes = tokenizer.token_bytes
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: Iterable[int]) -> str:
+        """The characters that these ids complete."""
+        return self._utf8.decode(b"".join(map(self._token_bytes, ids)))
+
+    def flush(self) -> str:
+        """U+FFFD for the beginning of a character that was never completed, else nothing."""
+        return self._utf8.decode(b"", final=True)
 
 
 def _download(name: str) -> Path:
@@ -97,4 +153,5 @@ def _download(name: str) -> Path:
 
 
 def _mend(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which the tokenizer would refuse."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

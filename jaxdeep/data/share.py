@@ -1,9 +1,11 @@
-"""What one of several processes loads of a walk, so that all fill the same batches.
+"""What each of several processes reads of the data, so that all fill the same batches.
 
-Where a row lands in a batch depends on its length and on those before it. So each process reads its share
-of the rows that come next, and tells the others their outlines: how long each is and what is learned of
-it. All then fill the same batches, and each reads again, of the rows on its own devices, those that others
-read. With N processes that is (2N - 1) / N^2 of all rows, in place of all.
+Where a row lands in a batch depends on its length and on all rows before it, so every process must
+know the lengths of all rows. Reading and tokenizing all of them in each would waste the others.
+Instead each process reads its share of the coming rows and sends the others an outline of each: its
+length and which tokens are learned. All then fill the same batches, and each process reads again
+those rows of other processes that land on its own devices, for their tokens. With N processes each
+reads (2N - 1) / N^2 of all rows.
 """
 
 from __future__ import annotations
@@ -17,88 +19,95 @@ import numpy as np
 from jaxdeep.errors import DataError
 from jaxdeep.types import Row
 
-ROUND = 16  # rows that each process reads before it tells the others
+ROWS_PER_ROUND = 16  # rows that each process reads between two exchanges of outlines
 
 RowRef = tuple[str, int]  # a source's name, and the number of a row in it
-Get = Callable[[RowRef], tuple[Row | None, str]]  # as `mix.take`
+LoadRow = Callable[[RowRef], tuple[Row | None, str]]  # the row and its outcome, as `mix.load_row`
 
 
 class ReadRow(NamedTuple):
-    """A row of the walk, or none, and what became of it, as of `mix.fit`. Of a row that another process
-    read (not `whole`) all is known but what its tokens are."""
+    """A row of the data, None where it cannot be used, and its outcome as in `mix.fit_row`. Where
+    another process has read it, `has_tokens` is False: its tokens are all 0, the rest is right."""
 
-    spot: RowRef
+    ref: RowRef
     row: Row | None
-    said: str
-    whole: bool = True
+    outcome: str
+    has_tokens: bool = True
 
 
 class Share(NamedTuple):
-    """The part of process `index` of `count`, whose devices hold `rows` of a batch. `tell` says something
-    (JSON) to all and returns what all said, in their order; every process tells equally often."""
+    """The part of process `index` of `count`, whose devices hold the `rows` of each batch.
+    `all_gather` sends a message (JSON) to all processes and returns the messages of all by index;
+    every process calls it equally often."""
 
-    tell: Callable[[Any], list[Any]]
+    all_gather: Callable[[Any], list[Any]]
     index: int
     count: int
     rows: Container[int]
 
-    def read(self, spots: Iterator[RowRef], get: Get) -> Iterator[ReadRow]:
-        """What `get` gives for each spot, in order. A DataError of one process is raised by all, where
-        the row is reached."""
+    def read(self, refs: Iterator[RowRef], load: LoadRow) -> Iterator[ReadRow]:
+        """The rows at `refs`, in order, of which this process loads every `count`-th. Where one
+        process cannot read a row, all raise its DataError when they reach that row."""
         while True:
-            coming = list(itertools.islice(spots, self.count * ROUND))
-            mine = [_try(get, spot) for spot in coming[self.index :: self.count]]
-            told = self.tell([_outline(*found) for found in mine])
-            for place, spot in enumerate(coming):
-                nth, whose = divmod(place, self.count)
-                row, said = mine[nth] if whose == self.index else _stand_in(told[whose][nth])
-                if isinstance(said, DataError):
-                    raise said
-                yield ReadRow(spot, row, said, whose == self.index)
+            coming = list(itertools.islice(refs, self.count * ROWS_PER_ROUND))
+            own = [_load(load, ref) for ref in coming[self.index :: self.count]]
+            outlines = self.all_gather([_outline(*loaded) for loaded in own])
+            for number, ref in enumerate(coming):
+                nth, reader = divmod(number, self.count)
+                is_own = reader == self.index
+                row, outcome = own[nth] if is_own else _from_outline(outlines[reader][nth])
+                if isinstance(outcome, DataError):
+                    raise outcome
+                yield ReadRow(ref, row, outcome, is_own)
 
-    def load(self, b: int, held: list[ReadRow], get: Get) -> list[Row]:
-        """Row b of a batch, of what lands there: with its tokens where this process needs them."""
+    def load_missing(self, b: int, read_rows: list[ReadRow], load: LoadRow) -> list[Row]:
+        """The rows that share row b of a batch, with their tokens if this process's devices need
+        them."""
         if b not in self.rows:
-            return [seen.row for seen in held]
-        return [seen.row if seen.whole else _again(seen, get) for seen in held]
+            return [read.row for read in read_rows]
+        return [read.row if read.has_tokens else _load_again(read, load) for read in read_rows]
 
 
-def _try(get: Get, spot: RowRef) -> tuple[Row | None, str | DataError]:
+def _load(load: LoadRow, ref: RowRef) -> tuple[Row | None, str | DataError]:
     try:
-        return get(spot)
+        return load(ref)
     except DataError as error:
+        # kept until all reach the row: an error at once would leave the others waiting
         return None, error
 
 
-def _outline(row: Row | None, said: str | DataError) -> list[Any]:
-    """[what became of it, [length, weight] of each run of tokens that are learned alike], or of an error
-    [its text]."""
-    if isinstance(said, DataError):
-        return [str(said)]
+def _outline(row: Row | None, outcome: str | DataError) -> list[Any]:
+    """[outcome, [[length, weight], ...] of runs of tokens with the same weight in the loss]; of a
+    row that is left out [outcome, []], of an error [its text]."""
+    if isinstance(outcome, DataError):
+        return [str(outcome)]
     if row is None:
-        return [said, []]
-    edges = [0, *(np.flatnonzero(row.learn[1:] != row.learn[:-1]) + 1).tolist(), len(row.learn)]
-    return [said, [[end - at, float(row.learn[at])] for at, end in itertools.pairwise(edges)]]
+        return [outcome, []]
+    changes = (np.flatnonzero(row.learn[1:] != row.learn[:-1]) + 1).tolist()
+    edges = itertools.pairwise([0, *changes, len(row.learn)])
+    return [outcome, [[end - start, float(row.learn[start])] for start, end in edges]]
 
 
-def _stand_in(outline: list[Any]) -> tuple[Row | None, str | DataError]:
-    """The row that an outline is of, its tokens all 0."""
-    said, *rest = outline
+def _from_outline(outline: list[Any]) -> tuple[Row | None, str | DataError]:
+    """The row that an outline describes, with tokens that are all 0, and its outcome."""
+    outcome, *rest = outline
     if not rest:
-        return None, DataError(said)
+        return None, DataError(outcome)
     if not rest[0]:
-        return None, said
+        return None, outcome
     lengths, weights = zip(*rest[0], strict=True)
     learn = np.repeat(np.asarray(weights, np.float32), lengths)
-    # rows of data were sampled by nobody, and their advantage is 1
-    return Row(np.zeros(len(learn), np.int32), learn, np.zeros_like(learn), learn), said
+    # No policy sampled a row of data: it has no log-probabilities, and its advantage is 1.
+    return Row(np.zeros(len(learn), np.int32), learn, np.zeros_like(learn), learn), outcome
 
 
-def _again(seen: ReadRow, get: Get) -> Row:
-    row, _ = get(seen.spot)
-    if row is None or not np.array_equal(row.learn, seen.row.learn):
-        name, place = seen.spot
+def _load_again(read: ReadRow, load: LoadRow) -> Row:
+    row, _ = load(read.ref)
+    # Files that differ between hosts would train different batches in different processes.
+    if row is None or not np.array_equal(row.learn, read.row.learn):
+        name, number = read.ref
         raise DataError(
-            f"row {place} of {name}, counted from 0, is not the same in all processes: give all the same data"
+            f"row {number} of {name}, counted from 0, is not the same in all processes: "
+            "give all of them the same data"
         )
     return row

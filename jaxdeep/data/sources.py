@@ -1,8 +1,8 @@
 """Where training data comes from: rows by number, each a list of pieces.
 
-A source is anything with `source[i] -> list[Piece]`; a finite one also has a length. Files of JSON lines
-are read by byte offset, `datasets` by memory map and TFDS by array_record, so none of them is ever in
-memory whole; a JSON list and plain text are.
+A source is anything with `source[i] -> list[Piece]`; a finite one also has a length. Files of JSON
+lines are read by byte offset, `datasets` by memory map and TFDS by array_record, so that none of
+them is ever in memory whole; a JSON list and plain text are.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import glob
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.formats import read
 from jaxdeep.chat.learn import LearnConfig
-from jaxdeep.chat.qwen3 import Chat, Mark
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
 
@@ -35,19 +35,21 @@ class Source(Protocol):
 
 
 class Rows(Protocol):
-    """Rows as they were written, by number; `where` says for people where one stands."""
+    """Rows of a data set as they were written, by number; `location` says where one is, for
+    people."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
 
-    def where(self, index: int) -> str: ...
+    def location(self, index: int) -> str: ...
 
 
 class Conversations:
-    """Rows with `messages` or `conversations` (`formats.read`) as pieces; an error names the row."""
+    """Rows with `messages` or `conversations` (`formats.read`) as pieces of tokens. A DataError for
+    a row that cannot be read says where it is."""
 
-    def __init__(self, rows: Rows, chat: Chat, learn: LearnConfig | None = None) -> None:
+    def __init__(self, rows: Rows, chat: ChatFormat, learn: LearnConfig | None = None) -> None:
         self.rows, self.chat, self.learn = rows, chat, learn or LearnConfig()
 
     def __len__(self) -> int:
@@ -57,28 +59,31 @@ class Conversations:
         try:
             return self.chat.pieces(*read(self.rows[index], self.learn), self.learn)
         except DataError as error:
-            raise DataError(f"{self.rows.where(index)}: {error}") from error
+            raise DataError(f"{self.rows.location(index)}: {error}") from error
 
 
 class Lines:
-    """The lines of a JSONL file, each read when it is asked for: 12 bytes of memory a line.
+    """The lines of a JSONL file, each read when it is asked for; 12 bytes of memory per line.
 
-    With `check` a file that is not UTF-8, or a line that is no JSON object, is refused at once.
+    With `check`, a file that is not UTF-8 and a line that is not a JSON object are refused at once,
+    before any training, with a DataError.
     """
 
     def __init__(self, path: Path, *, check: bool = True) -> None:
         self.path = path
         self._starts, self._sizes = array.array("Q"), array.array("I")
-        at = 0
+        offset = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):  # only "\n" ends a line of bytes
+            # As bytes, because a line of text would also end at U+2028 and its like, inside a
+            # string.
+            for number, line in enumerate(file, 1):
                 body = line.removeprefix(b"\xef\xbb\xbf").strip()
                 if body:
                     if check:
                         self._check(body, number)
-                    self._starts.append(at + line.index(body))
+                    self._starts.append(offset + line.index(body))
                     self._sizes.append(len(body))
-                at += len(line)
+                offset += len(line)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -88,10 +93,12 @@ class Lines:
             file.seek(self._starts[index])
             return _json(file.read(self._sizes[index]), "the line")
 
-    def where(self, index: int) -> str:
-        """The file and the number of the line, counted when it is needed."""
+    def location(self, index: int) -> str:
+        """The file and the number of the line."""
+        # Counted only now: a number per line would cost memory that only an error needs.
         with self.path.open("rb") as file:
-            before = itertools.takewhile(lambda end: end <= self._starts[index], _ends(file))
+            ends = itertools.accumulate(map(len, file))
+            before = itertools.takewhile(lambda end: end <= self._starts[index], ends)
             return f"{self.path}:{1 + sum(1 for _ in before)}"
 
     def _check(self, body: bytes, number: int) -> None:
@@ -99,17 +106,13 @@ class Lines:
             body.isascii() or body.decode()
         except UnicodeDecodeError as error:
             raise DataError(f"{self.path} cannot be read: line {number}: {error}") from error
+        # Parsing every line would take as long as an epoch: only what looks torn is parsed.
         if not (body.startswith(b"{") and body.endswith(b"}")):
             _json(body, f"{self.path}:{number}")
 
 
-def _ends(file: Any) -> Any:
-    """Where each line of a file ends."""
-    return itertools.accumulate(map(len, file))
-
-
 class Listing:
-    """The elements of a JSON list, read whole."""
+    """The elements of a JSON list, in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,53 +127,55 @@ class Listing:
     def __getitem__(self, index: int) -> Any:
         return self._rows[index]
 
-    def where(self, index: int) -> str:
-        """The file and the place in the list."""
+    def location(self, index: int) -> str:
+        """The file and the index in the list."""
         return f"{self.path}[{index}]"
 
 
 class Joined:
     """Several files, one after the other."""
 
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._parts = parts
-        self._ends = list(itertools.accumulate(map(len, parts)))
+    def __init__(self, files: Sequence[Rows]) -> None:
+        self._files = files
+        self._ends = list(itertools.accumulate(map(len, files)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Any:
-        part, place = self._find(index)
-        return part[place]
+        rows, local_index = self._find(index)
+        return rows[local_index]
 
-    def where(self, index: int) -> str:
-        """Where its file says."""
-        part, place = self._find(index)
-        return part.where(place)
+    def location(self, index: int) -> str:
+        """The file and where in it."""
+        rows, local_index = self._find(index)
+        return rows.location(local_index)
 
     def _find(self, index: int) -> tuple[Rows, int]:
         number = bisect.bisect_right(self._ends, index)
-        return self._parts[number], index - (self._ends[number - 1] if number else 0)
+        return self._files[number], index - (self._ends[number - 1] if number else 0)
 
 
 def files(pattern: str | Path, *, check: bool = True) -> Rows:
-    """The rows of a file, or of all files that a pattern matches: JSON lines or a JSON list."""
-    parts: list[Rows] = []
+    """The rows of a file, or of all files that a pattern matches: JSON lines or a JSON list, told
+    apart by the first character. DataError: nothing there, unreadable, no rows."""
+    readers: list[Rows] = []
     for path in _paths(pattern):
         try:
             with path.open("rb") as file:
                 start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-            parts.append(Listing(path) if start.startswith(b"[") else Lines(path, check=check))
+            readers.append(Listing(path) if start.startswith(b"[") else Lines(path, check=check))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error}") from error
-    rows = Joined(parts)
+    rows = Joined(readers)
     if not len(rows):
         raise DataError(f"{pattern} holds no conversation")
     return rows
 
 
 class Table:
-    """A data set that another library opened: any sequence of mappings, cleaned row by row."""
+    """A data set that another library opened: any sequence of mappings, made plain Python row by
+    row."""
 
     def __init__(self, rows: Sequence[Any], name: str) -> None:
         self._rows, self._name = rows, name
@@ -183,14 +188,14 @@ class Table:
     def __getitem__(self, index: int) -> Any:
         return _clean(self._rows[index])
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The data set and the number of the row."""
         return f"{self._name}[{index}]"
 
 
 def _clean(value: Any) -> Any:
-    """Plain Python: bytes as text, arrays as lists, and no keys without a value, which a table gives
-    every object that shares a column with one that has them."""
+    """The value as plain Python: bytes as text, arrays as lists, and without keys whose value is
+    None: a table gives every object the keys of all objects in its column."""
     match value:
         case bytes():
             try:
@@ -207,31 +212,33 @@ def _clean(value: Any) -> Any:
 
 
 def hugging_face(name: str, split: str, config: str) -> Rows:
-    """A data set by `datasets`: what `save_to_disk` left in a folder, a folder of data files (Parquet,
-    Arrow, JSON), or a name on the hub."""
+    """A data set opened by `datasets`: a folder written by `save_to_disk`, a folder of data files
+    (Parquet, Arrow, JSON), or a name on the hub. DataError where there is none, or no such
+    split."""
     import datasets  # slow to import, and only needed here
 
     saved = any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json"))
     try:
         if saved:
-            found = datasets.load_from_disk(name)
-            if isinstance(found, datasets.DatasetDict):
-                if split not in found:
-                    raise DataError(f"hf:{name} has no split {split!r}, only {', '.join(found)}")
-                found = found[split]
+            dataset = datasets.load_from_disk(name)
+            if isinstance(dataset, datasets.DatasetDict):
+                if split not in dataset:
+                    raise DataError(f"hf:{name} has no split {split!r}, only {', '.join(dataset)}")
+                dataset = dataset[split]
         else:
-            found = datasets.load_dataset(name, config or None, split=split)
+            dataset = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"hf:{name}: no split {split!r} of it can be had ({error}). Check the name, the split, the "
-            "configuration and the network, or give a folder"
+            f"hf:{name}: no split {split!r} of it can be had ({error}). Check the name, the split, "
+            "the configuration and the network, or give a folder"
         ) from error
-    return Table(found, f"hf:{name}:{split}")
+    return Table(dataset, f"hf:{name}:{split}")
 
 
 def tensorflow_dataset(name: str, split: str) -> Rows:
-    """A data set of TFDS that was prepared in a format with random access, by its name (`data_dir` is
-    $TFDS_DATA_DIR) or by its folder. TensorFlow is not needed."""
+    """A data set of TFDS, by its name (`data_dir` is $TFDS_DATA_DIR) or by its folder; it must have
+    been prepared in a format with random access. TensorFlow is not needed. DataError where it
+    cannot be read."""
     try:
         import array_record  # noqa: F401
         import tensorflow_datasets as tfds
@@ -242,26 +249,28 @@ def tensorflow_dataset(name: str, split: str) -> Rows:
         ) from error
     try:
         if Path(name).is_dir():
-            found = tfds.builder_from_directory(name).as_data_source(split)
+            dataset = tfds.builder_from_directory(name).as_data_source(split)
         else:
-            found = tfds.data_source(name, split=split, download=False)
+            dataset = tfds.data_source(name, split=split, download=False)
     except (OSError, ValueError, KeyError, NotImplementedError, AssertionError) as error:
-        said = str(error).split("\n")[0]
+        first_line = str(error).split("\n")[0]
         raise DataError(
-            f"tfds:{name}: no split {split!r} of it can be read by number ({said}). Prepare it with "
-            f"download_and_prepare(file_format='array_record'), and give its folder or set TFDS_DATA_DIR"
+            f"tfds:{name}: no split {split!r} of it can be read by number ({first_line}). Prepare "
+            "it with download_and_prepare(file_format='array_record'), and give its folder or set "
+            "TFDS_DATA_DIR"
         ) from error
-    return Table(found, f"tfds:{name}:{split}")
+    return Table(dataset, f"tfds:{name}:{split}")
 
 
 class Texts:
-    """Plain text in windows of at most T tokens, each token learned but the first of a window.
+    """Plain text in windows of at most T tokens. All tokens of a window are learned but the first,
+    which has none before it to be predicted from.
 
-    Windows end where paragraphs do; one that is longer than T is cut. Each file ends with
-    `<|endoftext|>`. The tokens are held in memory, 4 bytes each.
+    Windows end at the end of a paragraph where one fits; a paragraph longer than T is cut. Each
+    file ends with the format's `document_end`. The tokens are kept in memory, 4 bytes each.
     """
 
-    def __init__(self, pattern: str | Path, chat: Chat, T: int) -> None:
+    def __init__(self, pattern: str | Path, chat: ChatFormat, T: int) -> None:
         tokens: list[np.ndarray] = []
         starts = [0]
         for path in _paths(pattern, TEXT):
@@ -270,11 +279,13 @@ class Texts:
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path} cannot be read: {error}") from error
             if text.strip():
-                parts = [chat.tokenizer.encode(part) for part in paragraphs(text)]
-                parts[-1].append(chat.tokenizer.id(Mark.EOT))
-                tokens += [np.asarray(part, np.int32) for part in parts]
-                begun = starts[-1]
-                starts += [begun + end for end in _cuts(map(len, parts), T)]
+                # One paragraph at a time: the tokenizer would need several times the memory for a
+                # book.
+                encoded = [chat.tokenizer.encode(part) for part in paragraphs(text)]
+                encoded[-1].append(chat.document_end)
+                tokens += [np.asarray(ids, np.int32) for ids in encoded]
+                file_start = starts[-1]
+                starts += [file_start + end for end in _window_ends(map(len, encoded), T)]
         if not tokens:
             raise DataError(f"{pattern} holds no text")
         self._tokens, self._starts = np.concatenate(tokens), starts
@@ -288,44 +299,44 @@ class Texts:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The text cut after its blank lines; joined again it is the text."""
+    """The text cut after its blank lines; the parts joined are the text."""
     return re.split(r"(?<=\n\n)(?!\n)", text)
 
 
-def _cuts(lengths: Any, T: int) -> list[int]:
-    """Where windows of at most T end that hold runs of these lengths in order."""
-    cuts, begun, at = [], 0, 0
+def _window_ends(lengths: Iterable[int], T: int) -> list[int]:
+    """Where windows of at most T tokens end that have paragraphs of these lengths in order."""
+    ends, window_start, at = [], 0, 0
     for length in lengths:
-        if at > begun and at + length - begun > T:
-            cuts.append(at)
-            begun = at
+        if at > window_start and at + length - window_start > T:
+            ends.append(at)
+            window_start = at
         at += length
-        while at - begun > T:
-            begun += T
-            cuts.append(begun)
-    return cuts if at == begun else [*cuts, at]
+        while at - window_start > T:
+            window_start += T
+            ends.append(window_start)
+    return ends if at == window_start else [*ends, at]
 
 
 def _paths(pattern: str | Path, suffixes: Sequence[str] = ()) -> list[Path]:
-    """The file, or in order all files that the pattern matches, or those with such a suffix in the
-    folder."""
+    """The file itself, all files that match the pattern, or all files below the folder with one of
+    the suffixes; in order. DataError where there is none."""
     path = Path(pattern)
     if path.is_dir() and suffixes:
-        found = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
-        if not found:
+        inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+        if not inside:
             raise DataError(f"{path} holds no file that ends in {' or '.join(suffixes)}")
-        return found
+        return inside
     if path.is_file():
         return [path]
-    found = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
-    if not found:
+    matches = sorted(p for p in map(Path, glob.glob(str(pattern), recursive=True)) if p.is_file())
+    if not matches:
         what = "it is a folder" if path.is_dir() else "no such file, and no file matches it"
         raise DataError(f"{pattern} cannot be read: {what}")
-    return found
+    return matches
 
 
-def _json(text: str | bytes, where: str) -> Any:
+def _json(text: str | bytes, name: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
+        raise DataError(f"{name} is not JSON: {error}") from error

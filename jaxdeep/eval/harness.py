@@ -1,8 +1,12 @@
-"""Evaluation: every task of a set through a policy, what came of it in numbers, two systems compared.
+"""Evaluation: a rollout of every task of a set, their results in numbers, and two systems compared.
 
-In: a taskset, a policy and a chat. Out: trajectories in the order of the tasks, then a row of numbers for
-a report. A rollout that failed counts as wrong, so a broken tool never makes a score look better; how
-many failed is part of the row.
+    evaluate(taskset, policy, chat, ...)    scored trajectories, in the order of the tasks
+    greedy(taskset, policy, chat, ...)      the same, with the most likely token at every step
+    summarize(trajectories)                 one row of a table
+    compare(a, b)                           a paired test on the same tasks
+
+A rollout that failed counts as wrong, so a broken tool never makes a score look better. How many
+failed is part of the row.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 from jaxdeep.agent.base import Policy, Taskset
-from jaxdeep.agent.rollout import Limits, rollout, score, together
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.agent.rollout import Limits, mean_metrics, rollout, score, together
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import DataError
 from jaxdeep.eval import statistics
 from jaxdeep.rewards import answers
@@ -22,7 +26,7 @@ from jaxdeep.types import Sampling, Stop, Trajectory
 async def evaluate(
     taskset: Taskset,
     policy: Policy,
-    chat: Chat,
+    chat: ChatFormat,
     *,
     limits: Limits,
     sampling: Sampling,
@@ -31,8 +35,9 @@ async def evaluate(
     concurrency: int = 64,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """A scored rollout of each task, or of those at `indices`, in that order. At most `concurrency` run at
-    once; `on_done` hears of each as it ends. A task's seed depends on its index and `seed` alone."""
+    """A scored rollout of each task, or of those at `indices`, in that order. At most `concurrency`
+    run at once. `on_done` is called with each as it ends. A task's seed depends on its index and
+    `seed` alone, so a part of a set gives what the whole set would."""
     slots = asyncio.Semaphore(concurrency)
 
     async def run(index: int) -> Trajectory:
@@ -56,33 +61,58 @@ async def evaluate(
     return await together(run(index) for index in indices)
 
 
+async def greedy(
+    taskset: Taskset,
+    policy: Policy,
+    chat: ChatFormat,
+    limits: Limits,
+    concurrency: int,
+    indices: Iterable[int] | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """As `evaluate`, always taking the most likely token: the score of a policy has no sampling
+    noise and two policies are compared on equal terms."""
+    return await evaluate(
+        taskset,
+        policy,
+        chat,
+        limits=limits,
+        sampling=Sampling(0.0),
+        seed=0,
+        indices=indices,
+        concurrency=concurrency,
+        on_done=on_done,
+    )
+
+
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The row of a report: `n` rollouts, exact match with its 95 % interval, F1, mean tool calls and turns of
-    the policy, and how many failed or were cut by a limit."""
+    """One row of a table: `n` rollouts; exact match `em` with its 95 % interval; F1; the mean
+    `calls` made of tools and `turns` of the policy, as `agent.rollout.METRICS` defines them; how
+    many rollouts failed, and how many a limit cut. DataError for no rollouts."""
     if not trajectories:
         raise DataError("no rollouts to summarize")
     n = len(trajectories)
     right = sum(map(correct, trajectories))
     low, high = statistics.wilson(right, n)
     f1 = sum(answers.answer_f1(t.task, t) for t in trajectories if t.stop is not Stop.FAILED)
-    calls = sum(len(message.calls) for t in trajectories for message in t.messages)
-    turns = sum(piece.author == "policy" for t in trajectories for piece in t.pieces)
+    means = mean_metrics(trajectories)
     return {
         "n": n,
         "em": right / n,
         "em_low": low,
         "em_high": high,
         "f1": f1 / n,
-        "calls": calls / n,
-        "turns": turns / n,
+        "calls": means["calls"],
+        "turns": means["turns"],
         "failed": sum(t.stop is Stop.FAILED for t in trajectories),
         "truncated": sum(t.stop.truncated for t in trajectories),
     }
 
 
 def correct(trajectory: Trajectory) -> bool:
-    """Whether the task's reward of the name `answer` is 1, or where it has none, whether the final answer
-    is an accepted one; False where the rollout failed."""
+    """Whether a rollout got its task right: its reward named `answer` is 1, or, where the taskset
+    has no such reward, the final answer is one of the accepted ones. False where the rollout
+    failed."""
     if trajectory.stop is Stop.FAILED:
         return False
     if "answer" in trajectory.rewards:
@@ -91,15 +121,16 @@ def correct(trajectory: Trajectory) -> bool:
 
 
 def compare(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> dict[str, float]:
-    """Exact match of two systems on the same tasks, paired by task: how many only `a`, only `b`, both or
-    neither got right, and McNemar's `p`. DataError where the tasks differ."""
+    """Two systems on the same tasks, paired by task: how many tasks `both`, only `a`, only `b` or
+    `neither` got right, and `p` of McNemar's test that they are equally good. DataError where the
+    tasks differ or one comes twice."""
     right_a, right_b = _by_task(a), _by_task(b)
-    alone_a, alone_b = right_a.keys() - right_b.keys(), right_b.keys() - right_a.keys()
-    if alone_a or alone_b:
-        example = min(alone_a or alone_b)
+    extra_a, extra_b = right_a.keys() - right_b.keys(), right_b.keys() - right_a.keys()
+    if extra_a or extra_b:
+        example = min(extra_a or extra_b)
         raise DataError(
-            f"the two evaluations are not of the same tasks: {len(alone_a)} are only in the first, "
-            f"{len(alone_b)} only in the second, such as {example!r}"
+            f"the two evaluations are not of the same tasks: {len(extra_a)} are only in the first, "
+            f"{len(extra_b)} only in the second, such as {example!r}"
         )
     pairs = [(right_a[task], right_b[task]) for task in right_a]
     return {

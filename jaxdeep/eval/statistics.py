@@ -1,8 +1,8 @@
-"""How sure a result is: intervals for a share and for a mean over runs, and a test of two systems on the
-same tasks.
+"""How sure a result is: intervals for a share and for a mean over runs, and a test of two systems.
 
-Wilson (1927), "Probable inference, the law of succession, and statistical inference"; McNemar (1947),
-"Note on the sampling error of the difference between correlated proportions", in its exact form.
+Wilson (1927), "Probable inference, the law of succession, and statistical inference"; McNemar
+(1947), "Note on the sampling error of the difference between correlated proportions", in its exact
+form.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a share, 95 % unless `z` says otherwise; (0, 1) when nothing was tried."""
+    """Wilson's score interval of the share `successes` / `n`, as (low, high). `z` is the quantile
+    of the normal distribution, by default for 95 %. (0, 1) for n = 0."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes=} is not between 0 and {n=}")
     if n == 0:
@@ -27,13 +28,14 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return low, high
 
 
-# Of Student's t with 1, 2, ... degrees of freedom: what it stays below with a probability of 97.5 %.
+# The 97.5 % quantile of Student's t with 1, 2, ... degrees of freedom.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def student(shares: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of shares that several runs came to, cut to [0, 1]. It is of runs with
-    other seeds on the same tasks, and too wide for more than ten of them."""
+    """The 95 % interval of the mean of `shares`, the results of runs that differ in their seed on
+    the same tasks. It is cut to [0, 1], and a little too wide for more than ten runs, where the
+    table ends. ValueError for fewer than two."""
     n = len(shares)
     if n < 2:
         raise ValueError(f"an interval of {n} runs: there must be at least 2")
@@ -44,8 +46,9 @@ def student(shares: Sequence[float]) -> tuple[float, float]:
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """The exact two-sided probability that two equally good systems differ as much on these tasks as `a`
-    and `b` do, element by element; 1 when they never differ."""
+    """McNemar's exact test, two-sided: the probability that two equally good systems differ at
+    least as much as `a` and `b` do. Both are right or wrong by task, in the same order. 1 where
+    they never differ."""
     only_a = sum(x and not y for x, y in zip(a, b, strict=True))
     only_b = sum(y and not x for x, y in zip(a, b, strict=True))
     n = only_a + only_b

@@ -100,7 +100,7 @@ def divisible_shape(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
 def shardings(cfg: Config, device_mesh: jax.sharding.Mesh, tree: Any = None) -> Any:
     """The sharding of each Leaf of `tree` (default: the model's own)."""
     return jax.tree.map(
-        lambda leaf: meshes.sharding(device_mesh, leaf.axes, divisible_shape(cfg, leaf)),
+        lambda leaf: meshes.weight_sharding(device_mesh, leaf.axes, divisible_shape(cfg, leaf)),
         leaves(cfg) if tree is None else tree,
         is_leaf=is_leaf,
     )

@@ -1,8 +1,8 @@
 """Results for people: a table for the terminal, and one HTML page with table, curves and rollouts.
 
-The page stands alone: no script, no request to anywhere, and every text in it is escaped, so what a
-model or a web page wrote stays text. In rows, a value `em` that comes with `em_low` and `em_high` is
-shown with its interval.
+The page stands alone: it has no script and requests nothing, and every text in it is escaped, so
+that what a model or a web page wrote stays text. A value `em` that comes with `em_low` and
+`em_high` in its row is shown with that interval.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from jaxdeep.workdir import write_atomic
 
 WIDTH = 80
 TITLES = {"em": "EM", "f1": "F1", "em_low": "EM low", "em_high": "EM high"}
-COLOURS = 6  # series colours that the page's style defines; later series are dashed
+COLOURS = 6  # colours for series in the page's style; from the seventh series on they are dashed
 
-# Colours that matplotlib writes and the page's style replaces, so that the plot follows dark mode.
+# Placeholders: matplotlib writes these colours and the page's style variables replace them, so that
+# the plot follows dark mode.
 AXIS, GRID = "#010101", "#020202"
 SERIES = [f"#0300{number:02x}" for number in range(COLOURS)]
 
@@ -45,17 +46,17 @@ class Cell(NamedTuple):
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """The rows as text of at most 80 columns; longer values are folded, missing ones shown as a dash."""
+    """The rows as text of at most 80 columns. Longer values are folded, a missing one is a dash."""
     cells = [[_cell(row, column) for column in columns] for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         number = bool(cells) and all(line[index].number for line in cells)
         justify = "right" if number else "left"
-        drawn.add_column(Text(_title(column)), justify=justify, overflow="fold")
+        grid.add_column(Text(_title(column)), justify=justify, overflow="fold")
     for line in cells:
-        drawn.add_row(*(Text(_written(cell)) for cell in line))
+        grid.add_row(*(Text(_with_interval(cell)) for cell in line))
     console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
-    console.print(drawn)
+    console.print(grid)
     lines = [line.rstrip() for line in console.file.getvalue().split("\n")]
     return "\n".join(lines).strip("\n")
 
@@ -69,8 +70,8 @@ def page(
     trajectories: Mapping[str, Sequence[Trajectory]],
     notes: Sequence[str],
 ) -> None:
-    """Writes the page: `rows` as a table of the first row's keys, `curves` as named series of (step, value)
-    in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
+    """Write the page: `rows` as a table with the keys of the first row, `curves` as named series of
+    (step, value) in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
     columns = [key for key in rows[0] if not _is_bound(key, rows[0])] if rows else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -116,15 +117,15 @@ def _cell(row: Mapping[str, Any], column: str) -> Cell:
     return Cell(_number(value), number or value is None, value if number else 0.0, interval)
 
 
-def _written(cell: Cell) -> str:
+def _with_interval(cell: Cell) -> str:
     if cell.interval is None:
         return cell.text
     low, high = cell.interval
-    return f"{cell.text} [{low:.2f},{high:.2f}]"  # one place to fold
+    return f"{cell.text} [{low:.2f},{high:.2f}]"  # no space in it: folded as one
 
 
 def _number(value: Any) -> str:
-    """A value as a person wants to read it."""
+    """A value with as many digits as a person wants to read."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -137,7 +138,7 @@ def _number(value: Any) -> str:
 
 
 def _share(value: float) -> str:
-    """A number of [0, 1] as a CSS percentage; what lies outside is moved to the edge."""
+    """A number from 0 to 1 as a CSS percentage; one outside is clipped."""
     return f"{100 * min(max(value, 0.0), 1.0):.2f}%"
 
 
@@ -155,12 +156,13 @@ def _call(call: ToolCall) -> str:
 
 
 def _last_answer(messages: Sequence[Message]) -> str:
-    said = [message.content for message in messages if message.role == "assistant"]
-    return said[-1].strip() if said else ""
+    turns = [message.content for message in messages if message.role == "assistant"]
+    return turns[-1].strip() if turns else ""
 
 
 def _plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> markupsafe.Markup:
-    """The curves as an SVG element whose colours are the page's variables, or nothing."""
+    """The curves as an SVG element whose colours are the page's variables; empty without a
+    point."""
     if not any(curves.values()):
         return markupsafe.Markup()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxdeep"}):
@@ -181,6 +183,7 @@ def _plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> markupsafe.Mar
         axes.set_axisbelow(True)
         axes.set_xlabel("step", color=AXIS, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        # Without a date and with a fixed salt for its ids, the same curves give the same bytes.
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)

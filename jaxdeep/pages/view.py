@@ -2,9 +2,10 @@
 
     build([run, other], out)      out/index.html, without a server, a network or a library
 
-The page and its script come with the package and hold no text of a run. What a run says lies beside them
-in scripts that are loaded when they are wanted, `view(KEY, JSON)`, since pages opened from a disk may load
-nothing else; the script on the page makes text nodes of it and never markup.
+The page and its script come with the package and hold no text of a run. The data of a run lie
+beside them, in scripts that are loaded when they are wanted and consist of one call `view(KEY,
+JSON)`: a page opened from a disk may load scripts and nothing else. The page turns that data into
+text nodes, never into markup, so nothing a model or a web page wrote can run.
 
     runs.js             how many runs
     0/run.js            names, metrics, which records there are and their tasks
@@ -20,33 +21,31 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxdeep.agent import record
-from jaxdeep.chat.qwen3 import Mark
-from jaxdeep.chat.tokenizer import FILE, Tokenizer
+from jaxdeep.chat.families import chat_format, family_of
+from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.console import progress
 from jaxdeep.errors import DataError
 from jaxdeep.metrics import read_metrics
-from jaxdeep.types import Message, Piece, ToolCall, Trajectory
-from jaxdeep.workdir import write_atomic
+from jaxdeep.types import ToolCall, Trajectory
+from jaxdeep.workdir import Workdir, write_atomic
 
 PAGE = Path(__file__).parent / "page"
-FORMAT = 1  # of the scripts: those of another one are made again
+FORMAT = 2  # of the scripts: those of another format are made again
 CHUNK = 2**16  # tokens in a script, about a megabyte
-HEAD = 16  # tokens in which a turn says whose it is
-LABEL = 200  # characters of what is folded that are shown
-ENDS = {Mark.THINK: Mark.UNTHINK, Mark.CALL: Mark.UNCALL, Mark.RESULT: Mark.UNRESULT}
-BROKEN = "\ufffd"  # what is decoded from part of a character
+LABEL = 200  # characters that a folded part shows of what is in it
+BROKEN = "\ufffd"  # what part of a character decodes to
 
 
 class Record(NamedTuple):
-    """Rollouts that belong together: `key` is the folder of their scripts, `step` a number or None for an
-    evaluation, `path` and `gaps` their files."""
+    """A file of rollouts, of one step or of an evaluation (`step` is None). `key` is the folder of
+    its scripts; `path` and `gaps` are its files, of which `gaps` may be absent."""
 
     key: str
     step: int | None
@@ -55,14 +54,14 @@ class Record(NamedTuple):
 
 
 def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
-    """Writes the pages of one run, or of two side by side, for all steps or those in `steps`; the path of
-    the first page."""
+    """Write the pages of one run, or of two side by side, for all steps or those in `steps`.
+    Returns the path of the first page. DataError for a folder that is not a run's."""
     for run in runs:
         if not _is_run(run):
             inside = [str(path) for path in sorted(run.glob("*")) if _is_run(path)]
-            there = f"; there are {', '.join(inside)}" if inside else ""
+            hint = f"; there are {', '.join(inside)}" if inside else ""
             raise DataError(
-                f"{run} holds no run, neither metrics.jsonl nor rollouts/ nor eval.jsonl{there}"
+                f"{run} holds no run, neither metrics.jsonl nor rollouts/ nor eval.jsonl{hint}"
             )
     out.mkdir(parents=True, exist_ok=True)
     for path in PAGE.iterdir():
@@ -74,19 +73,23 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "metrics.jsonl").exists() or bool(records(path))
+    return Workdir(path).metrics.exists() or bool(records(path))
 
 
 def records(run: Path) -> list[Record]:
-    """The records of a run, in order."""
-    steps = sorted(p for p in run.glob("rollouts/*.jsonl") if p.stem.isdigit())
-    found = [Record(p.stem, int(p.stem), p, run / "gaps" / f"{p.stem}.npy") for p in steps]
-    path = run / "eval.jsonl"
-    return [Record("eval", None, path, run / "gaps.npy"), *found] if path.exists() else found
+    """The records of a run: its evaluation first, then its steps in order."""
+    workdir = Workdir(run)
+    records = [
+        Record(f"{step:06d}", step, workdir.rollouts(step), workdir.gaps(step))
+        for step in workdir.rollout_steps()
+    ]
+    if workdir.evaluation.exists():
+        records.insert(0, Record("eval", None, workdir.evaluation, workdir.evaluation_gaps))
+    return records
 
 
 def write(out: Path, key: str, payload: Any) -> None:
-    """The script `key`.js, plain ASCII without a `<`: nothing in it can end it."""
+    """Write the script `key`.js. It is ASCII without a `<`, so that no text in it can close it."""
     text = json.dumps(payload, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     path = out / f"{key}.js"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,49 +97,48 @@ def write(out: Path, key: str, payload: Any) -> None:
 
 
 def _run(run: Path, out: Path, index: str, steps: range | None) -> None:
-    found = [r for r in records(run) if steps is None or r.step is None or r.step in steps]
-    tokenizer = _tokenizer(run) if found else None
+    chosen = [r for r in records(run) if steps is None or r.step is None or r.step in steps]
+    tokenizer = _tokenizer(run) if chosen else None
     words = [tokenizer.decode([id]) for id in range(tokenizer.size)] if tokenizer else []
-    shown = []
-    for each in progress(found, f"view {run.name}", "record"):
+    summaries = []
+    for each in progress(chosen, f"view {run.name}", "record"):
         folder, stamp = out / index / each.key, _stamp(run, each)
-        ready = (
-            folder / "ready.json"
-        )  # what the scripts beside it were made from, once they are whole
+        # Written last: it says that the scripts beside it are whole, and what they were made from.
+        ready = folder / "ready.json"
         about = json.loads(ready.read_text()) if ready.exists() else {}
         if about.get("stamp") != stamp:
             shutil.rmtree(folder, ignore_errors=True)
             about = _record(each, out, f"{index}/{each.key}", tokenizer, words)
             write_atomic(ready, json.dumps(about | {"stamp": stamp}))
         about.pop("stamp", None)
-        shown.append({"key": each.key, "step": each.step} | about)
-    config = run / "config.json"
+        summaries.append({"key": each.key, "step": each.step} | about)
+    config = Workdir(run).config
     about = {
         "name": run.resolve().name,
         "path": str(run),
         "config": config.read_text(encoding="utf-8") if config.exists() else "",
-        "metrics": _columns(run / "metrics.jsonl"),
-        "records": shown,
+        "metrics": _columns(Workdir(run).metrics),
+        "records": summaries,
     }
     write(out, f"{index}/vocabulary", words)
     write(out, f"{index}/run", about)
 
 
-def _stamp(run: Path, found: Record) -> list[Any]:
-    """What a record was made from."""
-    stats = [path.stat() for path in (found.path, found.gaps) if path.exists()]
+def _stamp(run: Path, source: Record) -> list[Any]:
+    """What the scripts of a record depend on: while it stays the same, they do."""
+    stats = [path.stat() for path in (source.path, source.gaps) if path.exists()]
     return [FORMAT, str(run.resolve()), *([s.st_mtime_ns, s.st_size] for s in stats)]
 
 
 def _tokenizer(run: Path) -> Tokenizer:
-    path = run / FILE
+    path = Workdir(run).tokenizer
     if not path.exists():
-        raise DataError(f"{path} is absent: put the {FILE} of the run's model there")
+        raise DataError(f"{path} is absent: put the tokenizer.json of the run's model there")
     return Tokenizer.load(path)
 
 
 def _columns(path: Path) -> dict[str, Any]:
-    """The numbers of the metrics by name, None where a row has none."""
+    """The metrics that are numbers, as columns by name; None where a row has none."""
     rows = read_metrics(path) if path.exists() else []
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names if name != "step"}
@@ -150,19 +152,19 @@ def _columns(path: Path) -> dict[str, Any]:
 
 
 def _record(
-    found: Record, out: Path, key: str, tokenizer: Tokenizer, words: Sequence[str]
+    source: Record, out: Path, key: str, tokenizer: Tokenizer, words: Sequence[str]
 ) -> dict[str, Any]:
-    """Writes the scripts of a record; what the run says of it."""
+    """Write the scripts of a record. Returns what `run.js` says of it."""
     tasks: dict[str, dict[str, Any]] = {}
     reader = Reader(tokenizer, words)
     chunk: list[dict[str, Any]] = []
     number = size = count = 0
     rewards = []
-    for trajectory, gap in record.with_gaps(record.stream(found.path), found.gaps):
-        told = _told(trajectory) | {"chunk": number, "place": len(chunk), "id": count}
+    for trajectory, gap in record.with_gaps(record.stream(source.path), source.gaps):
+        facts = _facts(trajectory) | {"chunk": number, "place": len(chunk), "id": count}
         task = trajectory.task
         about = {"task": task.id, "question": task.question, "answers": list(task.answers)}
-        tasks.setdefault(task.id, about | {"rollouts": []})["rollouts"].append(told)
+        tasks.setdefault(task.id, about | {"rollouts": []})["rollouts"].append(facts)
         chunk.append(reader.tokens(trajectory, gap))
         rewards += [] if trajectory.reward is None else [trajectory.reward]
         size, count = size + len(trajectory.tokens), count + 1
@@ -176,9 +178,9 @@ def _record(
     return {"count": count, "reward": reward, "tasks": list(tasks)}
 
 
-def _told(trajectory: Trajectory) -> dict[str, Any]:
-    """All of a rollout but its tokens."""
-    said = [m for m in trajectory.messages if m.role == "assistant"]
+def _facts(trajectory: Trajectory) -> dict[str, Any]:
+    """What the page says of a rollout, all but its tokens."""
+    turns = [m for m in trajectory.messages if m.role == "assistant"]
     return {
         "reward": trajectory.reward,
         "rewards": trajectory.rewards,
@@ -187,7 +189,7 @@ def _told(trajectory: Trajectory) -> dict[str, Any]:
         "truncated": trajectory.stop.truncated,
         "failure": trajectory.failure,
         "metrics": trajectory.metrics,
-        "said": said[-1].content.strip()[:LABEL] if said else "",
+        "said": turns[-1].content.strip()[:LABEL] if turns else "",
         "tokens": len(trajectory.tokens),
         "sampled": trajectory.sampled,
         "seed": trajectory.seed,
@@ -196,99 +198,102 @@ def _told(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _versions(trajectory: Trajectory) -> list[int]:
-    """Of the policies of its first turn and of its last: how many updates had made them."""
-    found = [piece.version for piece in trajectory.pieces if piece.author == "policy"]
-    return [found[0], found[-1]] if found else []
+    """The versions of the policies that sampled the first turn and the last; none without a
+    turn."""
+    versions = [piece.version for piece in trajectory.pieces if piece.author == "policy"]
+    return [versions[0], versions[-1]] if versions else []
 
 
 class Reader:
-    """Tokens as the page shows them."""
+    """Makes of tokens what the page shows."""
 
     def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
         self.tokenizer = tokenizer
-        names = {words[id]: id for id in tokenizer.control}
-        self.marks = {names[mark]: mark for mark in Mark if mark in names}
+        # "none": what is only read is not changed by who writes the block of reasoning
+        self.chat = chat_format(family_of(tokenizer), tokenizer, "none")
         self.broken = {id for id, word in enumerate(words) if BROKEN in word}
 
     def tokens(self, trajectory: Trajectory, gap: np.ndarray | None) -> dict[str, Any]:
-        """`ids` in order; `parts`, runs of them that are shown as one, each [end, sampled or not, kind,
-        label], where the first of a turn says the version of its policy if the turns differ; of the sampled ones `logps` in thousandths and `gaps` in millionths of a nat; `texts`, by
-        position, where a character is made of several tokens."""
-        said = [p for p in trajectory.pieces if p.author == "policy"]
-        logps = [logp for p in said for logp in p.logps or [0.0] * len(p.tokens)]
-        ids = trajectory.tokens
+        """The tokens of a rollout, its branches one after the other.
+
+        ids     in order
+        parts   runs of tokens that are shown as one: [end, sampled (1 or 0), kind, label]. An empty
+                run of the kind "branch" stands before each branch where there are several. A label
+                says the version of the policy at the begin of a turn, where turns differ in it
+        logps   of the sampled tokens, in thousandths of a nat
+        gaps    of the sampled tokens, in millionths of a nat, or None
+        texts   by position, where one character is made of several tokens
+        """
+        pieces = [p for p in trajectory.pieces if p.author == "policy"]
+        logps = [logp for p in pieces for logp in p.logps or [0.0] * len(p.tokens)]
+        texts: dict[int, str] = {}
+        start = 0
+        for branch in trajectory.branches:
+            ids = branch.tokens
+            texts |= {start + at: text for at, text in self._texts(ids).items()}
+            start += len(ids)
         return {
-            "ids": ids,
+            "ids": trajectory.tokens,
             "parts": list(self._parts(trajectory)),
             "logps": [_whole(1e3 * logp) for logp in logps],
             "gaps": None if gap is None else [_whole(x) for x in (1e6 * gap).tolist()],
-            "texts": self._texts(ids),
+            "texts": texts,
         }
 
     def _parts(self, trajectory: Trajectory) -> Iterator[tuple[int, int, str, str]]:
+        # Calls are the policy's: the branches together have each once, in order. Results are not:
+        # a branch may repeat or drop them, so a result is recognised by its text.
         calls = (call for m in trajectory.messages for call in m.calls)
-        results = (m for m in trajectory.messages if m.role == "tool")
+        tools: dict[str, list[str]] = {}
+        for message in trajectory.messages:
+            if message.role == "tool":
+                tools.setdefault(message.content.strip(), []).append(message.name)
+        branches = trajectory.branches
         end, several = 0, len(set(_versions(trajectory))) > 1
-        for piece in trajectory.pieces:
-            sampled = piece.author == "policy"
-            for at, (tokens, kind) in enumerate(self._split(piece)):
-                end += len(tokens)
-                label = f"version {piece.version}" if sampled and several and not at else ""
-                if kind == "call":
-                    label = f"{_call(next(calls, ToolCall('')))} {label}".rstrip()
-                elif kind == "result":
-                    label = _result(next(results, Message("tool")))
-                elif kind == "world":
-                    kind = self._role(tokens)
-                yield end, int(sampled), kind, label
+        for number, branch in enumerate(branches, 1):
+            if len(branches) > 1:
+                yield end, 0, "branch", f"branch {number} of {len(branches)}"
+            for piece in branch.pieces:
+                sampled = piece.author == "policy"
+                for at, (tokens, kind) in enumerate(self.chat.spans(piece.tokens, piece.author)):
+                    end += len(tokens)
+                    label = f"version {piece.version}" if sampled and several and not at else ""
+                    if kind == "call":
+                        label = f"{_call(next(calls, ToolCall('')))} {label}".rstrip()
+                    elif kind == "result":
+                        label = self._result(tokens, tools)
+                    yield end, int(sampled), kind, label
 
-    def _split(self, piece: Piece) -> Iterator[tuple[list[int], str]]:
-        """Runs of a piece: thoughts, calls and results with their marks, turns of the world, the rest."""
-        inside = {Mark.THINK: "think", Mark.CALL: "call"}
-        inside, plain = (
-            (inside, "text") if piece.author == "policy" else ({Mark.RESULT: "result"}, "world")
-        )
-        start, kind, until, headed = 0, plain, None, False
-        for at, id in enumerate(piece.tokens):
-            mark = self.marks.get(id)
-            if mark is None or (until is not None and mark is not until):
-                continue
-            if mark is until:
-                yield piece.tokens[start : at + 1], kind
-                start, kind, until, headed = at + 1, plain, None, False
-            elif mark in inside or (mark is Mark.START and headed):
-                if at > start:
-                    yield piece.tokens[start:at], kind
-                start, kind, until = at, inside.get(mark, plain), ENDS.get(mark)
-            headed |= mark is Mark.START
-        if start < len(piece.tokens):
-            yield piece.tokens[start:], kind
-
-    def _role(self, tokens: Sequence[int]) -> str:
-        """Who a run of the world's tokens speaks as."""
-        _, _, said = self.tokenizer.decode(tokens[:HEAD]).partition(Mark.START)
-        return next(
-            (role for role in ("system", "user", "assistant") if said.startswith(role)), "text"
-        )
+    def _result(self, tokens: Sequence[int], tools: Mapping[str, list[str]]) -> str:
+        """The label of a tool's result: the name of the tool, where it is known, and how the text
+        begins. `tools` are the names that remain for each text, of which this takes the first."""
+        marks = self.tokenizer.control
+        content = self.tokenizer.decode([id for id in tokens if id not in marks]).strip()
+        names = tools.get(content, [""])
+        name = names.pop(0) if len(names) > 1 else names[0]
+        return ": ".join(filter(None, (name, " ".join(content[:LABEL].split()))))
 
     def _texts(self, ids: Sequence[int]) -> dict[int, str]:
-        """The text of characters that several tokens make together, at the first of them."""
-        found: dict[int, str] = {}
+        """The text of each character that several tokens make together, at the first of them; the
+        others get an empty text."""
+        texts: dict[int, str] = {}
         for at, id in enumerate(ids):
             if id not in self.broken:
                 continue
-            for start in range(at - 1, max(at - 4, -1), -1):  # a character is four tokens at most
-                if start in found or ids[start] not in self.broken:
+            # A character has at most four tokens: UTF-8 has at most four bytes for it.
+            for start in range(at - 1, max(at - 4, -1), -1):
+                if start in texts or ids[start] not in self.broken:
                     break
                 text = self.tokenizer.decode(ids[start : at + 1])
                 if BROKEN not in text:
-                    found |= dict.fromkeys(range(start, at + 1), "") | {start: text}
+                    texts |= dict.fromkeys(range(start, at + 1), "") | {start: text}
                     break
-        return found
+        return texts
 
 
 def _whole(value: float) -> int:
-    """A number as JSON holds it in few characters; what is no number, or endless, at the edge."""
+    """A number rounded, which takes few characters. JSON has no NaN and no infinity: they become 0
+    and the largest number."""
     return round(max(min(value, 1e9), -1e9)) if not math.isnan(value) else 0
 
 
@@ -297,7 +302,3 @@ def _call(call: ToolCall) -> str:
         return f"{call.name}: {call.error}"[:LABEL]
     values = (f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in call.arguments.items())
     return f"{call.name}({', '.join(values)})"[:LABEL]
-
-
-def _result(message: Message) -> str:
-    return f"{message.name}: {' '.join(message.content[:LABEL].split())}"

@@ -1,6 +1,7 @@
-"""What processes tell each other: objects on the host, and arrays of the whole mesh on a part of it.
+"""What processes exchange: Python objects between hosts, and arrays between meshes.
 
-Every process makes the same calls in the same order. With one process nothing is sent or copied.
+Every process makes the same calls in the same order. In a run of one process nothing is sent or
+copied.
 """
 
 from __future__ import annotations
@@ -18,76 +19,82 @@ from jaxdeep.parallel.mesh import DISPATCH_LOCK, dispatch_lock, replicated
 
 T = TypeVar("T")
 
-
-PARCEL = 2**20  # bytes that each process sends to all others at a time
+CHUNK_BYTES = 2**20  # of pickled objects that each process sends in one all-gather
 
 
 def my_items(items: Sequence[T]) -> Sequence[T]:
-    """The items that this process takes care of."""
+    """The items that this process works on: every N-th of them, for N processes."""
     return items[jax.process_index() :: jax.process_count()]
 
 
-def all_gather_objects(shared: Sequence[T]) -> list[T]:
-    """All items in order, from what each process made of its `share` of them."""
+def all_gather_objects(objects: Sequence[T]) -> list[T]:
+    """The objects of all processes on each process. They are interleaved, so that what processes
+    made of their `my_items` comes in the order of the items."""
     count = jax.process_count()
     if count == 1:
-        return list(shared)
-    sent = np.frombuffer(pickle.dumps(list(shared)), np.uint8)
+        return list(objects)
+    sent = np.frombuffer(pickle.dumps(list(objects)), np.uint8)
     sizes = all_gather(np.uint32(len(sent))).tolist()
-    received = []
-    # in parcels of one shape: nothing is compiled for a new size, and devices hold little
-    for at in range(0, max(sizes), PARCEL):
-        parcel = np.zeros(PARCEL, np.uint8)
-        part = sent[at : at + PARCEL]
-        parcel[: len(part)] = part
-        received.append(all_gather(parcel))
-    received = np.concatenate(received, axis=1)
-    parts = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
-    return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
+    chunks = []
+    # One shape for all chunks: a new size compiles nothing, and devices hold at most this much.
+    for start in range(0, max(sizes), CHUNK_BYTES):
+        chunk = np.zeros(CHUNK_BYTES, np.uint8)
+        part = sent[start : start + CHUNK_BYTES]
+        chunk[: len(part)] = part
+        chunks.append(all_gather(chunk))
+    received = np.concatenate(chunks, axis=1)
+    lists = [pickle.loads(received[i, :size].tobytes()) for i, size in enumerate(sizes)]
+    return [lists[i % count][i // count] for i in range(sum(map(len, lists)))]
 
 
 def all_gather(x: Any, *, tiled: bool = False) -> np.ndarray:
-    """What all processes have of `x`, on each: one after the other, or with `tiled` the array that their
-    parts are of."""
+    """The values of `x` of all processes on each process, stacked by process. With `tiled`, `x` is
+    an array of the mesh, and the result is that array whole."""
     with DISPATCH_LOCK:
         return multihost_utils.process_allgather(x, tiled=tiled)
 
 
 def broadcast(value: T) -> T:
-    """What the first process has: for what must not differ."""
+    """The value of process 0 on each process, for what must not differ between them."""
+    # An all-gather of all values: they are small, and no second mechanism is needed.
     return all_gather_objects([value])[0]
 
 
-def reuse_shards(tree: Any, where: Any) -> Any:
-    """Arrays of the whole mesh as arrays with the shardings `where`, nothing copied; None where this
-    process's devices hold other parts."""
+def reuse_shards(tree: Any, shardings: Any) -> Any:
+    """Arrays of the whole mesh as arrays with other shardings, such as those of a `sampling_mesh`,
+    from the same buffers. None where this process's devices hold other shards than those need."""
     if jax.process_count() == 1:
         return tree
-    leaves, form = jax.tree.flatten(tree)
+    leaves, structure = jax.tree.flatten(tree)
     out = []
-    for x, to in zip(leaves, jax.tree.leaves(where), strict=True):
-        parts = x.sharding.addressable_devices_indices_map(x.shape)
-        if parts != to.addressable_devices_indices_map(x.shape):
+    for x, sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        held = x.sharding.addressable_devices_indices_map(x.shape)
+        if held != sharding.addressable_devices_indices_map(x.shape):
             return None
-        shards = [shard.data for shard in x.addressable_shards]
-        out.append(jax.make_array_from_single_device_arrays(x.shape, to, shards))
-    return jax.tree.unflatten(form, out)
+        buffers = [shard.data for shard in x.addressable_shards]
+        out.append(jax.make_array_from_single_device_arrays(x.shape, sharding, buffers))
+    return jax.tree.unflatten(structure, out)
 
 
-def reshard(tree: Any, where: Any) -> Any:
-    """As `held`; what the devices of this process lack comes from the others."""
-    if (found := reuse_shards(tree, where)) is not None:
-        return found
+def reshard(tree: Any, shardings: Any) -> Any:
+    """As `reuse_shards`, but what this process's devices lack comes from the other processes. Each
+    array is then whole on every device for a moment, and passes through the host: meant for
+    adapters."""
+    if (reused := reuse_shards(tree, shardings)) is not None:
+        return reused
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     with dispatch_lock(mesh):
-        whole = jax.jit(_itself, out_shardings=replicated(mesh))(tree)
+        whole = jax.jit(_identity, out_shardings=replicated(mesh))(tree)
 
-    def placed(x: jax.Array, to: NamedSharding) -> jax.Array:
-        here = np.asarray(x.addressable_data(0))
-        return jax.make_array_from_callback(x.shape, to, here.__getitem__)
+    # By way of the host, because a program's inputs and outputs must be on the same devices, and
+    # the new shardings may be of fewer.
+    def place(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        value = np.asarray(x.addressable_data(0))
+        return jax.make_array_from_callback(x.shape, sharding, value.__getitem__)
 
-    return jax.tree.map(placed, whole, where)
+    return jax.tree.map(place, whole, shardings)
 
 
-def _itself(tree: Any) -> Any:
+def _identity(tree: Any) -> Any:
+    # at module level, because jit caches by function: a lambda would compile at every call
     return tree

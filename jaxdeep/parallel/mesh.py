@@ -1,17 +1,20 @@
-"""The device mesh: four axes that are always there, one table of rules, and the one door for data.
+"""The device mesh: four axes that always exist, and one table that maps weights onto them.
 
-    replica   across slices: pure data parallel
-    data      rows of a batch, and with `context` the weights (FSDP)
+    replica   across slices: pure data parallelism
+    data      rows of a batch; together with `context` also the weights (FSDP)
     context   positions of a sequence
-    model     weights, by heads, mlp width, experts and vocabulary. Sampling computes by them, too (tensor
-              parallel); training spreads positions, and by heads only attends (`context.owned`)
+    model     weights, by heads, mlp width, experts and vocabulary (tensor parallelism). Sampling
+              computes that way, too; training splits positions instead, and only attends by heads
+              (`model.context`)
 
-Every weight names its dimensions (`heads`, `mlp`, ...); `RULES` maps names to axes. A model is run
-under `with use(mesh):` so that `constrain` can name axes; without a mesh it does nothing.
+Every weight names its dimensions (`heads`, `mlp`, ...) and `AXIS_RULES` maps the names to axes. A
+model runs under `with use(mesh):`, so that `constrain` can name axes; without a mesh it does
+nothing.
 
-Several processes, one a host, can be one run (`hosts.joined`): the mesh is over the devices of all, each
-samples on a `local` part of it, `exchange` tells all what each has, and `bring` hands arrays of the whole
-mesh to a part. Every process makes the same calls in the same order.
+Several processes, one per host, can be one run (`hosts.joined`). The mesh then covers the devices
+of all; each process samples on its own `sampling_mesh`, and `exchange` moves objects and arrays
+between processes. Every process makes the same calls in the same order, because any of them may be
+collective.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import math
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,23 +32,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdeep.data.pack import check_batch
 from jaxdeep.errors import ConfigError
 from jaxdeep.types import Batch
 
-T = TypeVar("T")
-
-
 AXES = ("replica", "data", "context", "model")
-ROWS = ("replica", "data")
-WHOLE_SLICE_CHIPS = (
-    "TPU v5 lite",
-    "TPU v5e",
-    "TPU v6 lite",
-    "TPU v6e",
-)  # their compiler refuses a program on a part of a slice
-LAYOUT = P(ROWS, "context")  # of a batch [B, T]
-DISPATCH_LOCK = threading.RLock()
-RULES = {
+ROWS = ("replica", "data")  # the axes over which the rows of a batch are split
+BATCH_SPEC = P(ROWS, "context")  # of an array [B, T]
+AXIS_RULES = {
     "embed": ("data", "context"),
     "embed_table": "data",
     "heads": "model",
@@ -57,11 +51,15 @@ RULES = {
     "rank": None,
     None: None,
 }
+# The compiler for these chips refuses a program that runs on a part of a slice.
+WHOLE_SLICE_CHIPS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+# Reentrant, because a function that holds it may call another one that takes it.
+DISPATCH_LOCK = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; `data=-1` takes what the others leave."""
+    """Number of devices along each axis; `data=-1` takes all that the other axes leave."""
 
     replica: int = 1
     data: int = -1
@@ -70,8 +68,9 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (default: all of them); a size that does not fit is a ConfigError. Of several
-    slices, `replica` goes across them and the other axes stay within one."""
+    """A mesh over `devices` (default: all devices); ConfigError where the sizes do not fit. With
+    several slices, `replica` goes across them and the other axes stay within a slice, because the
+    network between slices is much slower than the links inside one."""
     devices = list(jax.devices()) if devices is None else list(devices)
     others = cfg.replica * cfg.context * cfg.model
     data = cfg.data if cfg.data != -1 else max(len(devices) // others, 1)
@@ -82,53 +81,59 @@ def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | No
             f"mesh {shape} needs {np.prod(sizes)} devices, there are {len(devices)}: "
             "the product of its axes must be the number of devices"
         )
+    # jax's default is Explicit, under which ambiguous operations demand an output sharding.
     kinds = (AxisType.Auto,) * 4
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    split = dict(allow_split_physical_axes=True)  # such as 4 chips of the 16 along a side
+    # Lets an axis take a part of a physical side of the TPU, such as 4 of its 16 chips.
+    split = dict(allow_split_physical_axes=True)
     if devices[0].platform != "tpu" or slices == 1:
         grid = mesh_utils.create_device_mesh(sizes, devices, **split)
         return Mesh(grid, AXES, axis_types=kinds)
     if cfg.replica % slices:
         raise ConfigError(
-            f"mesh.replica={cfg.replica} does not divide into {slices} slices: what lies on one axis "
-            "other than replica must be in one slice"
+            f"mesh.replica={cfg.replica} is not a multiple of the {slices} slices: axes other than "
+            f"replica must stay within a slice. Set mesh.replica to a multiple of {slices}"
         )
-    inside = (cfg.replica // slices, *sizes[1:])
-    grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1, 1), devices, **split)
+    per_slice = (cfg.replica // slices, *sizes[1:])
+    grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1, 1), devices, **split)
     return Mesh(grid, AXES, axis_types=kinds)
 
 
 def use(mesh: Mesh) -> AbstractContextManager:
-    """The context under which jitted functions may name the axes of `mesh`. It is per thread."""
+    """A context in which jitted functions may name the axes of `mesh`. It holds for this thread
+    only."""
     return jax.set_mesh(mesh)
 
 
 def dispatch_lock(mesh: Mesh) -> AbstractContextManager:
-    """To be held while a program is started, where several threads start some: on several devices
-    programs wait for each other's parts, and must begin everywhere in one order."""
+    """A lock to hold while a program is dispatched. Each device runs programs in the order in which
+    they arrive: two threads that dispatch collective programs in different orders on different
+    devices deadlock. On a single device there is nothing to lock."""
     return DISPATCH_LOCK if mesh.size > 1 else nullcontext()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its dimensions laid over mesh axes, or `x` itself where no mesh is in use."""
+    """`x` with its dimensions sharded over these mesh axes; `x` itself where no mesh is in use."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, P(*axes))
 
 
-def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """The sharding of a weight from the names of its dimensions. A dimension that does not divide is
-    refused, except `kv_heads`: fewer of those than devices are kept whole on each."""
+def weight_sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """The sharding of a weight of this shape, from the names of its dimensions. ConfigError for a
+    dimension that its axes do not divide, except `kv_heads`: these are replicated then, as models
+    have fewer kv heads than tensor parallelism often has devices."""
     spec = []
     for name, size in zip(axes, shape, strict=True):
-        axis = RULES[name]
-        over = {a: mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())}
-        if size % math.prod(over.values()):
+        axis = AXIS_RULES[name]
+        devices = {a: mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())}
+        if size % math.prod(devices.values()):
             if name != "kv_heads":
-                said = " ".join(f"{a}={n}" for a, n in over.items() if n > 1)
+                used = " ".join(f"{a}={n}" for a, n in devices.items() if n > 1)
                 raise ConfigError(
-                    f"{name}={size} does not divide by {said} devices: choose a mesh that divides it"
+                    f"{name}={size} does not divide by {used} devices: "
+                    "choose a mesh that divides it"
                 )
             axis = None
         spec.append(axis)
@@ -136,121 +141,101 @@ def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Na
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """The sharding of a value that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
 def put(mesh: Mesh, batch: Batch) -> Batch:
-    """A numpy batch on the mesh, rows over `replica` and `data`, positions over `context`; one that is
-    not what `Batch` promises is a ValueError. Every process has a batch of the whole size, and puts what
-    its devices need: the rows that are `rows_here`."""
-    check(batch)
+    """A numpy batch as arrays on the mesh: rows over `replica` and `data`, positions over
+    `context`. ValueError where it breaks what `Batch` promises, ConfigError where it does not
+    divide.
+
+    Each process passes a batch [B, T] of the whole run, of which only its `rows_here` need tokens:
+    its devices take nothing from the rest.
+    """
+    check_batch(batch)
     check_size(mesh, *batch.tokens_BT.shape)
-    where = NamedSharding(mesh, LAYOUT)
+    sharding = NamedSharding(mesh, BATCH_SPEC)
     return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, where, lambda at: x[at]), batch
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
     )
 
 
 def rows_here(mesh: Mesh, B: int, T: int) -> frozenset[int]:
-    """The rows of a batch [B, T] of which some position is on a device of this process."""
+    """The rows of a batch [B, T] of which this process's devices hold at least some positions."""
     check_size(mesh, B, T)
-    parts = NamedSharding(mesh, LAYOUT).addressable_devices_indices_map((B, T)).values()
-    return frozenset(b for rows, _ in parts for b in range(B)[rows])
+    shards = NamedSharding(mesh, BATCH_SPEC).addressable_devices_indices_map((B, T)).values()
+    return frozenset(b for rows, _ in shards for b in range(B)[rows])
 
 
 def check_size(mesh: Mesh, B: int, T: int) -> None:
-    """ConfigError where batches of B rows of T positions do not divide over the mesh."""
+    """ConfigError where a batch of B rows of T positions cannot be split evenly over the mesh."""
     rows = mesh.shape["replica"] * mesh.shape["data"]
     C = mesh.shape["context"]
-    chunks = 2 * C if C > 1 else 1  # see model.context
+    # Each device along `context` takes an early and a late chunk of the positions, so that causal
+    # attention costs all of them the same.
+    chunks = 2 * C if C > 1 else 1
     if B % rows or T % chunks:
         raise ConfigError(
             f"a batch of {B} rows x {T} positions does not divide over replica*data={rows} and "
-            f"{chunks} chunks for context={C}: change the rows or the length of a batch"
+            f"{chunks} chunks for context={C}: change batch.rows, batch.length or the mesh"
         )
 
 
-def check(batch: Batch) -> None:
-    """ValueError with the first place where a batch breaks what `Batch` promises: a wrong mask or a
-    sequence out of line would train, quietly, on something else."""
-    _, segments_BT, positions_BT, learn_BT, logp_BT, advantage_BT = batch
-    shapes = {name: part.shape for name, part in batch._asdict().items()}
-    if len(set(shapes.values())) != 1 or segments_BT.ndim != 2:
-        raise ValueError(f"the parts of a batch must have one shape [B, T]: {shapes}")
-    left_BT, place_BT = (np.roll(x_BT, 1, axis=1) for x_BT in (segments_BT, positions_BT))
-    left_BT[:, :1], place_BT[:, :1] = 0, -1
-    learned_BT, used_BT, starts_BT = learn_BT != 0, segments_BT != 0, segments_BT != left_BT
-    gap_BT = (left_BT == 0) & (np.arange(segments_BT.shape[1]) > 0)
-    wrong = {
-        "segments do not count 1, 2, ... up to the padding": used_BT
-        & starts_BT
-        & (gap_BT | (segments_BT != left_BT + 1)),
-        "positions do not count up from 0 in each segment": used_BT
-        & (positions_BT != np.where(starts_BT, 0, place_BT + 1)),
-        "the mask is negative or no number": ~((learn_BT >= 0) & (learn_BT < np.inf)),
-        "padding is learned": learned_BT & ~used_BT,
-        "the first token of a segment is learned, which nothing predicts": learned_BT & starts_BT,
-        "there is an advantage where nothing is learned": (advantage_BT != 0) & ~learned_BT,
-        "an advantage is no number": ~np.isfinite(advantage_BT),
-        "the log-probability of a learned token is none": learned_BT
-        & ~((logp_BT <= 1e-3) & (logp_BT > -np.inf)),
-    }
-    for what, places_BT in wrong.items():
-        if places_BT.any():
-            b, t = np.argwhere(places_BT)[0].tolist()
-            row = batch.__class__(*(part[b, t].item() for part in batch))
-            raise ValueError(f"{what}: row {b}, position {t} of a batch, {row}")
+def sampling_mesh(mesh: Mesh, heads: int) -> Mesh:
+    """The devices that this process samples on: the whole mesh for a single process, otherwise its
+    own devices, so that no process waits for another's tools.
 
+    Where its devices hold all weights between them they keep their order in the mesh, so that
+    nothing is copied. Otherwise as many of them as divide `heads` lie along `model`, the split that
+    exchanges least.
 
-def local(mesh: Mesh, heads: int) -> Mesh:
-    """The devices that this process samples on: the whole mesh where it is alone, else its own ones. They
-    lie as in the mesh where they hold all weights between them, so that nothing is copied; otherwise as
-    many as divide `heads` are along `model`, which exchanges least.
-
-    On chips of `BOUND` kinds a program is of the whole slice: there it is the devices of all its processes,
-    those of each as said, one process after the other along `replica`.
+    On chips of WHOLE_SLICE_CHIPS a program must run on the whole slice. There the mesh has the
+    devices of all processes of the slice, arranged as above for each process, and one process after
+    the other along `replica`.
     """
-    if processes_of(mesh) == 1:
+    if process_count(mesh) == 1:
         return mesh
     owner = np.vectorize(lambda device: device.process_index)(mesh.devices)
-    here = [jax.process_index()]
+    processes = [jax.process_index()]
     if mesh.devices.flat[0].device_kind in WHOLE_SLICE_CHIPS:
         slices = np.vectorize(lambda device: getattr(device, "slice_index", 0))(mesh.devices)
-        here = np.unique(owner[slices == slices[owner == here[0]][0]])
-    blocks = [_block(mesh.devices, owner == index, heads) for index in here]
+        processes = np.unique(owner[slices == slices[owner == processes[0]][0]])
+    blocks = [_block(mesh.devices, owner == index, heads) for index in processes]
     return Mesh(np.concatenate(blocks), AXES, axis_types=mesh.axis_types)
 
 
-def _block(devices: np.ndarray, mine: np.ndarray, heads: int) -> np.ndarray:
-    replicas = mine.any(axis=(1, 2, 3))
-    if mine[replicas].all():
+def _block(devices: np.ndarray, owned: np.ndarray, heads: int) -> np.ndarray:
+    """The devices that a process owns, as an array with the four axes of a mesh."""
+    replicas = owned.any(axis=(1, 2, 3))
+    if owned[replicas].all():  # whole replicas, each with all weights
         return devices[replicas]
-    found = np.array(sorted(devices[mine], key=lambda device: device.id))
-    return found.reshape(1, -1, 1, math.gcd(heads, len(found)))
+    own = np.array(sorted(devices[owned], key=lambda device: device.id))
+    return own.reshape(1, -1, 1, math.gcd(heads, len(own)))
 
 
-def processes_of(mesh: Mesh) -> int:
-    """How many processes have devices of the mesh: they call its programs together."""
+def process_count(mesh: Mesh) -> int:
+    """The number of processes with devices in the mesh: they call its programs together."""
     return len({device.process_index for device in mesh.devices.flat})
 
 
 def put_rows(mesh: Mesh, tree: Any) -> Any:
-    """Arrays with a first dimension of rows, over `replica` and `data`, from the rows that are this
-    process's."""
-    where = NamedSharding(mesh, P(ROWS))
-    if processes_of(mesh) == 1:
-        return jax.device_put(tree, where)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
+    """Arrays over `replica` and `data` by their first dimension, rows. Each process passes its own
+    rows only; the result has those of all."""
+    sharding = NamedSharding(mesh, P(ROWS))
+    if process_count(mesh) == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 def fetch_rows(tree: Any) -> Any:
-    """This process's rows of arrays, on the host: the way back of `spread`."""
+    """This process's rows of such arrays as numpy arrays: the inverse of `put_rows`."""
     if all(x.is_fully_addressable for x in jax.tree.leaves(tree)):
         return jax.device_get(tree)
 
-    def rows(x: jax.Array) -> np.ndarray:
-        parts = {shard.index[0].start: shard.data for shard in x.addressable_shards}
-        return np.concatenate([np.asarray(parts[at]) for at in sorted(parts)])
+    def fetch(x: jax.Array) -> np.ndarray:
+        # by the first row of each shard: shards that are copies of each other count once
+        shards = {shard.index[0].start: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
-    return jax.tree.map(rows, tree)
+    return jax.tree.map(fetch, tree)

@@ -317,7 +317,7 @@ def engine_capacity(
     """The engines, one a host: the pages and rows of full length that the memory left over could
     hold, on all devices together, and the speed of a decode call with all rows half full."""
     engine, cfg = work.engine, work.spec.model
-    devices = sampler_mesh.size // meshes.processes_of(sampler_mesh)
+    devices = sampler_mesh.size // meshes.process_count(sampler_mesh)
     shards = sizes.shards_of(sampler_mesh)
     engines = mesh.size // devices
     page = paged.page_bytes(cfg, sampler_mesh, engine.page) / sampler_mesh.shape["model"]

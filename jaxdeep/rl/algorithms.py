@@ -1,8 +1,8 @@
-"""What a GRPO run learns by: one word, `grpo.algorithm`, and every setting that it stands for.
+"""Algorithms by name: `grpo.algorithm` is one word for a set of values of `GrpoConfig`.
 
-An algorithm is a preset of settings of `GrpoConfig`; whatever a configuration sets itself goes over it.
-A preset is what its paper states; "default" is what this package uses: the mean of the group without
-its deviation, all tokens counting the same, an asymmetric clip, groups of equal rewards left out.
+Such a preset is what the algorithm's paper states, and whatever a configuration sets itself
+overrides it. "default" is what this package uses: the mean of the group without its standard
+deviation, all tokens counting the same, an asymmetric clip, groups of equal rewards left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.errors import ConfigError
-from jaxdeep.rl.advantages import Norm, Part, Rules
+from jaxdeep.rl.advantages import AdvantageSettings, Rules
 from jaxdeep.rl.curriculum import SolveRateFilter
-from jaxdeep.rl.objective import Clip, Correction, Kl, Objective
-from jaxdeep.rl.shaping import Shaping
+from jaxdeep.rl.objective import LossTerms, Objective
 
 DEVIATION = dict(mean="group", std="group")
 
@@ -34,7 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     "dr_grpo": dict(clip=dict(low=0.2, high=0.2), aggregate="constant", flat="keep"),  # 2503.20783
     "dapo": dict(norm=DEVIATION, flat="resample", shaping=dict(overlong=1.0)),  # 2503.14476
-    "rloo": dict(  # 2402.14740: REINFORCE, the log-probability of a sequence is the sum of its tokens'
+    # 2402.14740, REINFORCE over sequences: the log-probability of one is the sum over its tokens,
+    # which aggregate="constant" with length 1 gives
+    "rloo": dict(
         norm=dict(leave_one_out=True),
         clip=dict(low=None, high=None),
         aggregate="constant",
@@ -58,44 +59,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class GrpoConfig:
-    """`prompts` tasks a step, `group` rollouts a task. `tolerance` is how far trainer and sampler may be
-    apart at the first step, in nats, at the token where they differ most. `eval_every` steps `dev` is
-    evaluated (0: never). `ahead` updates may be made between the begin of a step's rollouts and its own
-    (0: none, all are of the present policy): see jaxdeep.setup.explore. The rest has the defaults of
-    `algorithm`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GrpoConfig(AdvantageSettings, LossTerms):
+    """The section `grpo`: the settings of advantages and of the loss, and how a step is made of
+    rollouts. What is not set here has the value that `algorithm` gives it."""
 
-    prompts: int
-    group: int
+    prompts: int  # tasks a step
+    group: int  # rollouts a task
+    # nats by which trainer and sampler may differ at the first step, at the token where most
     tolerance: float
     algorithm: str = "default"
-    eval_every: int = 0
+    eval_every: int = 0  # steps between evaluations of `dev`; 0: never
+    # updates that may be made between the begin of a step's rollouts and its own update; 0: all
+    # rollouts are of the present policy. See jaxdeep.setup.explore
     ahead: int = 0
-    # advantages: see jaxdeep.rl.advantages and shaping
-    norm: Norm = dataclasses.field(default_factory=Norm)
-    flat: Literal["drop", "keep", "resample"] = "drop"
     tries: int = 3  # times that tasks are drawn for a step, where flat="resample"
-    truncated: Part = "keep"
-    failed: Part = "drop"
-    shaping: Shaping = dataclasses.field(default_factory=Shaping)
-    solved: float = 1.0  # a rollout with at least this reward solved its task
     curriculum: SolveRateFilter | None = None  # see jaxdeep.rl.curriculum
-    # the loss: see jaxdeep.train.losses
-    objective: Literal["clip", "gspo", "cispo", "binary_tv"] = "clip"
-    clip: Clip = dataclasses.field(default_factory=Clip)
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    length: int = 0  # of "constant", in tokens; 0: rollout.limits.max_tokens
-    kl: Kl = dataclasses.field(default_factory=Kl)
-    entropy: float = 0.0  # what an entropy bonus counts
-    correction: Correction = dataclasses.field(default_factory=Correction)
+    objective: Literal["clip", "gspo", "cispo", "binary_tv"] = "clip"  # see jaxdeep.train.losses
+    length: int = 0  # of "constant"; 0: rollout.limits.max_tokens
     passes: int = 1  # updates of the optimizer with the rollouts of a step
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.group < 2:
             raise ConfigError(
-                f"grpo.prompts={self.prompts} must be at least 1 and grpo.group={self.group} at least 2: "
-                "the baseline is the mean of the group"
+                f"grpo.prompts={self.prompts} must be at least 1 and grpo.group={self.group} at "
+                "least 2: the baseline is the mean of the group"
             )
         if self.passes < 1 or self.tries < 1 or min(self.length, self.eval_every, self.ahead) < 0:
             raise ConfigError(
@@ -106,32 +94,20 @@ class GrpoConfig:
 
     def rules(self, limits: Limits) -> Rules:
         """How rollouts become advantages."""
-        return Rules(
-            norm=self.norm,
-            flat=self.flat,
-            truncated=self.truncated,
-            failed=self.failed,
-            shaping=self.shaping,
-            limit=limits.max_tokens,
-            solved=self.solved,
-        )
+        return Rules(**self._settings_of(AdvantageSettings), limit=limits.max_tokens)
 
     def loss(self, limits: Limits) -> Objective:
         """What a step minimises."""
-        return Objective(
-            kind=self.objective,
-            clip=self.clip,
-            aggregate=self.aggregate,
-            length=self.length or limits.max_tokens,
-            kl=self.kl,
-            entropy=self.entropy,
-            correction=self.correction,
-        )
+        terms = self._settings_of(LossTerms) | {"length": self.length or limits.max_tokens}
+        return Objective(self.objective, **terms)
+
+    def _settings_of(self, base: type) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(base)}
 
 
 def expand(config: ConfigDict) -> ConfigDict:
-    """The configuration with the settings of its algorithm written out in the section `grpo`, those
-    that are set already over them."""
+    """The configuration with the settings of its algorithm written out in the section `grpo`, under
+    those that are set there. ConfigError for an unknown algorithm."""
     section = config.get("grpo")
     if section is None:
         return config
@@ -143,14 +119,14 @@ def expand(config: ConfigDict) -> ConfigDict:
         )
     out = config.copy_and_resolve_references()
     with out.unlocked():
-        out.grpo = ConfigDict(over(PRESETS[name], section.to_dict()))
+        out.grpo = ConfigDict(merged(PRESETS[name], section.to_dict()))
     return out
 
 
-def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings as one, the second over the first."""
-    out = dict(below)
-    for key, value in above.items():
+def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings as one; where both have a value, `override`'s."""
+    out = dict(base)
+    for key, value in override.items():
         nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = over(out[key], value) if nested else value
+        out[key] = merged(out[key], value) if nested else value
     return out

@@ -1,7 +1,7 @@
-"""Which tasks come next: the set is walked again and again, shuffled anew each time.
+"""The order in which a run draws its tasks: passes over the whole set, each shuffled anew.
 
-With a preference, tasks that are solved too rarely or too often are mostly passed by. Everything that
-decides the next tasks is in `position`, so a run that goes on draws what it would have drawn.
+With a filter, tasks that are solved too rarely or too often are mostly skipped. `position` holds
+everything that decides the next tasks, so a resumed run draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from jaxdeep.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class SolveRateFilter:
-    """Tasks that were never tried, or whose last group was solved at a rate from `low` to `high`, are
-    always taken; others with probability `rest`, since a policy changes."""
+    """Which tasks are worth drawing. Those never tried, and those whose last group was solved at a
+    rate from `low` to `high`, are always taken. Others are taken with probability `rest`: the
+    policy changes, and their rate is only known again once they are tried."""
 
     low: float = 0.1
     high: float = 0.9
@@ -26,8 +27,9 @@ class SolveRateFilter:
     def __post_init__(self) -> None:
         if not (0 <= self.low <= self.high <= 1 and 0 < self.rest <= 1):
             raise ConfigError(
-                f"curriculum.low={self.low} and high={self.high} must be in [0, 1] in this order, and "
-                f"curriculum.rest={self.rest} in (0, 1]: with 0 a task would never be tried again"
+                f"grpo.curriculum.low={self.low} and grpo.curriculum.high={self.high} must be in "
+                f"[0, 1] in this order, and grpo.curriculum.rest={self.rest} in (0, 1]: with 0 a "
+                "task would never be tried again"
             )
 
 
@@ -36,12 +38,13 @@ class TaskOrder:
 
     def __init__(self, count: int, seed: int, prefer: SolveRateFilter | None = None) -> None:
         self.count, self.seed, self.prefer = count, seed, prefer
-        self.at = 0  # tasks passed so far
-        self.rates: dict[int, float] = {}  # of those tried, when last tried
-        self._order: tuple[int, list[int]] = (-1, [])  # of which epoch, what
+        self.at = 0  # tasks drawn or skipped so far, over all epochs
+        self.rates: dict[int, float] = {}  # the last solve rate of each task that was tried
+        self._order: tuple[int, list[int]] = (-1, [])  # an epoch, and its order of the tasks
 
     def draw(self, size: int, without: Collection[int] = ()) -> list[int]:
-        """The next `size` tasks, none of them twice and none of `without`; fewer where there are no more."""
+        """The next `size` tasks, none of them twice and none of `without`; fewer where the set has
+        no more."""
         out: list[int] = []
         while len(out) < min(size, self.count - len(without)):
             index = self._task(self.at)
@@ -51,27 +54,29 @@ class TaskOrder:
         return out
 
     def note(self, index: int, rate: float | None) -> None:
-        """The share of a group that solved a task; None where it could not be judged."""
+        """Note the share of a group that solved the task; None where none could be judged."""
         if self.prefer and rate is not None:
             self.rates[index] = rate
 
     @property
     def epochs(self) -> float:
-        """How often the set was walked."""
+        """How often the set was passed over."""
         return self.at / self.count
 
     def position(self) -> dict[str, Any]:
-        """What `restore` needs, as JSON holds it."""
+        """What `restore` needs, in values that JSON keeps."""
         rates = {str(i): rate for i, rate in sorted(self.rates.items())}
         return {"at": self.at, "rates": rates, "of": [self.count, self.seed]}
 
     def restore(self, position: Mapping[str, Any]) -> None:
-        """Go on where another walk over the same tasks stood; DataError where they are not the same."""
+        """Go on from the `position` of another order of the same tasks. DataError where the tasks
+        or the seed are not the same: its numbers would mean other tasks."""
         of = position.get("of", [self.count, self.seed])
         if of != [self.count, self.seed]:
             raise DataError(
-                f"the run has walked {of[0]} tasks in the order of train.seed={of[1]}; now there are "
-                f"{self.count} and train.seed={self.seed}. Use the same, or another --workdir with train.start"
+                f"the run has drawn from {of[0]} tasks in the order of train.seed={of[1]}; now "
+                f"there are {self.count} and train.seed={self.seed}. Use the same, or another "
+                "--workdir with train.start"
             )
         self.at = position["at"]
         self.rates = {int(index): rate for index, rate in position["rates"].items()}
@@ -89,4 +94,5 @@ class TaskOrder:
             return True
         if self.prefer.low <= self.rates[index] <= self.prefer.high:
             return True
+        # Drawn from the position rather than a stateful generator, which a resumed run would lack.
         return random.Random(f"prefer {self.seed} {self.at}").random() < self.prefer.rest

@@ -1,4 +1,4 @@
-"""What a rollout's length takes from its reward, before advantages are computed."""
+"""What the length of a rollout takes from its reward, before advantages are computed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from jaxdeep.types import Stop, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Shaping:
-    """Two penalties, both off.
+    """Two penalties, both off by default.
 
-    `overlong`: what a conversation loses that fills `rollout.limits.max_tokens` or was cut for it; the loss
-    grows from nothing over the last `window` of that limit, as a share of it (DAPO, arXiv 2503.14476: 1.0
-    and 0.2).
-    `length`: between the shortest and the longest rollout of a group, in tokens sampled, a solved one
-    gets from +length / 2 to -length / 2, another at most nothing (Kimi k1.5, arXiv 2501.12599).
+    `overlong` is for conversations that come near `rollout.limits.max_tokens`. It grows linearly
+    from 0 over the last `window` of that limit, a share of it, and is full at the limit or where
+    the conversation was cut for it (DAPO, arXiv 2503.14476: 1.0 and 0.2).
+
+    `length` prefers short solutions within a group. From the shortest rollout to the longest, in
+    sampled tokens, a solved one gets from +length / 2 down to -length / 2; one that is not solved
+    gets the same but never more than 0 (Kimi k1.5, arXiv 2501.12599).
     """
 
     overlong: float = 0.0
@@ -29,8 +31,8 @@ class Shaping:
     def __post_init__(self) -> None:
         if not (self.overlong >= 0 and self.length >= 0 and 0 < self.window <= 1):
             raise ConfigError(
-                f"shaping.overlong={self.overlong} and shaping.length={self.length} must not be below 0 "
-                f"and shaping.window={self.window} must be in (0, 1]"
+                f"grpo.shaping.overlong={self.overlong} and grpo.shaping.length={self.length} must "
+                f"not be below 0 and grpo.shaping.window={self.window} must be in (0, 1]"
             )
 
 
@@ -42,8 +44,8 @@ def shaped(
     limit: int,
     solved: float,
 ) -> list[float | None]:
-    """The rewards of a group with the penalties; None stays None. `limit` is in tokens of the whole
-    conversation, a rollout whose reward is at least `solved` is solved."""
+    """The rewards of a group less the penalties; None stays None. `limit` is the most tokens a
+    branch may have; a rollout with a reward of at least `solved` is solved."""
     lengths = [t.sampled for t, r in zip(group, rewards, strict=True) if r is not None]
     out = []
     for trajectory, reward in zip(group, rewards, strict=True):
@@ -57,8 +59,11 @@ def shaped(
         over = 0.0
         if shaping.overlong:
             room = shaping.window * limit
-            over = float(np.clip((len(trajectory.tokens) - (limit - room)) / room, 0, 1))
-            if trajectory.stop is Stop.MAX_TOKENS:  # what came next did not fit
+            # The limit is of each branch, so the longest one says how near the rollout came to it.
+            longest = max((len(branch.tokens) for branch in trajectory.branches), default=0)
+            over = float(np.clip((longest - (limit - room)) / room, 0, 1))
+            # What would have come next did not fit: cut is cut, however short it ended.
+            if trajectory.stop is Stop.MAX_TOKENS:
                 over = 1.0
         out.append(reward + shaping.length * extra - shaping.overlong * over)
     return out

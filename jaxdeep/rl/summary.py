@@ -2,75 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxdeep.agent.rollout import tools_of
+from jaxdeep.agent.rollout import mean_metrics, tools_of
 from jaxdeep.data.pack import unpack
 from jaxdeep.errors import DataError
+from jaxdeep.rl.advantages import Rules, is_flat
 from jaxdeep.rl.health import health
 from jaxdeep.types import Row, Stop, Trajectory
 
-VOID_STEPS = 3  # this many steps in a row without a single reward stop a run
+VOID_STEPS = 3  # steps in a row without a single reward that end a run
 
 
 def refuse_void(groups: Sequence[Sequence[Trajectory]], void: int, step: int) -> int:
-    """How many steps in a row had no reward at all, this one included; DataError where they are too many."""
-    every = [t for g in groups for t in g]
-    if any(t.reward is not None for t in every):
+    """How many steps in a row had no reward at all, this one included, after `void` before it.
+    DataError from `VOID_STEPS` on: the world is broken, and going on would only burn hours."""
+    trajectories = [t for group in groups for t in group]
+    if any(t.reward is not None for t in trajectories):
         return 0
     if void + 1 >= VOID_STEPS:
-        why = next((t.failure for t in every if t.failure), "the rewards are None")
+        failure = next((t.failure for t in trajectories if t.failure), "the rewards are None")
         raise DataError(
-            f"none of the {len(every)} rollouts of step {step} has a reward, nor of the {void} steps "
-            f"before it. The first of them: {why}"
+            f"none of the {len(trajectories)} rollouts of step {step} has a reward, nor of the "
+            f"{void} steps before it. The first of them: {failure}"
         )
     return void + 1
 
 
 def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-    """What the rollouts of a step have in common."""
-    every = [t for g in groups for t in g]
-    judged = [t for t in every if t.reward is not None]
+    """Metrics of the rollouts of a step: rewards, `rollout/...` and `tool/...`. Means of rewards
+    are over rollouts that have one, all others over all rollouts."""
+    trajectories = [t for group in groups for t in group]
+    judged = [t for t in trajectories if t.reward is not None]
     out = {"reward/mean": float(np.mean([t.reward for t in judged])) if judged else float("nan")}
-    for name in every[0].rewards:
+    for name in trajectories[0].rewards:
         values = [t.rewards[name] for t in judged]
         out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
-    for name in ("turns", "calls", "bad_calls", "sampled_tokens", "tool_seconds"):
-        out[f"rollout/{name}"] = float(np.mean([t.metrics.get(name, 0.0) for t in every]))
-    out |= tools_of(every)
-    signs = [health(t) for t in every]
-    out |= {f"rollout/{name}": float(np.mean([s[name] for s in signs])) for name in signs[0]}
+    out |= {f"rollout/{name}": mean for name, mean in mean_metrics(trajectories).items()}
+    out |= tools_of(trajectories)
+    signs = [health(t) for t in trajectories]
+    out |= {f"rollout/{name}": float(np.mean([sign[name] for sign in signs])) for name in signs[0]}
     for stop in Stop:
-        out[f"rollout/stop/{stop.value}"] = sum(t.stop is stop for t in every) / len(every)
+        share = sum(t.stop is stop for t in trajectories) / len(trajectories)
+        out[f"rollout/stop/{stop.value}"] = share
     return out
+
+
+def advantage_metrics(
+    groups: Sequence[Sequence[Trajectory]], rewards: Sequence[Sequence[float | None]], rules: Rules
+) -> dict[str, float]:
+    """Metrics of a step whose advantages are assigned; `rewards` as `assign_advantages` returned
+    them.
+
+    `grpo/rows` is how many rows the step makes, and `grpo/loss_tokens` how many tokens were sampled
+    for them: what the masks of its batches must add up to.
+    """
+    trajectories = [t for group in groups for t in group]
+    learned = [t for t in trajectories if t.advantage is not None]
+    out = {
+        "grpo/flat_groups": sum(map(is_flat, rewards)) / len(groups),
+        "grpo/void_rollouts": float(sum(t.reward is None for t in trajectories)),
+        "grpo/rows": float(sum(_rows_of(t) for t in learned)),
+        "grpo/loss_tokens": float(sum(t.sampled for t in learned)),
+    }
+    if rules.shaping.overlong or rules.shaping.length:
+        present = [reward for group in rewards for reward in group if reward is not None]
+        out["reward/shaped"] = float(np.mean(present)) if present else float("nan")
+    return out
+
+
+def engine_counts(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """What an engine has done between two readings of its metrics."""
+    names = ("sampled", "prefilled", "reused", "paused", "compilations")
+    done = {f"engine/{name}": now[name] - before[name] for name in names}
+    entered = done["engine/reused"] + done["engine/prefilled"]
+    return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
 
 
 def staleness(
     trajectories: Sequence[Trajectory], gaps: Sequence[np.ndarray | None], version: int
 ) -> dict[str, float]:
-    """How many updates older than `version` the policy was that sampled the tokens of the loss, on average
-    and at most; and the largest gap between trainer and sampler of the tokens where it was not older."""
-    ages, apart = [np.zeros(0)], [np.zeros(0)]
+    """The age of the tokens in the loss: how many updates before `version` the policy that sampled
+    a token was made, on average and at most. `fresh_logp_diff` is the largest gap between trainer
+    and sampler among tokens of age 0, where there are any: those have no reason to differ."""
+    ages, distances = [np.zeros(0)], [np.zeros(0)]
     for trajectory, gap in zip(trajectories, gaps, strict=True):
         if gap is not None:
-            said = [piece for piece in trajectory.pieces if piece.author == "policy"]
-            ages.append(
-                np.repeat([version - p.version for p in said], [len(p.tokens) for p in said])
-            )
-            apart.append(np.abs(gap))
-    age, far = np.concatenate(ages), np.concatenate(apart)
-    found = {"staleness": float(age.mean()), "max_staleness": float(age.max())}
-    return found | ({"fresh_logp_diff": float(far[age == 0].max())} if (age == 0).any() else {})
+            pieces = [piece for piece in trajectory.pieces if piece.author == "policy"]
+            sizes = [len(piece.tokens) for piece in pieces]
+            ages.append(np.repeat([version - piece.version for piece in pieces], sizes))
+            distances.append(np.abs(gap))
+    age, distance = np.concatenate(ages), np.concatenate(distances)
+    out = {"staleness": float(age.mean()), "max_staleness": float(age.max())}
+    fresh = distance[age == 0]
+    return out | ({"fresh_logp_diff": float(fresh.max())} if fresh.size else {})
 
 
 def gaps_of(
     trajectories: Sequence[Trajectory], rows: Sequence[Row], logps: Sequence[np.ndarray], T: int
 ) -> list[np.ndarray | None]:
-    """For each trajectory the trainer's log-probabilities less the sampler's, of its sampled tokens; None
-    where it has no part in the loss. `logps` are the trainer's, [B, T] of each microbatch that `pack` made
-    of `rows`."""
+    """For each trajectory the trainer's log-probabilities minus the sampler's, of its sampled
+    tokens over all branches; None where it has no part in the loss. `rows` are what `to_rows` made
+    of them and `logps` the trainer's, [B, T] for each microbatch that `pack` made of `rows`."""
     trained = zip(rows, unpack(rows, logps, T), strict=True)
     gaps = ((logp - row.logp)[row.learn > 0] for row, logp in trained)
-    return [None if t.advantage is None else next(gaps) for t in trajectories]
+    return [
+        None if t.advantage is None else np.concatenate(list(itertools.islice(gaps, _rows_of(t))))
+        for t in trajectories
+    ]
+
+
+def _rows_of(trajectory: Trajectory) -> int:
+    return sum(branch.sampled > 0 for branch in trajectory.branches)

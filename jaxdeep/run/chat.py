@@ -1,8 +1,8 @@
-"""Talk to a policy that has the search tool: its thinking, its searches and its answer, turn by turn.
+"""Talk to a policy that has tools: its thinking, its calls and its answer, turn by turn.
 
-`train.start` names the run whose newest adapter speaks, or the folder of a PEFT adapter; empty is the
-base. Every line asks a new question; an empty line or Ctrl-D ends. `--question` asks one and exits.
-"""
+`train.start` names the run whose newest adapter speaks, or the folder of a PEFT adapter; empty is
+the base. Every line asks a new question; an empty line or Ctrl-D ends. `--question` asks one and
+exits."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.text import Text
 
-from jaxdeep import programs
+from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import rollout
-from jaxdeep.chat.qwen3 import Chat
-from jaxdeep.envs.qa import SearchTaskset
 from jaxdeep.errors import ConfigError
-from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rewards.answers import final_answer
-from jaxdeep.run import eval as evaluate
-from jaxdeep.sample.engine import Engine
-from jaxdeep.setup import sections as setup
-from jaxdeep.train import optim
-from jaxdeep.train import state as states
+from jaxdeep.setup.policy import OpenPolicy, open_policy
+from jaxdeep.setup.runs import EvalRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Message, Sampling, Task, Trajectory
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
-    "python -m jaxdeep chat --config=configs/eval_search.py "
+    "python -m jaxdeep chat --config=configs/search/eval.py "
     '--config.train.start=runs/grpo --question="What is the capital of Chad?"'
 )
 FLAGS = {
@@ -40,34 +35,15 @@ FLAGS = {
 
 def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str = "0") -> int:
     """Answer `question`, or every line that is typed."""
-    part = evaluate.parts(config)
+    run = load_run(EvalRun, config)
     try:
         sampling = Sampling(float(temperature))
     except ValueError:
         raise ConfigError(f"--temperature={temperature} is not a number") from None
-    chat = setup.chat_of(part["model"])
-    taskset = setup.taskset_of(part["env"])
-    mesh = meshes.make_mesh(part["mesh"])
-    spec = setup.spec_of(part["model"], part["lora"], optim.OptimConfig(lr=0.0, steps=1))
-    setup.check_vocabulary(chat, spec.model)
-    params, state = setup.load_or_init(part["train"], part["model"], spec, mesh)
-    weights, adapter = states.policy(spec, params, state.trained)
-    programs.compile_all(
-        programs.Workload("chat", spec, engine=setup.size_of(part["rollout"])), mesh, mesh
-    )
-    engine = setup.engine_of(part["rollout"], weights, spec, mesh)
-    engine.set_adapter(adapter)
-    console = Console()
-
-    def ask(text: str, seed: int) -> None:
-        show(
-            console,
-            asyncio.run(answer(taskset, engine, chat, text, part["rollout"], sampling, seed)),
-        )
-
-    try:
+    taskset, console = run.env.load(), Console()
+    with open_policy(run, "chat") as policy:
         if question:
-            ask(question, 0)
+            ask(console, taskset, policy, question, run, sampling, seed=0)
             return 0
         for seed in range(1_000_000):
             try:
@@ -76,27 +52,31 @@ def main(config: ConfigDict, workdir: Path, question: str = "", temperature: str
                 break
             if not line:
                 break
-            ask(line, seed)
-    finally:
-        engine.close()
+            ask(console, taskset, policy, line, run, sampling, seed)
     return 0
 
 
-async def answer(
-    taskset: SearchTaskset,
-    engine: Engine,
-    chat: Chat,
-    text: str,
-    settings: setup.RolloutConfig,
+def ask(
+    console: Console,
+    taskset: Taskset,
+    policy: OpenPolicy,
+    question: str,
+    run: EvalRun,
     sampling: Sampling,
     seed: int,
-) -> Trajectory:
-    """One conversation about a question without a known answer."""
-    task = Task("chat", text)
-    env = taskset.env(task)
-    return await rollout(
-        env, task, engine, chat, limits=settings.limits, seed=seed, sampling=sampling
+) -> None:
+    """One conversation about a question without a known answer, shown when it is over."""
+    task = Task("chat", question)
+    conversation = rollout(
+        taskset.env(task),
+        task,
+        policy.engine,
+        policy.chat,
+        limits=run.rollout.limits,
+        seed=seed,
+        sampling=sampling,
     )
+    show(console, asyncio.run(conversation))
 
 
 def show(console: Console, trajectory: Trajectory) -> None:

@@ -1,10 +1,11 @@
 """The command line: `python -m jaxdeep VERB --config=FILE.py --config.a.b=value --workdir=DIR`.
 
-Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally `FLAGS`
-(name -> help, for flags of its own) and `main(config, workdir, **flags) -> int`. One that names ARGUMENTS
-takes words instead of a configuration: `main(*words, **flags)`. Help and every check of
-the flags read a verb's source and never import it, so they answer at once; the module, and jax with it,
-is imported when there is something to run.
+Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally
+`FLAGS` (name -> help text, for flags of its own) and `main(config, workdir, **flags) -> int`. A
+verb with `ARGUMENTS` takes words instead of a configuration: `main(*words, **flags)`.
+
+Help and the checks of flags parse a verb's source without importing it: importing jax takes
+seconds, and a typing mistake should be answered at once. The module is imported when it is run.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from typing import NamedTuple
 from jaxdeep import __version__
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
+from jaxdeep.setup.tasksets import load_config
 
 VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Verb(NamedTuple):
-    """What the source of a verb says about it."""
+    """A verb as its source describes it."""
 
     name: str
     doc: str
@@ -39,7 +41,7 @@ class Verb(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A command line, taken apart but not yet checked against its configuration."""
+    """A parsed command line, whose overrides are not yet checked against the configuration."""
 
     config: str
     overrides: tuple[str, ...]
@@ -48,8 +50,8 @@ class Command(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line; the exit status: 0, 1 when the machine is at its end, 2 when the command
-    cannot be run, 130 when interrupted."""
+    """Runs one command line and returns the exit status: the verb's own, normally 0; 1 when memory
+    or disk is full, 2 when the command cannot be run, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _main(list(argv))
@@ -58,15 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues from the last checkpoint", 130)
     except MemoryError:
-        return _fail(
-            "error: this machine ran out of memory; a smaller batch or model needs less", 1
-        )
+        return _fail("error: this machine ran out of memory: use a smaller batch or model", 1)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         place = f" at {error.filename}" if error.filename else ""
         return _fail(
-            f"error: the disk is full{place}; free some space and run the command again", 1
+            f"error: the disk is full{place}: free some space and run the command again", 1
         )
 
 
@@ -85,7 +85,8 @@ def _main(argv: list[str]) -> int:
     name, *rest = argv
     if name not in VERBS:
         raise ConfigError(
-            f"{name!r} is not a verb.{configs.suggest(name, VERBS)} The verbs are {', '.join(VERBS)}"
+            f"{name!r} is not a verb.{configs.suggest(name, VERBS)} "
+            f"The verbs are {', '.join(VERBS)}"
         )
     verb = describe(name)
     if "-h" in rest or "--help" in rest:
@@ -95,13 +96,13 @@ def _main(argv: list[str]) -> int:
         words, flags = split(verb, rest)
         return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
     command = parse(verb, rest)
-    loaded = configs.load(command.config, command.overrides)
+    loaded = load_config(command.config, command.overrides)
     module = importlib.import_module(f"jaxdeep.run.{name}")
     return module.main(loaded, command.workdir, **command.flags)
 
 
 def describe(name: str) -> Verb:
-    """The verb as its source describes it, without importing it."""
+    """Reads the description of a verb from its source, without importing it."""
     path = Path(importlib.util.find_spec(f"jaxdeep.run.{name}").origin)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     constants = {}
@@ -123,7 +124,8 @@ def describe(name: str) -> Verb:
 
 
 def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words after the verb that are no flags, and the flags, as `--name=value` or `--name value`."""
+    """The words after the verb that are not flags, and the flags by name, from `--name=value` or
+    `--name value`; ConfigError for a flag that the verb does not have."""
     given: dict[str, str] = {}
     plain = []
     own = ("config", "workdir", *verb.flags) if not verb.arguments else tuple(verb.flags)
@@ -145,7 +147,7 @@ def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def parse(verb: Verb, argv: Sequence[str]) -> Command:
-    """The flags after the verb; ConfigError on any other word."""
+    """The flags after the verb; ConfigError for any other word."""
     plain, given = split(verb, argv)
     if plain:
         raise ConfigError(f"{plain[0]!r} is not a flag: flags are written --name=value")
@@ -157,8 +159,9 @@ def parse(verb: Verb, argv: Sequence[str]) -> Command:
     workdir = given.pop("workdir", _workdir(verb.name, path))
     if "://" in workdir:
         raise ConfigError(
-            f"--workdir={workdir}: a run keeps files there that grow line by line. Give a local folder, with "
-            f"--config.train.checkpoints={workdir} for its checkpoints, or mount the bucket"
+            f"--workdir={workdir} is not a local folder, and a run appends to files there. Give "
+            f"a local one, with --config.train.checkpoints={workdir} for the checkpoints, or "
+            "mount the bucket"
         )
     flags = {name.replace("-", "_"): value for name, value in given.items()}
     return Command(path, tuple(overrides), Path(workdir), flags)
@@ -187,7 +190,7 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "jaxdeep VERB --help explains a verb and shows a command that works.",
+            "jaxdeep VERB --help explains a verb and shows an example that works.",
         ]
     )
 
@@ -197,9 +200,9 @@ def usage(verb: Verb) -> str:
     default = f" (default {verb.default_config})" if verb.default_config else ""
     workdir = _workdir(verb.name, verb.default_config or "CONFIG")
     common = {
-        "config=FILE.py": f"the configuration; FILE.py:ARG passes ARG to it{default}",
-        "config.KEY=VALUE": "changes one value of the configuration",
-        "workdir=DIR": f"where the run keeps its state (default {workdir})",
+        "config=FILE.py": f"configuration file; FILE.py:ARG calls get_config(ARG){default}",
+        "config.KEY=VALUE": "override of one value in the configuration",
+        "workdir=DIR": f"folder for the state and the results of the run (default {workdir})",
     }
     flags = {} if verb.arguments else common
     flags |= {f"{name}=...": text for name, text in verb.flags.items()}

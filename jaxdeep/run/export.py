@@ -1,8 +1,8 @@
-"""Write what a run has learned for other programs: a PEFT adapter, or whole weights, with the tokenizer.
+"""Write what a run has learned for other programs: a PEFT adapter or whole weights.
 
-It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is a folder
-for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it, the adapter
-added to the base in float32, a tensor at a time. The folder appears when it is whole.
+It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is
+a folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,
+the adapter added to the base in float32, a tensor at a time. The folder appears when it is whole.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import identity, load, lora, peft, tensors
-from jaxdeep.model import weights as model_weights
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.run import grpo, sft
-from jaxdeep.setup import sections as setup
+from jaxdeep.rl import algorithms
+from jaxdeep.setup import weights
+from jaxdeep.setup.runs import GrpoRun, SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
-    "python -m jaxdeep export --config=configs/grpo_search.py --workdir=runs/grpo "
+    "python -m jaxdeep export --config=configs/search/grpo.py --workdir=runs/grpo "
     "--to=models/search --what=merged"
 )
 FLAGS = {
@@ -42,55 +42,49 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         raise ConfigError("export needs --to=DIR, the folder to write")
     target = Path(to)
     tensors.refuse_used(target)
-    part = (grpo if "grpo" in config else sft).parts(config)
-    model = part["model"]
-    spec = setup.spec_of(model, part["lora"], part["optim"])
+    config = algorithms.expand(config)
+    run = load_run(GrpoRun if "grpo" in config else SftRun, config)
+    model = run.model
+    spec = weights.spec_of(model, run.lora)
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, quant=""))
     what = what or ("merged" if spec.full else "adapter")
     if what not in ("adapter", "merged"):
         raise ConfigError(f"--what={what}: choose adapter or merged")
     if what == "adapter" and spec.full:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
-    where = setup.checkpoint_dir(part["train"], workdir)
-    about = checkpoint.about(where)
+    location = run.train.checkpoints or workdir
+    about = checkpoint.about(location)
     files = {
-        "source": setup.source_folder(model),
-        "beside": {"tokenizer.json": setup.chat_of(model).tokenizer.text},
+        "source": weights.tokenizer_folder(model),
+        "beside": {"tokenizer.json": weights.chat_of(model).tokenizer.text},
     }
-    mesh = meshes.make_mesh(part["mesh"])
-    trained = newest(where, spec, mesh)
+    mesh = meshes.make_mesh(run.mesh)
+    trained = newest(location, spec, mesh)
     base = checkpoint.base_in(about)
-    params = None
-    setup.refuse_other_base(where, model, spec)
+    frozen = states.Frozen(None)
+    weights.refuse_other_base(location, model, spec)
     if not spec.full and (what == "merged" or base is None):
-        params = setup.weights_of(model, spec, mesh, part["train"].seed)
-        ours = setup.base_of(model, spec, params)
-        identity.check(f"the run in {where}", base, ours)
+        params = weights.base_weights(model, spec, mesh, run.train.seed)
+        frozen = weights.load_frozen(model, spec, mesh, params)
+        ours = weights.base_of(model, spec, frozen)
+        identity.check(f"the run in {location}", base, ours)
         base = ours
     if what == "adapter":
-        base = base._replace(name=model.place)
+        base = base._replace(name=model.location)
         peft.save(target, lora.Adapter(trained, spec.lora.scale, base), spec.model, **files)
     elif spec.full:
         load.save(target, trained, spec.model, **files)
     else:
-        load.save(
-            target, params, spec.model, adapter=lora.Adapter(trained, spec.lora.scale), **files
-        )
-    print(f"{what} of {where} in {target}")
+        _, adapter = weights.sampled_policy(spec, frozen, trained, mesh)
+        load.save(target, frozen.params, spec.model, adapter=adapter, **files)
+    print(f"{what} of {location} in {target}")
     return 0
 
 
-def newest(where: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
+def newest(location: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
     """What the newest checkpoint trained, on the mesh."""
-    tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
-    like = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=where),
-        tree,
-        model_weights.shardings(spec.model, mesh, tree),
-        is_leaf=model_weights.is_leaf,
-    )
-    saved = checkpoint.Checkpoints(where, spec)
+    saved = checkpoint.Checkpoints(location, spec)
     try:
-        return saved.trained(like)
+        return saved.trained(states.trained_shapes(spec, mesh))
     finally:
         saved.close()

@@ -3,14 +3,16 @@
     P tasks -> P x G rollouts through the tool loop -> rewards -> group advantages -> packed batches
     -> one optimizer pass, or several -> the new adapter to the sampler, and again
 
-`grpo.algorithm` says by which rules (`run.algorithms`). At the first step of every run the trainer's
-log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a row
-of `metrics.jsonl` and its rollouts to `rollouts/`; the same command goes on where it was stopped. With
-`grpo.ahead` rollouts of the next steps are under way while the trainer updates (`run.explore`).
+`grpo.algorithm` says by which rules (`rl.algorithms`). At the first step of every run the trainer's
+log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a
+row of `metrics.jsonl` and its rollouts to `rollouts/`; the same command resumes a run that was
+stopped. With `grpo.ahead` rollouts of the next steps are sampled while the trainer updates
+(`setup.explore`).
 
-Several processes (`hosts.joined`) share out the tasks of a step: each has an engine and tool loops of its
-own. Then all know all rollouts, and take the step together that one process would take.
-"""
+Several processes (`parallel.hosts`) share the tasks of a step: each has an engine and tool loops of
+its own. Then the rollouts are all-gathered, and all take together the step that one process would
+take. `grpo_minimal.py` beside this file is the same loop for one process, without resume, guard or
+boards."""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ import asyncio
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,31 +32,32 @@ from jaxdeep import config as configs
 from jaxdeep import programs, trace
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
-from jaxdeep.chat import tokenizer
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data.pack import pack
-from jaxdeep.errors import ConfigError, DivergedError
+from jaxdeep.errors import DivergedError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
-from jaxdeep.model import lora, tensors
+from jaxdeep.model import tensors
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import advantages, algorithms, summary
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
-from jaxdeep.setup import monitor
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup import weights
 from jaxdeep.setup.explore import Explorer
+from jaxdeep.setup.monitor import Monitor
+from jaxdeep.setup.runs import GrpoRun
+from jaxdeep.setup.sections import BatchConfig, load_run
 from jaxdeep.signals import ENDED, Termination
-from jaxdeep.train import checkpoint, guard, optim, passes
+from jaxdeep.train import checkpoint, guard, passes
 from jaxdeep.train import state as states
-from jaxdeep.types import Batch, Row, Sampling, Trajectory
-from jaxdeep.workdir import lock_workdir, write_atomic
+from jaxdeep.types import Batch, Row, Trajectory
+from jaxdeep.workdir import Workdir, lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
-    "python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/ "
+    "python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ "
     "--config.env.questions=questions.jsonl --workdir=runs/grpo"
 )
 FLAGS = {
@@ -62,30 +65,6 @@ FLAGS = {
     "processes": "how many there are; 1: this one is a run of its own",
     "process": "which of them this is, from 0",
 }
-
-
-def parts(config: ConfigDict) -> dict[str, Any]:
-    """The sections of the configuration, checked."""
-    return setup.sections(
-        algorithms.expand(config),
-        {
-            "model": setup.ModelConfig,
-            "lora": lora.LoraConfig,
-            "optim": optim.OptimConfig,
-            "mesh": meshes.MeshConfig,
-            "env": setup.EnvConfig,
-            "rollout": setup.RolloutConfig,
-            "grpo": algorithms.GrpoConfig,
-            "batch": setup.BatchConfig,
-            "train": setup.TrainConfig,
-        },
-        {
-            "dev": setup.EnvConfig,
-            "guard": guard.GuardConfig,
-            "log": monitor.LogConfig,
-            "profile": monitor.ProfileConfig,
-        },
-    )
 
 
 def main(
@@ -96,234 +75,270 @@ def main(
     process: str = "",
 ) -> int:
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
-    part = parts(config)
+    config = algorithms.expand(config)
+    run = load_run(GrpoRun, config)
     with hosts.joined(coordinator, processes, process):
-        run(part, config, workdir)
+        train(run, config, workdir)
     return 0
 
 
-def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
-    """The run that the parts of `config` describe, and again from where the guard has set it back."""
-    chat = setup.chat_of(part["model"])
-    taskset = setup.taskset_of(part["env"])
-    dev = part["dev"] and setup.taskset_of(part["dev"])
-    mesh = meshes.make_mesh(part["mesh"])
-    check_sizes(part, len(taskset), mesh)
-    place = setup.folder_of(workdir)
-    with lock_workdir(place), Termination() as ending:
-        part["about"] = configs.save(algorithms.expand(config), place, sys.argv)
-        write_atomic(place / tokenizer.FILE, chat.tokenizer.text)
-        while not train(part, chat, taskset, dev, mesh, workdir, ending):
-            pass  # the guard has set the run back
+def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
+    """Trains to the last step or to SIGTERM; where the guard sets the run back, again from
+    there."""
+    chat, taskset = weights.chat_of(run.model), run.env.load()
+    dev = run.dev.load() if run.dev else None
+    mesh = meshes.make_mesh(run.mesh)
+    run.check_sizes(len(taskset), mesh)
+    own = Workdir(path).of_process(jax.process_index())
+    with lock_workdir(own.path), Termination() as ending:
+        about = configs.save(config, own.path, sys.argv)
+        write_atomic(own.tokenizer, chat.tokenizer.text)
+        finished = False
+        while not finished:
+            with open_training(run, chat, taskset, dev, mesh, Workdir(path), about) as training:
+                finished = improve(training, ending)
 
 
-def train(
-    part: dict[str, Any],
-    chat: Chat,
-    taskset: Taskset,
-    dev: Taskset | None,
-    mesh: jax.sharding.Mesh,
-    workdir: Path,
-    ending: Termination,
-) -> bool:
-    """Go on from the newest checkpoint to the end, or to SIGTERM; False where the guard set the run back."""
-    config, settings, rollout = part["train"], part["grpo"], part["rollout"]
-    rules, place = settings.rules(rollout.limits), setup.folder_of(workdir)
-    guard.agree(place)
-    spec = spec_of(part, guard.rate(part["guard"], place))
-    own = sizes.devices(spec.model, mesh)
-    setup.check_vocabulary(chat, spec.model)
-    where = setup.checkpoint_dir(config, workdir)
-    params, state = setup.load_or_init(config, part["model"], spec, mesh, where)
-    step = states.Step(spec, mesh)
-    base = setup.base_of(part["model"], spec, params)
-    keep = max(config.keep, guard.keep(part["guard"], config.save_every))
-    saved = checkpoint.Checkpoints(where, spec, keep=keep, base=base, run=part["about"])
-    guard.finish(place, saved)
-    done, position = 0, {}
-    if saved.latest() is not None:
-        done, state, position = saved.restore(state)
-    version = int(tensors.on_host(state.step)) // settings.passes
-    if done < config.steps:
-        programs.compile_all(work_of(part, spec), mesh, own)
-    with contextlib.ExitStack() as stack:
-        stack.callback(saved.close)
-        frozen = setup.load_sampler_weights(part["model"], spec, params, own, config.seed)
-        weights, adapter = sampled(spec, frozen, state, own)
-        engine = setup.engine_of(rollout, weights, spec, own, adapters=1 + settings.ahead)
-        stack.callback(engine.close)
-        engine.set_adapter(adapter, version=version)
-        metrics = stack.enter_context(monitor.Monitor(place, step=done, mesh=mesh, part=part))
-        known = exchange.broadcast(read_metrics(metrics.path))
-        watch = guard.Guard(part["guard"] or guard.GuardConfig(), known)
-        bar = stack.enter_context(progress(config.steps, "grpo", "step", done=done))
-        explorer = Explorer(taskset, engine, chat, part, done, position, guard.rollbacks(place))
-        stack.callback(explorer.close)
-        timer, first, void, counts = trace.Timer(trace.Trace(place)), True, 0, engine.metrics()
-        for n in range(done + 1, config.steps + 1):
-            position, score = explorer.position(), None
-            with timer("rollout"):
-                groups = explorer.groups(n, ending)
-            if groups is None:
-                break
-            every, logps = [t for g in groups for t in g], []
-            with timer("data"):
-                rows, shares = advantages.rows(groups, rules)
-                if place == workdir:
-                    gaps_at(workdir, n).unlink(missing_ok=True)  # of a try that was set back
-                    record.write(rollouts_of(workdir, n), every, chat.tokenizer)
-                batches = batches_of(rows, part["batch"], shares["grpo/loss_tokens"])
-            void = summary.refuse_void(groups, void, n)
-            found = summary.summarize(groups) | engine_counts(engine, counts) | shares
-            found["grpo/epochs"] = explorer.walk.epochs
-            if rows:
-                with timer("train"):
-                    tolerance, first = settings.tolerance if first else None, False
-                    state, more, trouble = passes.learn(
-                        step,
-                        state,
-                        states.Frozen(params),
-                        batches,
-                        tolerance,
-                        settings.passes,
-                        logps,
-                    )
-                if trouble:
-                    if state is not None:
-                        saved.save(n - 1, state, position)
-                    if guard.set_back(place, saved, watch, n, [trouble], config.save_every):
-                        return False
-                    raise DivergedError(f"step {n}: {trouble}")
-                with timer("data"):
-                    gaps = summary.gaps_of(
-                        every, rows, [tensors.on_host(x) for x in logps], part["batch"].length
-                    )
-                    if place == workdir:
-                        record.write_gaps(gaps_at(workdir, n), every, gaps)
-                more |= summary.staleness(every, gaps, version)
-                found |= {f"train/{name}": value for name, value in more.items()}
-                version += 1
-                engine.follow(*sampled(spec, frozen, state, own), version)
-            if dev and settings.eval_every and n % settings.eval_every == 0:
-                with timer("eval"):
-                    score = found["dev/em"] = greedy_em(dev, engine, chat, rollout)
-            done, position = n, explorer.position()
-            row = metrics.write(n, found | timer.take())
-            bar.set_postfix(reward=f"{found['reward/mean']:.3f}", refresh=False)
-            bar.update()
-            if n % config.save_every == 0 or n == config.steps:
-                with timer("checkpoint"):
-                    saved.save(n, state, position, score=score)
-            if guard.set_back(place, saved, watch, n, watch.see(row), config.save_every):
-                return False
-        if done < config.steps and saved.latest() != done > 0:
-            saved.save(done, state, position)
-    if done < config.steps:
-        print(ENDED.format(step=done))
+def improve(t: Training, ending: Termination) -> bool:
+    """The loop: a step after the other from where the run stands; False where the guard set it
+    back."""
+    steps, save_every = t.run.train.steps, t.run.train.save_every
+    for n in range(t.done + 1, steps + 1):
+        before = t.explorer.position()
+        groups = t.sample(n, ending)
+        if groups is None:  # SIGTERM
+            break
+        data = t.prepare(n, groups)
+        metrics = t.describe(groups) | data.metrics
+        if data.rows:
+            update = t.update(data.batches)
+            if update.trouble:
+                t.keep(n - 1, update.state, before)
+                if t.set_back(n, [update.trouble]):
+                    return False
+                raise DivergedError(f"step {n}: {update.trouble}")
+            metrics |= t.compare(n, groups, data.rows, update)
+            t.hand_over(update.state)
+        score = t.evaluate(n)
+        row = t.write(n, metrics | ({} if score is None else {"dev/em": score}))
+        if n % save_every == 0 or n == steps:
+            t.save(n, score)
+        if t.set_back(n, t.watch.see(row)):
+            return False
+    if t.done < steps:
+        t.save(t.done)
+        print(ENDED.format(step=t.done))
     return True
 
 
-def spec_of(
-    part: dict[str, Any], rate: float = 1.0, hf: Mapping[str, Any] | None = None
-) -> states.Spec:
-    """What the steps are compiled from, with `rate` times the configured learning rate; `hf` as in
-    `setup.spec_of`."""
-    settings, limits = part["grpo"], part["rollout"].limits
-    optimizer = part["optim"].in_updates(settings.passes)
-    optimizer = dataclasses.replace(
-        optimizer, lr=optimizer.lr * rate, muon_lr=optimizer.muon_lr * rate
-    )
-    return setup.spec_of(part["model"], part["lora"], optimizer, settings.loss(limits), hf=hf)
+class StepData(NamedTuple):
+    """What a step learns from: its rows, the microbatches they are packed in, and shares of
+    rollouts."""
+
+    rows: list[Row]
+    batches: list[Batch]
+    metrics: dict[str, float]
 
 
-def work_of(part: dict[str, Any], spec: states.Spec) -> programs.Workload:
-    """What a step asks devices for, each rollout as long as its limits allow."""
-    batch, settings, limits = part["batch"], part["grpo"], part["rollout"].limits
-    rollouts = settings.prompts * settings.group
-    rows = -(-rollouts // (batch.length // limits.max_tokens))
-    return programs.Workload(
-        "grpo",
-        spec,
-        batch.rows,
-        batch.length,
-        microbatches=-(-rows // batch.rows),
-        passes=settings.passes,
-        engine=setup.size_of(part["rollout"], 1 + settings.ahead),
-        rollouts=rollouts,
-    )
+class Update(NamedTuple):
+    """What a step's passes made: the new state, metrics, the trainer's log-probabilities [B, T] of
+    each microbatch, and what is wrong, or nothing. With trouble `state` is the last good one, None
+    where an update has used it up."""
+
+    state: states.State | None
+    metrics: dict[str, float]
+    logps: list[jax.Array]
+    trouble: str
 
 
-def check_sizes(part: dict[str, Any], tasks: int, mesh: jax.sharding.Mesh) -> None:
-    """ConfigError for sizes that cannot go together."""
-    meshes.check_size(mesh, part["batch"].rows, part["batch"].length)
-    check_length(part)
-    if part["grpo"].prompts > tasks:
-        raise ConfigError(f"grpo.prompts={part['grpo'].prompts}, but there are {tasks} questions")
+@dataclasses.dataclass(eq=False)
+class Training:
+    """A run that is open: its parts, and where it stands. `done` steps are behind it."""
 
+    run: GrpoRun
+    workdir: Workdir
+    chat: ChatFormat
+    dev: Taskset | None
+    spec: states.Spec
+    mesh: jax.sharding.Mesh
+    frozen: states.Frozen
+    state: states.State
+    sampler_frozen: states.Frozen
+    saved: checkpoint.Checkpoints
+    engine: Engine
+    explorer: Explorer
+    monitor: Monitor
+    bar: Any
+    done: int
+    compared: bool = False  # whether trainer and sampler have been compared in this process
+    void: int = 0  # steps in a row without a reward
 
-def check_length(part: dict[str, Any]) -> None:
-    """ConfigError where a row of a batch cannot hold a rollout, or rollouts cannot be ahead."""
-    length, longest = part["batch"].length, part["rollout"].limits.max_tokens
-    settings = part["grpo"]
-    if length < longest:
-        raise ConfigError(
-            f"batch.length={length} must hold a whole rollout: rollout.limits.max_tokens={longest}"
+    def __post_init__(self) -> None:
+        self.own = self.workdir.of_process(jax.process_index())
+        self.step = states.Step(self.spec, self.mesh)
+        self.version = version_of(self.state, self.run)
+        self.rules = self.run.grpo.rules(self.run.rollout.limits)
+        self.timer = trace.Timer(trace.Trace(self.own.path))
+        # all processes judge by the rows of the first one
+        known = exchange.broadcast(read_metrics(self.own.metrics))
+        self.watch = guard.Guard(self.run.guard, known)
+        self.counts = self.engine.metrics()
+
+    def sample(self, n: int, ending: Termination) -> list[list[Trajectory]] | None:
+        """The scored groups of step n; None after SIGTERM."""
+        with self.timer("rollout"):
+            return self.explorer.groups(n, ending)
+
+    def prepare(self, n: int, groups: Sequence[Sequence[Trajectory]]) -> StepData:
+        """Advantages, rows and microbatches of a step; writes its rollouts down."""
+        with self.timer("data"):
+            rewards = advantages.assign_advantages(groups, self.rules)
+            rows = advantages.to_rows(groups)
+            shares = summary.advantage_metrics(groups, rewards, self.rules)
+            if self.own == self.workdir:
+                # gaps of an earlier try at this step, which the guard set back
+                self.workdir.gaps(n).unlink(missing_ok=True)
+                every = [t for group in groups for t in group]
+                record.write(self.workdir.rollouts(n), every, self.chat.tokenizer)
+            batches = batches_of(rows, self.run.batch, shares["grpo/loss_tokens"])
+        self.void = summary.refuse_void(groups, self.void, n)
+        return StepData(rows, batches, shares | {"grpo/epochs": self.explorer.walk.epochs})
+
+    def describe(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+        """Metrics of the rollouts, and of the engine since the last step."""
+        before, self.counts = self.counts, self.engine.metrics()
+        return summary.summarize(groups) | summary.engine_counts(before, self.counts)
+
+    def update(self, batches: Sequence[Batch]) -> Update:
+        """The passes over a step's microbatches; at the first of them trainer and sampler must
+        agree."""
+        tolerance, self.compared = None if self.compared else self.run.grpo.tolerance, True
+        logps: list[jax.Array] = []
+        with self.timer("train"):
+            state, metrics, trouble = passes.learn(
+                self.step, self.state, self.frozen, batches, tolerance, self.run.grpo.passes, logps
+            )
+        return Update(state, metrics, logps, trouble)
+
+    def compare(
+        self, n: int, groups: Sequence[Sequence[Trajectory]], rows: Sequence[Row], update: Update
+    ) -> dict[str, float]:
+        """Metrics of the update, with how far trainer and sampler are apart; writes the gaps
+        down."""
+        every = [t for group in groups for t in group]
+        with self.timer("data"):
+            logps = [tensors.on_host(x) for x in update.logps]
+            gaps = summary.gaps_of(every, rows, logps, self.run.batch.length)
+            if self.own == self.workdir:
+                record.write_gaps(self.workdir.gaps(n), every, gaps)
+        metrics = update.metrics | summary.staleness(every, gaps, self.version)
+        return {f"train/{name}": value for name, value in metrics.items()}
+
+    def hand_over(self, state: states.State) -> None:
+        """The new policy to the sampler: conversations in progress go on with the one they began
+        with."""
+        self.state, self.version = state, self.version + 1
+        policy = weights.sampled_policy(
+            self.spec, self.sampler_frozen, state.trained, self.engine.mesh
         )
-    if part["grpo"].ahead and not part["lora"].rank:
-        raise ConfigError(
-            f"grpo.ahead={part['grpo'].ahead} needs an adapter: with lora.rank=0 an update changes the "
-            "weights under the conversations that are in progress"
-        )
-    stale = settings.ahead and settings.loss(part["rollout"].limits).needs_old(settings.passes)
-    if stale and settings.correction.kind == "none":
-        raise ConfigError(
-            f"grpo.ahead={settings.ahead} with grpo.passes={settings.passes} needs "
-            "grpo.correction.kind=truncate or mask: the ratio of several passes is to the policy before the "
-            "first of them, and nothing would weigh how far that is from the one that sampled"
-        )
+        self.engine.follow(*policy, self.version)
+
+    def evaluate(self, n: int) -> float | None:
+        """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is
+        not due."""
+        every = self.run.grpo.eval_every
+        if self.dev is None or not every or n % every:
+            return None
+        indices = exchange.my_items(range(len(self.dev)))
+        limits, slots = self.run.rollout.limits, self.run.rollout.slots
+        with self.timer("eval"), self.engine.serving():
+            work = harness.greedy(self.dev, self.engine, self.chat, limits, slots, indices)
+            trajectories = asyncio.run(work)
+        return harness.summarize(exchange.all_gather_objects(trajectories))["em"]
+
+    def write(self, n: int, metrics: dict[str, float]) -> dict[str, Any]:
+        """The row of step n, with the seconds that each stage took."""
+        row = self.monitor.write(n, metrics | self.timer.take())
+        self.bar.set_postfix(reward=f"{metrics['reward/mean']:.3f}", refresh=False)
+        self.bar.update()
+        self.done = n
+        return row
+
+    def save(self, n: int, score: float | None = None) -> None:
+        """A checkpoint after step n, where there is none and there was a step."""
+        if self.saved.latest() != n > 0:
+            with self.timer("checkpoint"):
+                self.saved.save(n, self.state, self.explorer.position(), score=score)
+
+    def keep(self, n: int, state: states.State | None, position: dict[str, Any]) -> None:
+        """The last good state before an update that failed, where there still is one."""
+        if state is not None:
+            self.saved.save(n, state, position)
+
+    def set_back(self, n: int, alarms: Sequence[str]) -> bool:
+        """Acts on a collapse after step n: see `guard.roll_back`."""
+        save_every = self.run.train.save_every
+        return guard.roll_back(self.own.path, self.saved, self.watch, n, alarms, save_every)
 
 
-def sampled(
-    spec: states.Spec, frozen: Any, state: states.State, mesh: jax.sharding.Mesh
-) -> tuple[dict, lora.Adapter | None]:
-    """Weights and adapter on the mesh of the sampler. Of all that a step changes, what it
-    trained is what crosses from process to process."""
-    trained = exchange.reshard(state.trained, states.shardings(spec, mesh).trained)
-    return states.policy(spec, frozen, trained)
-
-
-async def greedy(
+@contextlib.contextmanager
+def open_training(
+    run: GrpoRun,
+    chat: ChatFormat,
     taskset: Taskset,
-    engine: Engine,
-    chat: Chat,
-    rollout: setup.RolloutConfig,
-    indices: Sequence[int],
-    on_done: Any = None,
-) -> list[Trajectory]:
-    """One rollout of each task of `indices` that always takes the most likely token."""
-    return await harness.evaluate(
-        taskset,
-        engine,
-        chat,
-        limits=rollout.limits,
-        sampling=Sampling(0.0),
-        seed=0,
-        indices=indices,
-        concurrency=rollout.slots,
-        on_done=on_done,
-    )
+    dev: Taskset | None,
+    mesh: jax.sharding.Mesh,
+    workdir: Workdir,
+    about: dict[str, Any],
+) -> Iterator[Training]:
+    """The run at its newest checkpoint, or at its start, with all programs compiled. Everything
+    that has a thread or a file open is closed at the end."""
+    own = workdir.of_process(jax.process_index())
+    guard.share_history(own.path)
+    spec = run.spec(guard.lr_factor(run.guard, own.path))
+    sampler_mesh = sizes.devices(spec.model, mesh)
+    weights.check_vocabulary(chat, spec.model)
+    location = run.train.checkpoints or workdir.path
+    frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
+    base = weights.base_of(run.model, spec, frozen)
+    keep = max(run.train.keep, guard.checkpoints_to_keep(run.guard, run.train.save_every))
+    saved = checkpoint.Checkpoints(location, spec, keep=keep, base=base, run=about)
+    guard.finish_rollback(own.path, saved)
+    done, position = 0, {}
+    if saved.latest() is not None:
+        done, state, position = saved.restore(state)
+    if done < run.train.steps:
+        under = tuple(adapter.config for adapter in frozen.under)
+        programs.compile_all(run.workload(spec, under), mesh, sampler_mesh)
+    with contextlib.ExitStack() as stack:
+        stack.callback(saved.close)
+        sampler_frozen = weights.frozen_for_sampler(
+            run.model, spec, frozen, sampler_mesh, run.train.seed
+        )
+        policy = weights.sampled_policy(spec, sampler_frozen, state.trained, sampler_mesh)
+        engine = Engine(policy[0], spec.model, sampler_mesh, run.rollout.engine(1 + run.grpo.ahead))
+        stack.callback(engine.close)
+        engine.set_adapter(policy[1], version=version_of(state, run))
+        monitor = Monitor(own.path, step=done, mesh=mesh, settings=run.log, profile=run.profile)
+        stack.enter_context(monitor)
+        bar = stack.enter_context(progress(run.train.steps, "grpo", "step", done=done))
+        rollbacks = guard.rollback_count(own.path)
+        explorer = Explorer(taskset, engine, chat, run, done, position, rollbacks)
+        stack.callback(explorer.close)
+        yield Training(
+            run, workdir, chat, dev, spec, mesh, frozen, state, sampler_frozen, saved, engine, explorer,
+            monitor, bar, done,
+        )  # fmt: skip
 
 
-def greedy_em(taskset: Taskset, engine: Engine, chat: Chat, rollout: setup.RolloutConfig) -> float:
-    """The share of tasks that greedy rollouts get right, each process doing its part."""
-    some = exchange.my_items(range(len(taskset)))
-    with engine.serving():
-        seen = asyncio.run(greedy(taskset, engine, chat, rollout, some))
-    return harness.summarize(exchange.all_gather_objects(seen))["em"]
+def version_of(state: states.State, run: GrpoRun) -> int:
+    """How many steps have updated the policy."""
+    return int(tensors.on_host(state.step)) // run.grpo.passes
 
 
-def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) -> list[Batch]:
-    """The rows in microbatches, whose masks must add up to the tokens that were sampled for them."""
+def batches_of(rows: Sequence[Row], batch: BatchConfig, sampled: float) -> list[Batch]:
+    """The rows in microbatches. ValueError where their masks do not add up to the tokens that were
+    sampled: a wrong mask would train, quietly, on something else."""
     batches = pack(rows, B=batch.rows, T=batch.length)
     masked = sum(int(np.count_nonzero(b.learn_BT)) for b in batches)
     if masked != sampled:
@@ -331,23 +346,3 @@ def batches_of(rows: Sequence[Row], batch: setup.BatchConfig, sampled: float) ->
             f"the masks of a step hold {masked} tokens, but its rollouts sampled {sampled:.0f}"
         )
     return batches
-
-
-def engine_counts(engine: Engine, before: dict[str, float]) -> dict[str, float]:
-    """What the engine has done since its metrics were `before`, which then are those of now."""
-    now = engine.metrics()
-    names = ("sampled", "prefilled", "reused", "paused", "compilations")
-    done = {f"engine/{name}": now[name] - before[name] for name in names}
-    before.update(now)
-    entered = done["engine/reused"] + done["engine/prefilled"]
-    return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
-
-
-def rollouts_of(workdir: Path, step: int) -> Path:
-    """Where the rollouts of a step are."""
-    return workdir / "rollouts" / f"{step:06d}.jsonl"
-
-
-def gaps_at(workdir: Path, step: int) -> Path:
-    """Where the gaps of the rollouts of a step are."""
-    return workdir / "gaps" / f"{step:06d}.npy"

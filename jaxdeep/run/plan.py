@@ -29,12 +29,13 @@ from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import layout
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.plan import chips, estimate, published, report
-from jaxdeep.run import grpo, sft
-from jaxdeep.setup import sections as setup
+from jaxdeep.rl import algorithms
+from jaxdeep.setup.runs import GrpoRun, SftRun
+from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.workdir import write_atomic
 
-DEFAULT_CONFIG = "configs/quickstart.py"
-EXAMPLE = "python -m jaxdeep plan --config=configs/grpo_search.py --topology=v5e:4x4"
+DEFAULT_CONFIG = "configs/search/quickstart.py"
+EXAMPLE = "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4"
 FLAGS = {
     "topology": "chips to plan for, such as v5e:8x8 or v5e:16x16*2 (default v5e:1x1), or several",
     "sweep": "axes of the mesh to try sizes of, such as model,context",
@@ -110,23 +111,21 @@ def works(config: ConfigDict) -> list[tuple[programs.Workload, meshes.MeshConfig
     if {"sft", "grpo"} <= set(config) and "model" not in config:
         return [*works(config.sft), *works(config.grpo)]
     if "grpo" in config:
-        part = grpo.parts(config)
-        grpo.check_length(part)
-        spec = grpo.spec_of(part, hf=published_of(part["model"]))
-        return [(grpo.work_of(part, spec), part["mesh"])]
-    if "data" in config:
-        part = sft.parts(config)
-        spec = sft.spec_of(part, hf=published_of(part["model"]))
-        return [(sft.work_of(part, spec), part["mesh"])]
-    raise ConfigError(
-        "a plan is of a configuration of sft, grpo or the quickstart: it has a section data or grpo"
-    )
+        run: GrpoRun | SftRun = load_run(GrpoRun, algorithms.expand(config))
+    elif "data" in config:
+        run = load_run(SftRun, config)
+    else:
+        raise ConfigError(
+            "a plan is of a configuration of sft, grpo or the quickstart: it has a section data or "
+            "grpo"
+        )
+    return [(run.workload(run.spec(hf=published_of(run.model))), run.mesh)]
 
 
-def published_of(model: setup.ModelConfig) -> dict[str, Any] | None:
+def published_of(model: ModelConfig) -> dict[str, Any] | None:
     """The content of `config.json` for a model that is not on this machine: the copy in
     `published`, or the hub's, fetched without weights. None for a model that is."""
-    if pathlib.Path(model.place).exists():
+    if pathlib.Path(model.location).exists():
         return None
     if model.path in published.CONFIGS:
         return published.CONFIGS[model.path]

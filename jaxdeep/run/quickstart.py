@@ -1,9 +1,9 @@
-"""Watch a small Qwen3 learn to search: a short SFT, then GRPO, then a test on entities it never met.
+"""Watch a small Qwen3 learn to search: SFT, then GRPO, then a test on entities it never met.
 
 The base comes with the package; the corpus, the questions and the search engine are real and local.
-With --config=configs/maze.py it learns to find its way through mazes instead. Every stage is the verb of its name with a section of the configuration, in a folder of the workdir; the
-same command goes on where it was stopped. It ends with a table, `index.html` and `summary.json`.
-"""
+With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is
+the verb of its name with a section of the configuration, in a folder of the workdir; the same
+command resumes a run that was stopped. It ends with a table, `index.html` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
 from jaxdeep.pages import report
-from jaxdeep.run import eval as evaluate
+from jaxdeep.rl import algorithms
 from jaxdeep.run import grpo, sft
+from jaxdeep.run.eval import evaluate
+from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.signals import Termination
 from jaxdeep.types import Trajectory
-from jaxdeep.workdir import write_atomic
+from jaxdeep.workdir import Workdir, write_atomic
 
-DEFAULT_CONFIG = "configs/quickstart.py"
+DEFAULT_CONFIG = "configs/search/quickstart.py"
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
 HOPS = {"one_hop": 1, "two_hops": 2}
@@ -38,7 +41,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
     # a mistake in a late stage is told before the first one starts
-    sft.parts(config.sft), grpo.parts(config.grpo), evaluate.parts(test_config(config, ""))
+    load_run(SftRun, config.sft)
+    load_run(GrpoRun, algorithms.expand(config.grpo))
+    load_run(EvalRun, test_config(config, ""))
     begun = time.perf_counter()
     same_run(config, workdir)
     evaluated = {}
@@ -56,20 +61,21 @@ def main(config: ConfigDict, workdir: Path) -> int:
                     return 0
                 start = str(workdir / "grpo")
             place = workdir / f"eval-{stage}"
-            if not ending.asked and not (place / "eval.jsonl").exists():
+            if not ending.asked and not Workdir(place).evaluation.exists():
                 print(f"test: {STAGES[stage]}", file=sys.stderr)
-                evaluate.run(test_config(config, start), place)
+                test = test_config(config, start)
+                evaluate(load_run(EvalRun, test), test, place)
             if ending.asked:
                 print(f"terminated {STAGES[stage]}: the same command continues")
                 return 0
-            evaluated[stage] = record.read(place / "eval.jsonl")
+            evaluated[stage] = record.read(Workdir(place).evaluation)
     finish(workdir, evaluated, time.perf_counter() - begun)
     return 0
 
 
 def same_run(config: ConfigDict, workdir: Path) -> None:
     """Refuse a workdir with the state of another configuration; else note this one."""
-    path = workdir / "config.json"
+    path = Workdir(workdir).config
     mine = json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=str))
     if path.exists() and json.loads(path.read_text())["config"] != mine:
         raise ConfigError(
@@ -80,16 +86,18 @@ def same_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def finished(config: ConfigDict, place: Path) -> bool:
-    """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good order."""
-    rows = read_metrics(place / "metrics.jsonl")
+    """Whether the run in `place` came to its last step: SIGTERM ends one before that, in good
+    order."""
+    rows = read_metrics(Workdir(place).metrics)
     return bool(rows) and rows[-1]["step"] == config.train.steps
 
 
 def go_on(config: ConfigDict, place: Path) -> str:
-    """Let GRPO begin with what SFT left in `place`: its adapter or weights, or where it trained the weights
-    and GRPO is to train an adapter, these as the base. The `train.start` that evaluates it."""
+    """Let GRPO begin with what SFT left in `place`: its adapter or weights, or where it trained the
+    weights and GRPO is to train an adapter, these as the base. The `train.start` that evaluates
+    it."""
     if config.grpo.lora.rank and not config.sft.lora.rank:
-        config.grpo.model.update(path=str(place / "model"), weights="load")
+        config.grpo.model.update(path=str(Workdir(place).model), weights="load")
     else:
         config.grpo.train.start = str(place)
     return config.grpo.train.start
@@ -99,7 +107,7 @@ def test_config(config: ConfigDict, start: str) -> ConfigDict:
     """The configuration of one evaluation on the test questions."""
     out = ConfigDict({name: config.grpo[name] for name in ("model", "lora", "mesh", "rollout")})
     out.env = config.test
-    out.train = ConfigDict({"steps": 1, "start": start, "seed": config.seed})
+    out.train = ConfigDict({"start": start, "seed": config.seed})
     return out
 
 
@@ -108,7 +116,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     rows = [row(STAGES[stage], seen) for stage, seen in evaluated.items()]
     before, after = evaluated["sft"], evaluated["grpo"]
     pair = harness.compare(before, after)
-    steps = read_metrics(workdir / "grpo" / "metrics.jsonl")
+    steps = read_metrics(Workdir(workdir / "grpo").metrics)
     summary = {
         "n": len(after),
         "base_em": rows[0]["em"],
@@ -118,7 +126,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
         "wall_s": round(seconds, 1),
         "max_logp_diff": max(step.get("train/max_logp_diff") or 0.0 for step in steps),
     }
-    fresh = workdir / "summary.json"
+    fresh = Workdir(workdir).summary
     if fresh.exists():  # nothing was left to do: keep the time of the run that did it
         summary["wall_s"] = json.loads(fresh.read_text())["wall_s"]
     better = [
@@ -135,7 +143,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
         )
     }
     report.page(
-        workdir / "index.html",
+        Workdir(workdir).index,
         title="A small model learns",
         rows=rows,
         curves=curves,
@@ -151,7 +159,7 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
             f"{pair['only_a']} the other way round: McNemar p = {pair['p']:.2g}.",
         ],
     )
-    write_atomic(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(Workdir(workdir).summary, json.dumps(summary, indent=2) + "\n")
     print(report.table(rows, [c for c in rows[0] if c not in ("em_low", "em_high")]))
     print(f"\nMcNemar p = {pair['p']:.2g}; {seconds:.0f} s. Look at {workdir / 'index.html'}")
 

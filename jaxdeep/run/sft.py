@@ -2,19 +2,18 @@
 
     rows -> pieces -> packed batches -> accumulate, update -> adapter (or weights, with lora.rank=0)
 
-data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources mixes
-several with weights and caps; data.learn says which roles and spans are learned; data.eval measures the
-loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a row of
-`metrics.jsonl`; `checkpoints` holds the last ones. The same command goes on at the very row where it was
-stopped. At the end `model` holds the weights where all of them were trained.
-"""
+data.source is jsonl:FILE, json:FILE, hf:NAME:SPLIT, tfds:NAME:SPLIT or text:FOLDER; data.sources
+mixes several with weights and caps; data.learn says which roles and spans are learned; data.eval
+measures the loss on rows held out; sft.kl.coef holds the policy near its base. Each step writes a
+row of `metrics.jsonl`; `checkpoints` holds the last ones. The same command resumes at the very row
+where it was stopped. At the end `model` holds the weights where all of them were trained."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +23,29 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep import programs, trace
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.console import progress
 from jaxdeep.data import mix
 from jaxdeep.data.share import Share
-from jaxdeep.errors import ConfigError, DivergedError
-from jaxdeep.model import load, lora
+from jaxdeep.errors import DivergedError
+from jaxdeep.model import load
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.rl.objective import SFT, Kl
-from jaxdeep.setup import monitor
-from jaxdeep.setup import sections as setup
-from jaxdeep.setup import sources as rows
+from jaxdeep.parallel.rounds import Rounds
+from jaxdeep.setup import sources, weights
+from jaxdeep.setup.monitor import Monitor
+from jaxdeep.setup.runs import SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.signals import ENDED, Termination
-from jaxdeep.train import checkpoint, optim
+from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 from jaxdeep.train.measure import Measure
-from jaxdeep.workdir import lock_workdir
+from jaxdeep.types import Batch
+from jaxdeep.workdir import Workdir, lock_workdir
 
 DEFAULT_CONFIG = None
 EXAMPLE = (
-    "python -m jaxdeep sft --config=configs/sft_search.py "
+    "python -m jaxdeep sft --config=configs/search/sft.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
 )
 FLAGS = {
@@ -51,42 +53,6 @@ FLAGS = {
     "processes": "how many there are; 1: this one is a run of its own",
     "process": "which of them this is, from 0",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """What the likelihood is held back by: `kl` to the base, the adapter off, at the learned tokens. They
-    are the data's and not sampled from the policy: k2 and k3 are distances there, 0 where both agree."""
-
-    kl: Kl = dataclasses.field(default_factory=Kl)
-
-    def __post_init__(self) -> None:
-        if self.kl.kind == "k1" and self.kl.coef:
-            raise ConfigError(
-                "sft.kl.kind='k1' has the gradient of the likelihood itself, only smaller: use k2 or k3"
-            )
-
-
-def parts(config: ConfigDict) -> dict[str, Any]:
-    """The sections of the configuration, checked."""
-    return setup.sections(
-        config,
-        {
-            "model": setup.ModelConfig,
-            "lora": lora.LoraConfig,
-            "optim": optim.OptimConfig,
-            "mesh": meshes.MeshConfig,
-            "data": rows.DataConfig,
-            "batch": setup.BatchConfig,
-            "train": setup.TrainConfig,
-        },
-        {
-            "env": setup.EnvConfig,
-            "sft": SftConfig,
-            "log": monitor.LogConfig,
-            "profile": monitor.ProfileConfig,
-        },
-    )
 
 
 def main(
@@ -97,119 +63,180 @@ def main(
     process: str = "",
 ) -> int:
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
-    part = parts(config)
+    run = load_run(SftRun, config)
     with hosts.joined(coordinator, processes, process):
-        run(part, config, workdir)
+        train(run, config, workdir)
     return 0
 
 
-def run(part: dict[str, Any], config: ConfigDict, workdir: Path) -> None:
-    """The run that the parts of `config` describe."""
-    train, batch, data = part["train"], part["batch"], part["data"]
-    chat = setup.chat_of(part["model"])
-    size = dict(B=batch.rows, T=batch.length)
-    walk, held = rows.mixture(data, chat, part["env"], T=batch.length, seed=train.seed)
-    measured = rows.measured(held, data, **size) if data.eval else []
-    mesh = meshes.make_mesh(part["mesh"])
-    spec = spec_of(part)
-    setup.check_vocabulary(chat, spec.model)
-    place = setup.folder_of(workdir)
-    with lock_workdir(place), Termination() as ending, hosts.Rounds("rows") as circle:
-        about = configs.save(config, place, sys.argv)
-        where = setup.checkpoint_dir(train, workdir)
-        params, state = setup.load_or_init(train, part["model"], spec, mesh, where)
-        step, measure = states.Step(spec, mesh), Measure(spec, mesh)
-        base = setup.base_of(part["model"], spec, params)
-        saved = checkpoint.Checkpoints(where, spec, keep=train.keep, base=base, run=about)
-        done, position = 0, mix.Position()
-        if saved.latest() is not None:
-            done, state, kept = saved.restore(state)
-            position = mix.Position.load(kept, walk)
-        if done < train.steps:
-            programs.compile_all(work_of(part, spec), mesh)
-        how = dict(
-            seed=train.seed, long=data.long, bad=data.bad_rows, share=share_of(circle, mesh, **size)
-        )
-        batches = mix.prefetch(mix.fill(walk, position, **size, **how), data.accumulate)
-        timer = trace.Timer(trace.Trace(place))
-        watched = monitor.Monitor(place, step=done, mesh=mesh, part=part)
-        with contextlib.closing(saved), watched as metrics:
-            bar = progress(train.steps, "sft", "step", done=done)
-            for n in range(done + 1, train.steps + 1):
-                before = position
-                with timer("data"):
-                    group = [next(batches) for _ in range(data.accumulate)]
-                    position = group[-1][1]
-                with timer("train"):
-                    grads, found = step.gradients(
-                        state, states.Frozen(params), [b for b, _ in group]
-                    )
-                    found = {k: float(v) for k, v in jax.device_get(found).items()}
-                    if not np.isfinite([found["loss"], found["grad_norm"]]).all():
-                        saved.save(n - 1, state, before.save(walk))
-                        raise DivergedError(blame(n, found, before, position))
-                    state, more = step.update(state, grads)
-                    found |= {k: float(v) for k, v in jax.device_get(more).items()}
-                    found["flops"] = step.flops([b for b, _ in group])
-                row = {f"train/{k}": v for k, v in found.items()} | rows.counts(position)
-                if measured and rows.due(data.eval, n, train.steps):
-                    with timer("eval"):
-                        seen = measure(state, states.Frozen(params), measured)
-                    row |= {f"eval/{k}": v for k, v in seen.items()}
-                metrics.write(n, row | timer.take())
-                bar.set_postfix(loss=f"{found['loss']:.3f}", refresh=False)
-                bar.update()
-                ended = any(exchange.all_gather_objects([ending.asked]))
-                if n % train.save_every == 0 or n == train.steps or ended:
-                    score = -row["eval/loss"] if "eval/loss" in row else None
-                    with timer("checkpoint"):
-                        saved.save(n, state, position.save(walk), score=score)
-                if ended:
-                    break
-            bar.close()
-        if done < train.steps and ended and n < train.steps:
-            print(ENDED.format(step=n))
+def train(run: SftRun, config: ConfigDict, path: Path) -> None:
+    """Trains to the last step or to SIGTERM."""
+    chat, size = weights.chat_of(run.model), dict(B=run.batch.rows, T=run.batch.length)
+    mixture, held = sources.mixture(
+        run.data, chat, run.env, T=run.batch.length, seed=run.train.seed
+    )
+    measured = sources.measured(held, run.data, **size) if run.data.eval else []
+    mesh, spec = meshes.make_mesh(run.mesh), run.spec()
+    weights.check_vocabulary(chat, spec.model)
+    workdir = Workdir(path)
+    own = workdir.of_process(jax.process_index())
+    with lock_workdir(own.path), Termination() as ending, Rounds("rows") as rounds:
+        about = configs.save(config, own.path, sys.argv)
+        share = share_of(rounds, mesh, **size)
+        with open_training(run, spec, mesh, mixture, share, workdir, about) as training:
+            fit(training, measured, ending)
+        if training.done == run.train.steps and spec.full:
+            export(workdir.model, training.state.trained, spec, chat)
+    if training.done < run.train.steps:
+        print(ENDED.format(step=training.done))
+    else:
+        for line in sources.summary(training.position, run.batch.length):
+            print(line)
+
+
+def fit(t: Training, measured: Sequence[Batch], ending: Termination) -> None:
+    """The loop: a step after the other from where the run stands, to the last one or to SIGTERM."""
+    steps, save_every = t.run.train.steps, t.run.train.save_every
+    for n in range(t.done + 1, steps + 1):
+        batches, position = t.read()
+        metrics = t.update(n, batches, position)
+        score = None
+        if measured and sources.due(t.run.data.eval, n, steps):
+            with t.timer("eval"):
+                seen = t.measure(t.state, t.frozen, measured)
+            metrics |= {f"eval/{name}": value for name, value in seen.items()}
+            score = -seen["loss"]
+        t.write(n, metrics, position)
+        ended = any(exchange.all_gather_objects([ending.asked]))
+        if n % save_every == 0 or n == steps or ended:
+            t.save(n, score)
+        if ended:
             return
-        if spec.full:
-            export(workdir / "model", state.trained, spec, chat)
-    for line in rows.summary(position, batch.length):
-        print(line)
 
 
-def spec_of(part: dict[str, Any], hf: Mapping[str, Any] | None = None) -> states.Spec:
-    """What the steps are compiled from; `hf` as in `setup.spec_of`."""
-    objective = dataclasses.replace(SFT, kl=(part["sft"] or SftConfig()).kl)
-    return setup.spec_of(part["model"], part["lora"], part["optim"], objective, hf=hf)
+@dataclasses.dataclass(eq=False)
+class Training:
+    """A run that is open: its parts, and where it stands. `done` steps are behind it."""
+
+    run: SftRun
+    spec: states.Spec
+    mesh: jax.sharding.Mesh
+    frozen: states.Frozen
+    state: states.State
+    saved: checkpoint.Checkpoints
+    mixture: mix.Mix
+    batches: Iterator[tuple[Batch, mix.Position]]
+    position: mix.Position
+    monitor: Monitor
+    bar: Any
+    done: int
+
+    def __post_init__(self) -> None:
+        self.step = states.Step(self.spec, self.mesh)
+        self.measure = Measure(self.spec, self.mesh)
+        self.timer = trace.Timer(trace.Trace(self.monitor.path.parent))
+
+    def read(self) -> tuple[list[Batch], mix.Position]:
+        """The microbatches of a step, and the position in the data after them."""
+        with self.timer("data"):
+            group = [next(self.batches) for _ in range(self.run.data.accumulate)]
+        return [batch for batch, _ in group], group[-1][1]
+
+    def update(self, n: int, batches: list[Batch], position: mix.Position) -> dict[str, float]:
+        """Takes step n; its metrics. DivergedError where loss or gradient are not finite: the state
+        before the step is saved."""
+        with self.timer("train"):
+            grads, metrics = self.step.gradients(self.state, self.frozen, batches)
+            metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
+            if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+                self.saved.save(n - 1, self.state, self.position.save(self.mixture))
+                raise DivergedError(blame(n, metrics, self.position, position))
+            self.state, more = self.step.update(self.state, grads)
+            metrics |= {name: float(x) for name, x in jax.device_get(more).items()}
+            metrics["flops"] = self.step.flops(batches)
+        metrics = {f"train/{name}": value for name, value in metrics.items()}
+        return metrics | sources.counts(position)
+
+    def write(self, n: int, metrics: dict[str, float], position: mix.Position) -> None:
+        """The row of step n, with the seconds that each stage took."""
+        self.monitor.write(n, metrics | self.timer.take())
+        self.bar.set_postfix(loss=f"{metrics['train/loss']:.3f}", refresh=False)
+        self.bar.update()
+        self.done, self.position = n, position
+
+    def save(self, n: int, score: float | None) -> None:
+        """A checkpoint after step n."""
+        with self.timer("checkpoint"):
+            self.saved.save(n, self.state, self.position.save(self.mixture), score=score)
 
 
-def work_of(part: dict[str, Any], spec: states.Spec) -> programs.Workload:
-    """What a step asks devices for."""
-    batch = part["batch"]
-    return programs.Workload("sft", spec, batch.rows, batch.length, part["data"].accumulate)
+@contextlib.contextmanager
+def open_training(
+    run: SftRun,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    mixture: mix.Mix,
+    share: Share | None,
+    workdir: Workdir,
+    about: dict[str, Any],
+) -> Iterator[Training]:
+    """The run at its newest checkpoint, or at its start, with all programs compiled."""
+    location = run.train.checkpoints or workdir.path
+    frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
+    base = weights.base_of(run.model, spec, frozen)
+    saved = checkpoint.Checkpoints(location, spec, keep=run.train.keep, base=base, run=about)
+    done, position = 0, mix.Position()
+    if saved.latest() is not None:
+        done, state, stored = saved.restore(state)
+        position = mix.Position.load(stored, mixture)
+    if done < run.train.steps:
+        under = tuple(adapter.config for adapter in frozen.under)
+        programs.compile_all(run.workload(spec, under), mesh)
+    rows = mix.packed_batches(
+        mixture,
+        position,
+        B=run.batch.rows,
+        T=run.batch.length,
+        seed=run.train.seed,
+        long=run.data.long,
+        bad=run.data.bad_rows,
+        share=share,
+    )
+    batches = mix.prefetch(rows, run.data.accumulate)
+    own = workdir.of_process(jax.process_index())
+    monitor = Monitor(own.path, step=done, mesh=mesh, settings=run.log, profile=run.profile)
+    with (
+        contextlib.closing(saved),
+        monitor,
+        progress(run.train.steps, "sft", "step", done=done) as bar,
+    ):
+        yield Training(
+            run, spec, mesh, frozen, state, saved, mixture, batches, position, monitor, bar, done
+        )
 
 
-def share_of(circle: hosts.Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
+def share_of(rounds: Rounds, mesh: jax.sharding.Mesh, *, B: int, T: int) -> Share | None:
     """What this process loads of the rows; None where it is alone."""
-    if circle.count == 1:
+    if rounds.count == 1:
         return None
-    return Share(circle, circle.index, circle.count, meshes.rows_here(mesh, B, T))
+    return Share(rounds, rounds.index, rounds.count, meshes.rows_here(mesh, B, T))
 
 
-def blame(step: int, found: dict[str, float], before: mix.Position, after: mix.Position) -> str:
-    """Which step and which rows have a loss or a gradient that is no number."""
+def blame(step: int, metrics: dict[str, float], before: mix.Position, after: mix.Position) -> str:
+    """Which step and which rows have a loss or a gradient that is not finite."""
     read = {
         name: tally.rows - before.tallies.get(name, mix.Tally()).rows
         for name, tally in after.tallies.items()
     }
     whose = ", ".join(f"{count} of {name}" for name, count in read.items() if count)
     return (
-        f"step {step}: the loss is {found['loss']:.4g} and the norm of its gradient "
-        f"{found['grad_norm']:.4g}, on rows {before.read} to {after.read - 1} of the walk ({whose}). The "
+        f"step {step}: the loss is {metrics['loss']:.4g} and the norm of its gradient "
+        f"{metrics['grad_norm']:.4g}, on rows {before.read} to {after.read - 1} of the walk ({whose}). The "
         "state before it is kept. Lower optim.lr, or look at these rows"
     )
 
 
-def export(path: Path, trained: Any, spec: states.Spec, chat: Any) -> None:
+def export(path: Path, trained: Any, spec: states.Spec, chat: ChatFormat) -> None:
     """The trained weights in the Hugging Face layout, with their tokenizer."""
     cfg = dataclasses.replace(spec.model, dtype="float32")
     load.save(path, trained, cfg, beside={"tokenizer.json": chat.tokenizer.text}, replace=True)

@@ -1,9 +1,9 @@
 """Look at a run: its curves and every rollout token by token, as pages that open from the disk.
 
-In a rollout tokens are coloured by who wrote them, by advantage, by the sampler's probability or by the
-gap between trainer and sampler; tool calls are folded, rewards stand by component, and a search reads all
-rollouts. With a second run the curves lie over one another and rollouts of the same task side by side.
-"""
+In a rollout tokens are coloured by who wrote them, by advantage, by the sampler's probability or by
+the gap between trainer and sampler; tool calls are folded, rewards stand by component, and a search
+reads all rollouts. With a second run the curves lie over one another and rollouts of the same task
+side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.pages import view
+from jaxdeep.workdir import Workdir
 
 ARGUMENTS = "RUN [RUN2]"
 DEFAULT_CONFIG = None
@@ -23,7 +24,7 @@ def main(*runs: str, steps: str = "") -> int:
     if not 1 <= len(runs) <= 2:
         raise ConfigError(f"view takes the folder of one run or of two, not {len(runs)}")
     places = [Path(run) for run in runs]
-    out = places[0] / "view"
+    out = Workdir(places[0]).pages
     page = view.build(places, out, window(steps))
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 2**20

@@ -1,8 +1,9 @@
-"""Who holds which page of keys and values: a pool of pages, and a tree of the beginnings they hold.
+"""Which sequence has which page of keys and values: a pool of pages and a prefix tree over them.
 
-A node of the tree is one page and the tokens in it; the way from a root to a node spells a beginning.
-There is a root for each policy: what one adapter computed is of no use to another. Pages that nobody
-uses stay until room is needed; the one unused for longest goes first.
+A node of the tree is one page and the tokens in it; the path from a root to a node spells a prefix.
+There is a root for each policy, because keys and values computed with one adapter are wrong for
+another. Pages in the tree that no sequence uses stay there until their room is needed, the least
+recently used going first. There are no arrays here: a page is its number.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Hashable, Sequence
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Node:
-    """One page in the tree: `children` go on from a full page, `partial` are last pages that are not
-    full, which one sequence at a time can use. A root has no page."""
+    """One page in the tree. `children` continue a full page, by their tokens. `partial` are last
+    pages that are not full; the sequence that takes one goes on writing to it, so it leaves the
+    tree. A root has no page."""
 
     parent: Node | None = None
     tokens: tuple[int, ...] = ()
@@ -27,7 +29,8 @@ class Node:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Lease:
-    """The pages of one sequence in order: those of the tree on `path`, then its `own`."""
+    """The pages of one sequence in order: those in the tree, which others may share (`path`), then
+    those that are only its own (`own`)."""
 
     root: Node
     path: list[Node]
@@ -35,33 +38,35 @@ class Lease:
 
     @property
     def pages(self) -> list[int]:
-        """All of them."""
+        """All pages of the sequence."""
         return [node.page for node in self.path] + self.own
 
 
 class Pool:
-    """`count` pages of `size` tokens each. Without `partial`, last pages that are not full are not kept."""
+    """`count` pages of `size` tokens each, all free at first. With `partial` the last page of a
+    sequence is kept for others even if it is not full."""
 
     def __init__(self, count: int, size: int, *, partial: bool = True) -> None:
         self.count, self.size, self.partial = count, size, partial
         self._free = list(range(count))[::-1]
         self._roots: dict[Hashable, Node] = {}
-        # pages in the tree that nobody uses, oldest first. Who gives a path back gives its end first,
-        # so that the oldest never has children
+        # Pages in the tree without users, least recently used first. A sequence that is released
+        # adds its last page first, so the first node here never has children.
         self._idle: collections.OrderedDict[Node, None] = collections.OrderedDict()
 
     @property
     def available(self) -> int:
-        """Pages that can be had."""
+        """Pages that a sequence can get: free ones, and those in the tree without users."""
         return len(self._free) + len(self._idle)
 
     @property
     def used(self) -> int:
-        """Pages of sequences in progress."""
+        """Pages of the sequences in progress."""
         return self.count - self.available
 
     def lease(self, policy: Hashable, tokens: Sequence[int]) -> tuple[Lease, int]:
-        """The pages with the longest held beginning of `tokens`, and how many tokens that is."""
+        """Begin a sequence with the pages of its longest prefix that the pool holds. Returns the
+        lease and the length of that prefix in tokens."""
         root, path, size = self._roots.setdefault(policy, Node()), [], self.size
         node = root
         while child := node.children.get(tuple(tokens[len(path) * size : (len(path) + 1) * size])):
@@ -70,26 +75,26 @@ class Pool:
         for used in path:
             used.users += 1
             self._idle.pop(used, None)
-        lease, held = Lease(root, path, []), len(path) * size
-        rest = tokens[held : held + size]
-        best = max(node.partial, key=lambda last: shared(last.tokens, rest), default=None)
-        if best is not None and (more := shared(best.tokens, rest)):
+        lease, matched = Lease(root, path, []), len(path) * size
+        rest = tokens[matched : matched + size]
+        best = max(node.partial, key=lambda last: common_prefix(last.tokens, rest), default=None)
+        if best is not None and (more := common_prefix(best.tokens, rest)):
             node.partial.remove(best)
             del self._idle[best]
             lease.own.append(best.page)
-            held += more
-        return lease, held
+            matched += more
+        return lease, matched
 
     def match(self, policy: Hashable, tokens: Sequence[int]) -> int:
-        """How many tokens of full pages a lease would find."""
-        node, size, held = self._roots.get(policy, Node()), self.size, 0
-        while child := node.children.get(tuple(tokens[held : held + size])):
-            node, held = child, held + size
-        return held
+        """How many tokens a lease would find in full pages. Changes nothing."""
+        node, size, matched = self._roots.get(policy, Node()), self.size, 0
+        while child := node.children.get(tuple(tokens[matched : matched + size])):
+            node, matched = child, matched + size
+        return matched
 
     def grow(self, lease: Lease, tokens: int, *, spare: int = 0) -> bool:
-        """Make room for so many tokens in all; False, and nothing changed, where that would not leave
-        `spare` pages."""
+        """Give a sequence pages for `tokens` tokens in all. False, and nothing changed, if pages
+        are lacking or fewer than `spare` would be left for others."""
         need = -(-tokens // self.size) - len(lease.path) - len(lease.own)
         if need > 0 and need + spare > self.available:
             return False
@@ -99,26 +104,30 @@ class Pool:
         return True
 
     def publish(self, lease: Lease, tokens: Sequence[int]) -> None:
-        """Let others find the full pages of a sequence that holds `tokens`. What the tree has already,
-        and what comes after it, stays the sequence's own."""
+        """Put the full pages of a sequence that holds `tokens` into the tree, for others to find.
+
+        If another sequence computed the same page at the same time and was first, this page and
+        those after it stay the sequence's own.
+        """
         size = self.size
-        if self._dead(lease.root):
+        if self._forgotten(lease.root):
             return
         while lease.own and (len(lease.path) + 1) * size <= len(tokens):
-            at = len(lease.path) * size
+            start = len(lease.path) * size
             node = lease.path[-1] if lease.path else lease.root
-            held = tuple(tokens[at : at + size])
-            if held in node.children:
+            page_tokens = tuple(tokens[start : start + size])
+            if page_tokens in node.children:
                 return
-            node.children[held] = Node(node, held, lease.own.pop(0), users=1)
-            lease.path.append(node.children[held])
+            node.children[page_tokens] = Node(node, page_tokens, lease.own.pop(0), users=1)
+            lease.path.append(node.children[page_tokens])
 
     def release(self, lease: Lease, tokens: Sequence[int]) -> None:
-        """Give back a sequence that holds `tokens`; they stay findable while there is room."""
+        """End a sequence that holds `tokens`. Others find them while their room is not needed."""
         self.publish(lease, tokens)
-        node, dead = lease.path[-1] if lease.path else lease.root, self._dead(lease.root)
+        forgotten = self._forgotten(lease.root)
+        node = lease.path[-1] if lease.path else lease.root
         rest = tuple(tokens[len(lease.path) * self.size :])
-        if self.partial and lease.own and 0 < len(rest) < self.size and not dead:
+        if self.partial and lease.own and 0 < len(rest) < self.size and not forgotten:
             last = Node(node, rest, lease.own.pop(0))
             node.partial.append(last)
             self._idle[last] = None
@@ -127,14 +136,14 @@ class Pool:
             node.users -= 1
             if not node.users:
                 self._idle[node] = None
-                if dead:
+                if forgotten:
                     self._unlink(node)
         lease.path, lease.own = [], []
 
-    def withdraw(self, lease: Lease, held: int) -> bool:
-        """Take back what was published beyond the first `held` tokens, which will not be computed;
-        False, and nothing changed, where others count on it."""
-        first = held // self.size
+    def withdraw(self, lease: Lease, computed: int) -> bool:
+        """Take back the pages that a sequence published beyond its first `computed` tokens: they
+        will never be computed. False, and nothing changed, if another sequence shares one."""
+        first = computed // self.size
         if any(node.users > 1 for node in lease.path[first:]):
             return False
         for node in reversed(lease.path[first:]):
@@ -144,15 +153,17 @@ class Pool:
         return True
 
     def forget(self, policy: Hashable) -> None:
-        """Nobody will ask for what this policy computed: its pages are free, those in use later."""
+        """Drop what was computed with this policy: its pages are free, those in use once they are
+        released."""
         root = self._roots.pop(policy, Node())
         for node in [node for node in self._idle if _root(node) is root]:
             self._unlink(node)
 
-    def _dead(self, root: Node) -> bool:
+    def _forgotten(self, root: Node) -> bool:
         return root not in self._roots.values()
 
     def _unlink(self, node: Node) -> None:
+        """Free a page in the tree that has no users."""
         del self._idle[node]
         if node.parent.children.get(node.tokens) is node:
             del node.parent.children[node.tokens]
@@ -167,7 +178,7 @@ def _root(node: Node) -> Node:
     return node
 
 
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences have in common at their beginning."""
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the common prefix of two sequences."""
     n = min(len(one), len(other))
     return next((i for i in range(n) if one[i] != other[i]), n)

@@ -1,10 +1,11 @@
-"""The life of a token: append what is new to the pages, draw from the last position, feed it back.
+"""Prefill and decode: append new tokens to the pages, draw after the last one, feed it back.
 
-    prefill   rows take in new tokens; where a prompt ends, the first token of its answer is drawn
-    decode    rows go on for a fixed number of steps, or until none is active
+    prefill   rows take in new tokens; one token is drawn after the last of each
+    decode    rows draw for a fixed number of steps, or until none is active
 
-Both are pure. Seeds, temperatures, cut-offs, stops, budgets and adapters are arrays: none of them is a
-shape. Every row has its own key for every token, so what it draws does not depend on the rows beside it.
+Both are pure functions. Seeds, temperatures, cut-offs, stops, budgets and adapters are arrays, so
+other values compile nothing. Every row has a random key of its own for every token, so that what it
+draws does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from jaxdeep.parallel import mesh as meshes
 
 @struct.dataclass
 class DrawParams:
-    """How each row draws: `seed_B` uint32, `temperature_B` (0: the most likely token), `top_p_B` (1:
-    all), `top_k_B` (0: all), `min_p_B` (0: all); `stop_BZW` are runs of up to W ids that end a turn, at
-    the end of their W places with -1 before them, and all -1 where there is none; `tail_BW` the last W
-    tokens that the row drew in this turn (-1 before them), `drawn_B` how many it drew, `left_B` how
-    many it may still draw."""
+    """How each row draws.
+
+    `seed_B` uint32; `temperature_B`, 0 for the most likely token; the cut-offs of `types.Sampling`:
+    `top_p_B` (1: all), `top_k_B` (0: all), `min_p_B` (0: all). `stop_BZW` are up to Z sequences of
+    up to W ids that end a turn, right-aligned with -1 before them, all -1 if there is none.
+    `tail_BW` are the last W tokens that the row drew in this turn, right-aligned in the same way;
+    `index_B` is how many it has drawn, `left_B` how many it may still draw.
+    """
 
     seed_B: jax.Array
     temperature_B: jax.Array
@@ -38,12 +42,13 @@ class DrawParams:
     min_p_B: jax.Array
     stop_BZW: jax.Array
     tail_BW: jax.Array
-    drawn_B: jax.Array
+    index_B: jax.Array
     left_B: jax.Array
 
 
 def idle(B: int, Z: int, W: int) -> DrawParams:
-    """Rows that draw nothing, to be filled in on the host: room for Z stops of W tokens each."""
+    """Parameters of B rows that draw nothing, with room for Z stops of W tokens. They are numpy
+    arrays, to be filled in."""
     return DrawParams(
         seed_B=np.zeros(B, np.uint32),
         temperature_B=np.zeros(B, np.float32),
@@ -52,31 +57,31 @@ def idle(B: int, Z: int, W: int) -> DrawParams:
         min_p_B=np.zeros(B, np.float32),
         stop_BZW=np.full((B, Z, W), -1, np.int32),
         tail_BW=np.full((B, W), -1, np.int32),
-        drawn_B=np.zeros(B, np.int32),
+        index_B=np.zeros(B, np.int32),
         left_B=np.zeros(B, np.int32),
     )
 
 
 @struct.dataclass
 class Draws:
-    """A token for each row with its log-probability in nats under the policy at temperature 1,
-    `logp_B`, and under the distribution it was drawn from, `chosen_B`."""
+    """A token for each row, and its log-probability in nats: `logp_B` under the policy at
+    temperature 1, `drawn_logp_B` under the distribution it was drawn from."""
 
     token_B: jax.Array
     logp_B: jax.Array
-    chosen_B: jax.Array
+    drawn_logp_B: jax.Array
 
 
-def cut(scaled_BV: jax.Array, how: DrawParams) -> jax.Array:
-    """`scaled_BV` with what top-k, top-p or min-p leave out at minus infinity. The most likely token
-    always stays; of equal scores at the edge all stay."""
+def cut(scaled_BV: jax.Array, params: DrawParams) -> jax.Array:
+    """Scores [B, V] with minus infinity in place of those that top-k, top-p or min-p exclude. The
+    most likely token always stays, and all whose score equals the lowest that stays."""
     V = scaled_BV.shape[1]
     down_BV = -jnp.sort(-scaled_BV, axis=-1)
-    share_BV = jax.nn.softmax(down_BV, axis=-1)
-    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-    top_k_B = jnp.where(how.top_k_B > 0, how.top_k_B, V)
-    kept_BV = (jnp.arange(V) < top_k_B[:, None]) & (before_BV < how.top_p_B[:, None])
-    kept_BV &= share_BV >= how.min_p_B[:, None] * share_BV[:, :1]
+    prob_BV = jax.nn.softmax(down_BV, axis=-1)
+    before_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV
+    top_k_B = jnp.where(params.top_k_B > 0, params.top_k_B, V)
+    kept_BV = (jnp.arange(V) < top_k_B[:, None]) & (before_BV < params.top_p_B[:, None])
+    kept_BV &= prob_BV >= params.min_p_B[:, None] * prob_BV[:, :1]
     last_B = jnp.maximum(jnp.sum(kept_BV, axis=-1) - 1, 0)
     least_B1 = jnp.take_along_axis(down_BV, last_B[:, None], axis=-1)
     return jnp.where(scaled_BV >= least_B1, scaled_BV, -jnp.inf)
@@ -85,10 +90,13 @@ def cut(scaled_BV: jax.Array, how: DrawParams) -> jax.Array:
 def sample_token(
     seed: jax.Array, index: jax.Array, mass_V: jax.Array, best: jax.Array
 ) -> jax.Array:
-    """An id with probability in proportion to `mass_V`, by inverting its distribution twice: first a
-    block of ids, then an id in it. It takes two random numbers, not V, and each has the resolution of a
-    float32. `best` is the most likely id."""
-    # a key's two words are as random as what would be drawn with it, and cost a third
+    """An id drawn with probability proportional to `mass_V`. `best` is the most likely id.
+
+    It inverts the cumulative distribution twice: first for a block of about sqrt(V) ids, then for
+    an id in the block. That takes two random numbers, where Gumbel noise takes V, and resolves
+    rare ids better than one float32 for the whole vocabulary would.
+    """
+    # the two words of a key are as random as numbers drawn with it, and cost a third
     bits_2 = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), index))
     u, w = (bits_2 >> 8).astype(jnp.float32) * 2.0**-24
     V = len(mass_V)
@@ -101,31 +109,31 @@ def sample_token(
 
     block = first(jnp.sum(mass_XW, axis=1), u)
     token = block * width + first(mass_XW[block], w)
-    # rounding may have led to an id without any
+    # the two sums round differently, so the id may be one without mass, or beyond the vocabulary
     return jnp.where(mass_V[jnp.minimum(token, V - 1)] > 0, token, best)
 
 
-def draw(logits_BV: jax.Array, how: DrawParams) -> Draws:
+def draw(logits_BV: jax.Array, params: DrawParams) -> Draws:
     """One token for each row."""
-    warm_B = how.temperature_B > 0
-    scaled_BV = logits_BV / jnp.where(warm_B, how.temperature_B, 1.0)[:, None]
-    cuts = jnp.any((how.top_p_B < 1) | (how.top_k_B > 0) | (how.min_p_B > 0))
-    # sorting the vocabulary costs more than a small model: only where a row asks for it
-    scaled_BV = jax.lax.cond(cuts, lambda: cut(scaled_BV, how), lambda: scaled_BV)
+    warm_B = params.temperature_B > 0
+    scaled_BV = logits_BV / jnp.where(warm_B, params.temperature_B, 1.0)[:, None]
+    cuts = jnp.any((params.top_p_B < 1) | (params.top_k_B > 0) | (params.min_p_B > 0))
+    # sorting the vocabulary costs more than a small model: only if a row asks for it
+    scaled_BV = jax.lax.cond(cuts, lambda: cut(scaled_BV, params), lambda: scaled_BV)
     top_B1 = jnp.max(scaled_BV, axis=-1, keepdims=True)
     mass_BV = jnp.exp(scaled_BV - top_B1)
-    # the first of the highest: XLA's argmax is several times slower on CPUs
+    # the first id of the highest score; not argmax, which is several times slower in XLA on CPUs
     V = scaled_BV.shape[1]
     best_B = jnp.min(jnp.where(scaled_BV == top_B1, jnp.arange(V), V - 1), axis=-1)
-    drawn_B = jax.vmap(sample_token)(how.seed_B, how.drawn_B, mass_BV, best_B)
+    drawn_B = jax.vmap(sample_token)(params.seed_B, params.index_B, mass_BV, best_B)
     token_B = jnp.where(warm_B, drawn_B, best_B)
 
     def of_token(x_BV: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x_BV, token_B[:, None], axis=-1)[:, 0]
 
     logp_B = of_token(logits_BV) - jax.nn.logsumexp(logits_BV, axis=-1)
-    chosen_B = of_token(scaled_BV) - top_B1[:, 0] - jnp.log(jnp.sum(mass_BV, axis=-1))
-    return Draws(token_B, logp_B, jnp.where(warm_B, chosen_B, 0.0))
+    drawn_logp_B = of_token(scaled_BV) - top_B1[:, 0] - jnp.log(jnp.sum(mass_BV, axis=-1))
+    return Draws(token_B, logp_B, jnp.where(warm_B, drawn_logp_B, 0.0))
 
 
 def prefill(
@@ -134,18 +142,20 @@ def prefill(
     pages: paged.Pages,
     tokens_BT: jax.Array,
     count_B: jax.Array,
-    how: DrawParams,
+    draw_params: DrawParams,
     *,
     cfg: Config,
 ) -> tuple[jax.Array, Draws]:
-    """Append the first `count_B` of `tokens_BT` to each row and draw a token after its last one.
-    Returns the pages' array, whose old one is used up where the caller donates it, and what was drawn:
-    of no use in rows that do not end a prompt."""
+    """Append the first `count_B` tokens of each row to its pages and draw one after the last.
+
+    Returns the new array of all pages and the draws. A draw means something only in a row that
+    reaches the end of its prompt.
+    """
     hidden_BTD, pages = decoder.forward(
         params, lora, tokens_BT, cfg=cfg, cache=pages, count_B=count_B
     )
     last_BD = jnp.take_along_axis(hidden_BTD, (count_B - 1)[:, None, None], axis=1)[:, 0]
-    return pages.kv_LPSJH, draw(head.logits(params, last_BD, cfg=cfg), how)
+    return pages.kv_LPSJH, draw(head.logits(params, last_BD, cfg=cfg), draw_params)
 
 
 def decode(
@@ -153,15 +163,15 @@ def decode(
     lora: Any,
     pages: paged.Pages,
     token_B: jax.Array,
-    how: DrawParams,
+    draw_params: DrawParams,
     *,
     cfg: Config,
     steps: int,
 ) -> tuple[jax.Array, Draws, jax.Array]:
-    """Feed each row its last token and draw the next, at most `steps` times.
+    """Append each row's last token to its pages and draw the next, up to `steps` times.
 
-    A row draws until it drew a stop or `left_B` tokens. Returns the pages' array, what was drawn with
-    a dimension of `steps` after B, and how many of them each row drew.
+    A row draws until it has drawn a stop or `left_B` tokens. Returns the array of all pages, the
+    draws with a dimension of `steps` after B, and how many of them each row drew.
     """
 
     def go(carry: tuple) -> jax.Array:
@@ -169,53 +179,57 @@ def decode(
         return (step < steps) & jnp.any(active_B)
 
     def one(carry: tuple) -> tuple:
-        step, pages, token_B, how, active_B, out = carry
+        step, pages, token_B, draw_params, active_B, out = carry
         moved_B = active_B.astype(jnp.int32)
         hidden_B1D, pages = decoder.forward(
             params, lora, token_B[:, None], cfg=cfg, cache=pages, count_B=moved_B
         )
-        new = draw(head.logits(params, hidden_B1D[:, 0], cfg=cfg), how)
+        new = draw(head.logits(params, hidden_B1D[:, 0], cfg=cfg), draw_params)
         token_B = jnp.where(active_B, new.token_B, token_B)
         out = jax.tree.map(lambda every, now: every.at[:, step].set(now), out, new)
-        tail_BW = jnp.concatenate((how.tail_BW[:, 1:], token_B[:, None]), axis=1)
-        how = how.replace(
-            tail_BW=jnp.where(active_B[:, None], tail_BW, how.tail_BW),
-            left_B=how.left_B - moved_B,
-            drawn_B=how.drawn_B + moved_B,
+        tail_BW = jnp.concatenate((draw_params.tail_BW[:, 1:], token_B[:, None]), axis=1)
+        draw_params = draw_params.replace(
+            tail_BW=jnp.where(active_B[:, None], tail_BW, draw_params.tail_BW),
+            left_B=draw_params.left_B - moved_B,
+            index_B=draw_params.index_B + moved_B,
         )
-        active_B = active_B & ~stopped(how) & (how.left_B > 0)
-        return step + 1, pages, token_B, how, active_B, out
+        active_B = active_B & ~stopped(draw_params) & (draw_params.left_B > 0)
+        return step + 1, pages, token_B, draw_params, active_B, out
 
-    B, before_B = len(token_B), how.drawn_B
+    B, before_B = len(token_B), draw_params.index_B
     none_BS = jnp.zeros((B, steps), jnp.float32)
     out = Draws(none_BS.astype(token_B.dtype), none_BS, none_BS)
-    start = (jnp.int32(0), pages, token_B, how, how.left_B > 0, out)
-    _, pages, _, how, _, out = jax.lax.while_loop(go, one, start)
-    return pages.kv_LPSJH, out, how.drawn_B - before_B
+    start = (jnp.int32(0), pages, token_B, draw_params, draw_params.left_B > 0, out)
+    _, pages, _, draw_params, _, out = jax.lax.while_loop(go, one, start)
+    return pages.kv_LPSJH, out, draw_params.index_B - before_B
 
 
-def stopped(how: DrawParams) -> jax.Array:
+def stopped(params: DrawParams) -> jax.Array:
     """Whether the last tokens of each row are one of its stops, [B]."""
-    same_BZW = (how.stop_BZW == how.tail_BW[:, None]) | (how.stop_BZW < 0)
-    return jnp.any(jnp.all(same_BZW, axis=-1) & (how.stop_BZW[..., -1] >= 0), axis=-1)
+    same_BZW = (params.stop_BZW == params.tail_BW[:, None]) | (params.stop_BZW < 0)
+    # a stop that is all -1 is none
+    return jnp.any(jnp.all(same_BZW, axis=-1) & (params.stop_BZW[..., -1] >= 0), axis=-1)
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(cfg: Config, steps: int) -> tuple[Any, Any]:
-    """Jitted prefill and decode, to be called with the pages' array apart, which is donated: prefill(
-    params, lora, kv_LPSJH, table_BX, held_B, ...)."""
+    """Jitted prefill and decode, called as run(params, lora, kv_LPSJH, table_BX, held_B, ...).
 
-    def apart(function: Any) -> Any:
+    `Pages` is passed in its parts because only `kv_LPSJH` is donated. All engines of a model share
+    the two functions, so that a new one compiles nothing.
+    """
+
+    def jitted(function: Any) -> Any:
         def run(params, lora, kv_LPSJH, table_BX, held_B, *rest):
             pages = paged.Pages(kv_LPSJH, table_BX, held_B)
             with model_weights.matmul_precision(cfg):
                 kv_LPSJH, *out = function(params, lora, pages, *rest)
-            # each process reads the rows that are its own
+            # sharded by rows, so that each process reads those that are its own
             return kv_LPSJH, *jax.tree.map(lambda x: meshes.constrain(x, meshes.ROWS), out)
 
         return jax.jit(run, donate_argnames="kv_LPSJH")
 
     return (
-        apart(functools.partial(prefill, cfg=cfg)),
-        apart(functools.partial(decode, cfg=cfg, steps=steps)),
+        jitted(functools.partial(prefill, cfg=cfg)),
+        jitted(functools.partial(decode, cfg=cfg, steps=steps)),
     )

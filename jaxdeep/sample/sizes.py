@@ -1,4 +1,4 @@
-"""The sizes of an engine: how many pages, and the few shapes that its programs are called with."""
+"""The sizes of an engine: its pages, and the few batch sizes that its programs are called with."""
 
 from __future__ import annotations
 
@@ -13,96 +13,135 @@ from jaxdeep.model import paged
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
-TABLE = 3 * 2**18  # bytes that a call's table of pages may have: TPUs' kernel reads it from 1 MiB
-STOPS, WIDTH = 8, 8  # stops a request may name, and tokens of one
-CALL_FRACTIONS = (4, 1)  # calls are of all rows, or of a quarter where so few are left
+# the TPU kernel keeps the page table of a call in scalar memory, of which there is 1 MiB
+TABLE_BYTES = 3 * 2**18
+STOPS, WIDTH = 8, 8  # the most stops that a request may name, and the most tokens of one
+# A call has its maximum of rows or a quarter of it: each batch size is one more program to compile,
+# and the last few conversations of a step would otherwise pay for all the slots.
+CALL_FRACTIONS = (4, 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """At most `slots` conversations in progress, of at most `length` tokens each, in every process.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What a run configures of its engines, one in each process (section `rollout`).
 
-    `cache_gb` is the room for keys and values on all devices of a process together, 0 enough for all slots
-    at full length. It is in pages of `page` tokens, 0 as few as the table of a call has room for. Prompts
-    enter up to `chunk` tokens at a time, cut into tiles of `tile`; answers leave every `steps` tokens.
-    `adapters` may be held at once.
+    At most `slots` conversations are in progress at a time. `cache_gb` is the memory for keys and
+    values on all devices of a process together, in GB; 0 is enough for all slots at full length. A
+    prefill call takes in up to `chunk` tokens of prompts, a decode call draws up to `steps` tokens
+    for each conversation.
 
-    Log-probabilities depend in their last bits on the size of a call and on which call computed a key.
-    `exact` makes both independent of time, as long as no row is paused: calls have one size, at the cost
-    of speed where few rows are left, and a conversation that goes on computes up to a page again.
+    Log-probabilities depend in their last bits on the batch size of a call and on which call
+    computed a key. With `exact` they do not depend on timing, as long as no request is paused:
+    calls have one batch size and only full pages are shared. That costs speed when few
+    conversations are left, and a conversation that goes on computes up to a page again.
     """
 
     slots: int
-    length: int
     cache_gb: float = 0.0
-    page: int = 0
     chunk: int = 256
-    tile: int = 16
     steps: int = 8
-    adapters: int = 1
     exact: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value < 0 or (value == 0 and field.name not in ("cache_gb", "page", "exact")):
-                raise ConfigError(f"engine.{field.name} must be positive, got {value}")
+        for field in dataclasses.fields(EngineSettings):
+            optional = field.name in ("cache_gb", "exact")
+            _check_positive(f"rollout.{field.name}", getattr(self, field.name), optional)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig(EngineSettings):
+    """All sizes of an engine: its settings and what follows from a run.
+
+    A conversation has at most `length` tokens (`rollout.limits.max_tokens`). Up to `adapters`
+    adapters are held at once. Keys and values are in pages of `page` tokens; 0 chooses the smallest
+    page whose table fits. Prompts are cut into tiles of `tile` tokens, the rows of a prefill call.
+    """
+
+    length: int
+    adapters: int = 1
+    page: int = 0
+    tile: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positive("rollout.limits.max_tokens", self.length)
+        for name in ("adapters", "tile"):
+            _check_positive(f"EngineConfig.{name}", getattr(self, name))
+        _check_positive("EngineConfig.page", self.page, optional=True)
         if self.chunk % self.tile:
-            raise ConfigError(f"engine.chunk={self.chunk} must be tiles of engine.tile={self.tile}")
-        if not self.page:
-            sizes = (16 * 2**n for n in itertools.count())
-            page = next(
-                n for n in sizes if 4 * self._pages(n) * max(self.slots, self.tiles) < TABLE
+            raise ConfigError(
+                f"rollout.chunk={self.chunk} must be a multiple of {self.tile}, the engine's tile"
             )
+        if not self.page:
+            pages = (16 * 2**n for n in itertools.count())
+            rows = max(self.slots, self.tiles)
+            page = next(n for n in pages if 4 * self._pages(n) * rows < TABLE_BYTES)
             object.__setattr__(self, "page", page)
 
     @property
     def tiles(self) -> int:
-        """Of a call that takes in prompts."""
+        """The most tiles of a prefill call."""
         return self.chunk // self.tile
 
     @property
     def table(self) -> int:
-        """Pages that the table of a row has room for."""
+        """Columns of a call's page table: the most pages of a row."""
         return self._pages(self.page)
 
     def _pages(self, page: int) -> int:
+        # the TPU kernel also reads the padding of a prompt's last tile
         return -(-(self.length + self.tile) // page)
 
-    def rows(self, most: int, part: int, shards: int) -> int:
-        """Rows of a call that has a part of the most, the same on each shard."""
-        part = 1 if self.exact else part
-        return max(most // part // shards, 1) * shards
+    def rows(self, limit: int, fraction: int, shards: int) -> int:
+        """The batch size of a call at 1 / `fraction` of its maximum `limit`: a multiple of
+        `shards`, and `limit` itself with `exact`."""
+        fraction = 1 if self.exact else fraction
+        return max(limit // fraction // shards, 1) * shards
+
+    def call_sizes(self, limit: int, shards: int) -> list[int]:
+        """The batch sizes of a call whose maximum is `limit`, in ascending order."""
+        return [self.rows(limit, fraction, shards) for fraction in CALL_FRACTIONS]
+
+
+def _check_positive(key: str, value: float, optional: bool = False) -> None:
+    if value < 0 or (value == 0 and not optional):
+        raise ConfigError(f"{key} must be positive, got {value}")
 
 
 def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """Where an engine samples from a model that is trained on a mesh: see `mesh.local`."""
-    return meshes.local(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
+    """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.sampling_mesh`."""
+    return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
 
 
 def shards_of(mesh: jax.sharding.Mesh) -> int:
-    """How many parts of a process's devices have rows and pages of their own."""
-    return mesh.shape["replica"] * mesh.shape["data"] // meshes.processes_of(mesh)
+    """Shards of a process: parts of its devices that have rows and pages of their own."""
+    return mesh.shape["replica"] * mesh.shape["data"] // meshes.process_count(mesh)
 
 
 def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
-    """Pages over all devices of a process. ConfigError where the sizes do not divide over them, or are too small."""
+    """Pages over all shards of a process. ConfigError if the sizes do not divide over the shards,
+    if conversations are longer than the model's positions, or if a shard would have no page."""
     shards = shards_of(mesh)
-    for name, value in (("slots", engine.slots), ("chunk / engine.tile", engine.tiles)):
-        if value % shards:
-            raise ConfigError(
-                f"engine.{name}={value} must divide over replica*data={shards} devices"
-            )
+    if engine.slots % shards:
+        raise ConfigError(
+            f"rollout.slots={engine.slots} must be a multiple of replica*data={shards} devices"
+        )
+    if engine.tiles % shards:
+        raise ConfigError(
+            f"rollout.chunk={engine.chunk} must be a multiple of {engine.tile * shards}: tiles of "
+            f"{engine.tile} tokens on each of replica*data={shards} devices"
+        )
     if engine.length > cfg.limit:
         raise ConfigError(
-            f"engine.length={engine.length} is beyond the model's {cfg.limit} positions"
+            f"conversations of length={engine.length} are beyond the model's {cfg.limit} "
+            "positions: lower rollout.limits.max_tokens"
         )
     count = engine.slots * -(-engine.length // engine.page)
     if engine.cache_gb:
         count = int(engine.cache_gb * 1e9 / paged.page_bytes(cfg, mesh, engine.page))
     if count < shards:
         raise ConfigError(
-            f"engine.cache_gb={engine.cache_gb} holds {count} pages of {engine.page} tokens: "
-            f"each of {shards} replica*data devices needs one"
+            f"rollout.cache_gb={engine.cache_gb} holds {count} pages of {engine.page} tokens, and "
+            f"each of replica*data={shards} devices needs one: raise it, or set 0 for enough"
         )
     return count // shards * shards

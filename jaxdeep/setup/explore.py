@@ -1,13 +1,13 @@
-"""The rollouts of a run, step by step: tasks are drawn, talked through and scored, and all processes know
-of all.
+"""The rollouts of a run, step by step: tasks are drawn, talked through and scored, and all
+processes know of all.
 
     explorer.groups(n, ending)      the scored groups of step n
 
-Conversations go on in a thread of their own, so that they can be those of later steps while the trainer is
-at work: step n is begun when the update of step n - 1 - `grpo.ahead` is made, and none of its tokens is from
-a policy more than `grpo.ahead` updates old. Tasks are drawn, and processes speak with each other, in
-`groups` alone: everywhere in the same order. What a curriculum knows is as old as the policy may be.
-"""
+Conversations go on in a thread of their own, so that they can be those of later steps while the
+trainer is at work: step n is begun when the update of step n - 1 - `grpo.ahead` is made, and none
+of its tokens is from a policy more than `grpo.ahead` updates old. Tasks are drawn, and processes
+speak with each other, in `groups` alone: everywhere in the same order. What a curriculum knows is
+as old as the policy may be."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from typing import Any
 
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, together
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.parallel import exchange
 from jaxdeep.rl import advantages
 from jaxdeep.rl.curriculum import TaskOrder
 from jaxdeep.sample.engine import Engine
+from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.signals import Terminated, Termination
 from jaxdeep.types import Sampling, Trajectory
 
@@ -33,27 +34,27 @@ Groups = list[list[Trajectory]]
 
 
 class Explorer:
-    """The rollouts of the steps after `done`, by the sections `train`, `grpo` and `rollout` of a configuration.
-    `position` is that of a run that goes on here; one that was set back `rollbacks` times draws other
-    samples. Close it when done: what is begun is dropped."""
+    """The rollouts of the steps after `done` of a run. `position` is that of a run that goes on
+    here; one that was set back `rollbacks` times draws other samples. Close it when done: what is
+    begun is dropped."""
 
     def __init__(
         self,
         taskset: Taskset,
         engine: Engine,
-        chat: Chat,
-        part: Mapping[str, Any],
+        chat: ChatFormat,
+        run: GrpoRun,
         done: int = 0,
         position: Mapping[str, Any] | None = None,
         rollbacks: int = 0,
     ) -> None:
-        config, settings = part["train"], part["grpo"]
         self.taskset, self.engine, self.chat = taskset, engine, chat
-        self.settings, self.limits = settings, part["rollout"].limits
-        self.walk = TaskOrder(len(taskset), config.seed, settings.curriculum)
-        self._seed = config.seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
+        settings, seed = run.grpo, run.train.seed
+        self.settings, self.limits = settings, run.rollout.limits
+        self.walk = TaskOrder(len(taskset), seed, settings.curriculum)
+        self._seed = seed * 1_000_003 + rollbacks * 500_009  # a step adds its number
         self._rules = settings.rules(self.limits)
-        self._begun, self._last = done, config.steps
+        self._begun, self._last = done, run.train.steps
         self._drawn: collections.deque[Sequence[int]] = collections.deque()
         if position:
             self.walk.restore(position)
@@ -67,8 +68,8 @@ class Explorer:
 
     def groups(self, n: int, ending: Termination) -> Groups | None:
         """The groups of step n: `settings.prompts` of them; where groups of equal rewards are to be
-        replaced, more, until so many have something to teach, or tasks were drawn `settings.tries` times.
-        None where SIGTERM came to one of the processes."""
+        replaced, more, until so many have something to teach, or tasks were drawn `settings.tries`
+        times. None where SIGTERM came to one of the processes."""
         settings = self.settings
         while self._begun < min(n + settings.ahead, self._last):
             self._begun += 1
@@ -94,8 +95,8 @@ class Explorer:
             work = self._begin(n, tasks)
 
     def position(self) -> dict[str, Any]:
-        """Where the walk stands, and the tasks that were drawn for steps to come: a run that goes on from
-        here leaves none out and takes none twice."""
+        """Where the walk stands, and the tasks that were drawn for steps to come: a run that goes
+        on from here leaves none out and takes none twice."""
         flying = [list(tasks) for tasks, _ in self._flying]
         return self.walk.position() | {"drawn": [*flying, *map(list, self._drawn)]}
 
@@ -118,8 +119,8 @@ class Explorer:
         return exchange.all_gather_objects(mine)
 
     async def _collect(self, tasks: Sequence[int], seed: int) -> Groups:
-        """Scored rollouts of each task, at temperature 1: any other would sample another density than the
-        one the loss compares with."""
+        """Scored rollouts of each task, at temperature 1: any other would sample another density
+        than the one the loss compares with."""
 
         async def one(index: int) -> list[Trajectory]:
             found = await group(

@@ -1,4 +1,5 @@
-"""What is seen of a run while it runs, beside its rows: boards, where the time goes, a profiler window.
+"""What is seen of a run while it runs, beside its rows: boards, where the time goes, a profiler
+window.
 
 Sections of a configuration, shared by the verbs that train: `log`, `profile`.
 """
@@ -18,11 +19,13 @@ from jaxdeep.console import say
 from jaxdeep.errors import ConfigError
 from jaxdeep.metrics import Metrics, read_metrics
 from jaxdeep.model import flops
+from jaxdeep.workdir import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Every so many steps it is said where their time went. `wandb` is a project's name; empty: none."""
+    """Every so many steps it is said where their time went. `wandb` is a project's name; empty:
+    none."""
 
     every: int = 25
     wandb: str = ""
@@ -53,12 +56,12 @@ class ProfileConfig:
 
 
 class Monitor(Metrics):
-    """Rows as `log.Metrics` writes them, with `time/total` and, where the devices' peak is known, `mfu`:
-    the share of it that `train/flops` were in `time/train`. They go to the boards too.
+    """Rows as `metrics.Metrics` writes them, with `time/total` and, where the devices' peak is
+    known, `mfu`: the share of it that `train/flops` were in `time/train`. They go to the boards
+    too.
 
-    A row ends its step: the profiler starts and stops between rows, and what is done after one, such as
-    a checkpoint, counts to the next.
-    """
+    A row ends its step: the profiler starts and stops between rows, and what is done after one,
+    such as a checkpoint, counts to the next."""
 
     def __init__(
         self,
@@ -66,13 +69,14 @@ class Monitor(Metrics):
         *,
         step: int,
         mesh: jax.sharding.Mesh,
-        part: Mapping[str, Any],
+        settings: LogConfig = LogConfig(),
+        profile: ProfileConfig = ProfileConfig(),
     ) -> None:
-        self.settings = part["log"] or LogConfig()
-        self._window = (part["profile"] or ProfileConfig()).window()
-        self._profile, self._profiling = workdir / "profile", False
+        self.settings = settings
+        self._window = profile.window()
+        self._profile, self._profiling = Workdir(workdir).profile, False
         self._peak = flops.peak_of(mesh)
-        path = workdir / "metrics.jsonl"
+        path = Workdir(workdir).metrics
         before = read_metrics(path) if path.exists() else []
         self._boards: list[TensorBoard | Wandb] = []
         self._first = jax.process_index() == 0  # of several processes, whose rows are the same

@@ -6,7 +6,7 @@ hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, a folder of Parquet or JSON,
 tfds:NAME[:SPLIT]          by TFDS without TensorFlow: a name or folder, prepared as array_record
 text:FILE, FOLDER or pattern   plain .txt or .md, every token learned
 reading:SEED, choosing:SEED, demos:SEED   made-up worlds, without end
-mazes:SEED                 mazes such as env.maze describes, of its training split, without end
+mazes:SEED                 mazes as env.taskset=maze describes, of its training split, without end
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import re
 from collections.abc import Mapping
 
 from jaxdeep import config as configs
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.learn import LearnConfig
-from jaxdeep.chat.qwen3 import Chat
 from jaxdeep.data import mix, sources
 from jaxdeep.data.pack import pack
-from jaxdeep.envs.toy import maze, practice
+from jaxdeep.envs.toy import facts, maze, practice
 from jaxdeep.errors import ConfigError
-from jaxdeep.setup.sections import EnvConfig
+from jaxdeep.setup.tasksets import EnvConfig
 from jaxdeep.types import Batch
 
 WORLDS = ("reading", "choosing", "demos", "mazes")
@@ -42,8 +42,8 @@ VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){2}")
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One of several sources. `weight` is its share of the rows beside the others' (set it for all or for
-    none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
+    """One of several sources. `weight` is its share of the rows beside the others' (set it for all
+    or for none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
 
     source: str
     weight: float | None = None
@@ -53,8 +53,8 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source` names
-    them, of which the first `rows` are used; empty: so many are held out of each source."""
+    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source`
+    names them, of which the first `rows` are used; empty: so many are held out of each source."""
 
     source: str = ""
     rows: int = 64
@@ -69,16 +69,16 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows are cut
-    after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or is skipped.
-    All are counted. `accumulate` microbatches make a step."""
+    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows
+    are cut after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or
+    is skipped. All are counted. `accumulate` microbatches make a step."""
 
     source: str = ""
     sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
     accumulate: int = 1
     learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
-    long: mix.Long = "cut"
-    bad_rows: mix.Bad = "refuse"
+    long: mix.LongRows = "cut"
+    bad_rows: mix.BadRows = "refuse"
     eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
@@ -107,8 +107,8 @@ class DataConfig:
 
 
 def name_of(source: str) -> str:
-    """What a source is called in metrics: the file without its ending, the last part of a hub id, or the
-    kind where there is nothing to say."""
+    """What a source is called in metrics: the file without its ending, the last part of a hub id,
+    or the kind where there is nothing to say."""
     kind, _, rest = source.partition(":")
     last = pathlib.PurePath(COLON.split(rest)[0]).name
     last = re.sub(r"\.(jsonl|json|txt|md|parquet)$", "", last)
@@ -116,25 +116,26 @@ def name_of(source: str) -> str:
 
 
 def mixture(
-    data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int, seed: int
+    data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int, seed: int
 ) -> tuple[mix.Mix, sources.Source | None]:
     """The walk to train on, and the rows to measure the loss on where `data.eval` asks for it."""
     parts, held = {}, []
     for name, entry in data.named.items():
         source = source_of(entry.source, data, chat, env, T=T)
         if data.eval and not data.eval.source:
-            source, apart = mix.held_out(source, data.eval.rows, seed)
+            source, apart = mix.hold_out(source, data.eval.rows, seed)
             held.append(apart)
-        parts[name] = mix.Part(source, entry.weight, entry.cap)
+        parts[name] = mix.WeightedSource(source, entry.weight, entry.cap)
     if data.eval and data.eval.source:
         held = [source_of(data.eval.source, data, chat, env, T=T)]
     return mix.Mix(parts, seed), held
 
 
 def source_of(
-    name: str, data: DataConfig, chat: Chat, env: EnvConfig | None, *, T: int
+    name: str, data: DataConfig, chat: ChatFormat, env: EnvConfig | None, *, T: int
 ) -> sources.Source:
-    """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T tokens."""
+    """The rows that a string such as "jsonl:traces.jsonl" names; text is cut into windows of T
+    tokens."""
     kind, colon, rest = name.partition(":")
     if kind not in KINDS or not rest:
         known = ", ".join(KINDS.values())
@@ -164,24 +165,27 @@ def source_of(
     if not rest.isdigit():
         raise ConfigError(f"{name!r} needs a number after the colon: {kind}:0")
     if kind == "mazes":
-        if env is None or env.maze is None:
-            raise ConfigError(f"{name!r} needs env.maze: it says how large they are")
-        return maze.Demos(chat, int(rest), env.maze)
+        if env is None or not isinstance(env.settings, maze.Mazes):
+            raise ConfigError(f"{name!r} needs env.taskset=maze, which says how large they are")
+        return maze.Demos(chat, int(rest), env.settings)
     if kind != "demos":
         return practice.Reading(chat, int(rest), choosing=4 if kind == "choosing" else 1)
-    if env is None:
-        raise ConfigError(f"{name!r} needs the section env: demos use its tool")
-    return practice.Demos(chat, int(rest), k=env.k, system=env.system)
+    if env is None or not isinstance(env.settings, facts.Facts):
+        raise ConfigError(
+            f"{name!r} needs env.taskset=facts: demonstrations use its tool and prompt"
+        )
+    return practice.Demos(chat, int(rest), k=env.settings.k, system=env.settings.system)
 
 
 def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:
-    """The rows to measure the loss on, packed; what training would leave out is left out here too."""
+    """The rows to measure the loss on, packed; what training would leave out is left out here
+    too."""
     rows = []
     for source in held:
-        size = mix.Part(source).size
+        size = mix.WeightedSource(source).size
         for index in range(min(data.eval.rows, size or data.eval.rows)):
             get = functools.partial(source.__getitem__, index)
-            row, _ = mix.take(get, T, data.long, data.bad_rows)
+            row, _ = mix.load_row(get, T, data.long, data.bad_rows)
             rows += [row] if row is not None else []
     if not rows:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""BM25 over passages, in memory, by the bm25s library."""
+"""A BM25 search engine over passages in memory, built on the bm25s library."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 from jaxdeep.errors import DataError
 from jaxdeep.tools.corpus import Passage
 
-# bm25s starts JAX as it is imported, only to pick the best k, which is done with numpy below. That
-# would claim the accelerator, and before jax.distributed is up; so JAX is hidden from it meanwhile.
+# bm25s starts JAX when it is imported, only for its own top-k, which is done with numpy below. That
+# would claim the accelerator in host processes, and before jax.distributed is initialized
+# elsewhere: while it is imported, it must not find JAX.
 _lax = sys.modules.get("jax.lax")
 sys.modules["jax.lax"] = None  # type: ignore[assignment]
 try:
@@ -23,15 +24,18 @@ finally:
         del sys.modules["jax.lax"]
     else:
         sys.modules["jax.lax"] = _lax
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG, once for each index built
+# It logs at DEBUG for each index that is built, unless told otherwise.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 _WORD = re.compile(r"\w+")
 
 
 class BM25:
-    """A ranking of passages by BM25 (Lucene's form, over the bm25s library) on their words.
+    """Ranks passages by BM25 in Lucene's form.
 
-    Words are runs of letters and digits of title and text in lower case, through `stem` if given.
+    The words of a passage are the runs of letters, digits and underscores in its title and text, in
+    lower case and through `stem` if given. `k1` says how much a repeated word counts, `b` how much
+    a long passage is discounted. DataError without a passage.
     """
 
     def __init__(
@@ -58,16 +62,19 @@ class BM25:
             )
 
     def search(self, query: str, k: int) -> list[tuple[Passage, float]]:
-        """The best `k` passages that share a word with the query, best first, ties in their order."""
+        """The best `k` passages that share a word with the query, with their scores, best first; of
+        equal ones the earlier first. ValueError: k below 1."""
         if k < 1:
             raise ValueError(f"need k >= 1, got {k=}")
-        known = (self._vocabulary.get(word) for word in self._words(query))
-        ids = [word for word in known if word is not None]
+        words = self._words(query)
+        ids = [self._vocabulary[word] for word in words if word in self._vocabulary]
         if not ids:
             return []
         scores = self._index.get_scores_from_ids(ids)
         hits = np.flatnonzero(scores)
-        if len(hits) > k:  # sort only what can be among the best
+        # A partition takes linear time: only the hits that can be among the best k are sorted. All
+        # that tie with the k-th stay, so that the stable sort decides between them.
+        if len(hits) > k:
             hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
         best = hits[np.argsort(-scores[hits], kind="stable")][:k]
         return [(self.passages[i], float(scores[i])) for i in best]

@@ -1,9 +1,9 @@
-"""Texts to search in: files to documents, documents to passages.
+"""A corpus to search: files to documents, documents to passages.
 
-    read_corpus(path)      a file or a folder of .md, .txt, .jsonl, .json    -> documents
-    chunk(document, size)  one document                                      -> passages with offsets
+    read_corpus(path)      a file or a folder of .md, .txt, .jsonl, .json   -> documents
+    chunk(document, size)  one document                                     -> passages with offsets
 
-What cannot be used raises `DataError` with the file, and the line where there is one.
+What cannot be used raises `DataError` with the file, and with the line where there is one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ SUFFIXES = (".md", ".txt", ".jsonl", ".json")
 TEXT_FIELDS = ("text", "contents", "paragraph_text")
 
 _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
-
-
-_INK = re.compile(r"\S")
-# Where a text may be cut, best first; a cut falls at the end of the match.
+_VISIBLE = re.compile(r"\S")
+# Where a text may be cut, best first (paragraph, line, sentence, word); a cut is at the end of a
+# match.
 _BORDERS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s", r"\s")))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
-    """One text. `source` is the file it came from, `headings` are (offset, title) pairs in order."""
+    """One text. `source` is the file it came from, relative to the corpus; `headings` are pairs of
+    (offset in characters, title), in order."""
 
     id: str
     title: str
@@ -42,7 +42,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Passage:
-    """A cut of a document: `document.text[start:end] == text`, offsets in characters."""
+    """A part of a document: `document.text[start:end] == text`, offsets in characters."""
 
     id: str
     title: str
@@ -55,9 +55,10 @@ class Passage:
 def read_corpus(path: str | Path) -> list[Document]:
     """The documents of a file or of all such files below a folder, in order of their paths.
 
-    .md and .txt are one document each; .jsonl has a row a line and .json a list of rows, a row being
-    an object with `text`, `contents` or `paragraph_text`, and optionally `title` and `id`. Blank texts
-    are left out. DataError: nothing there, unreadable, not JSON, no text, the same id twice.
+    .md and .txt are one document each; .jsonl has one row per line and .json a list of rows, where
+    a row is an object with `text`, `contents` or `paragraph_text`, and optionally `title` and `id`.
+    Blank texts and hidden files are left out. DataError: nothing there, unreadable, not JSON, no
+    text, the same id twice.
     """
     path = Path(path)
     if not path.exists():
@@ -86,7 +87,8 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The JSON objects of a .jsonl file or of the list in a .json file, each with where it stands."""
+    """The JSON objects of a .jsonl file or of the list in a .json file, each with its location: the
+    file and the line, or the index in the list."""
     text = read_text(path)
     if path.suffix == ".json":
         rows = _json(text, str(path))
@@ -94,36 +96,38 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise DataError(f"{path}: expected a list of objects, found {type(rows).__name__}")
         numbered = ((f"{path}[{index}]", row) for index, row in enumerate(rows))
     else:
+        # Not splitlines(), which would also cut at U+2028 and its like inside a JSON string.
         lines = ((f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), start=1))
-        numbered = ((where, _json(line, where)) for where, line in lines if line.strip())
-    for where, row in numbered:
+        numbered = ((location, _json(line, location)) for location, line in lines if line.strip())
+    for location, row in numbered:
         if not isinstance(row, dict):
-            raise DataError(f"{where}: expected an object, found {type(row).__name__}")
-        yield where, row
+            raise DataError(f"{location}: expected an object, found {type(row).__name__}")
+        yield location, row
 
 
 def chunk(document: Document, size: int, overlap: int = 0) -> list[Passage]:
-    """Passages of at most `size` characters that together hold all of a document.
+    """Passages of at most `size` characters that together have all of a document's text.
 
-    Cuts fall at the last paragraph border in the second half of the window, else at the last line,
-    sentence or word border there, else at the last word border, else inside a word. Without
+    A passage ends at the last paragraph border in the second half of its window, else at the last
+    line, sentence or word border there, else at the last word border, else inside a word. Without
     `overlap` every character that is not white space is in exactly one passage; with it a passage
-    begins up to `overlap` characters before the end of the one before, at a word where it can.
+    begins up to `overlap` characters before the end of the previous one, at a word where it can.
+    ValueError: sizes that cannot work.
     """
     if size < 1 or not 0 <= overlap < size:
         raise ValueError(f"need size >= 1 and 0 <= overlap < size, got {size=}, {overlap=}")
     text = document.text
     passages: list[Passage] = []
-    done = 0  # what the passages so far reach to
-    while ink := _INK.search(text, done):
-        start = fresh = ink.start()
+    done = 0  # where the text of the last passage ends
+    while visible := _VISIBLE.search(text, done):
+        start = fresh = visible.start()
         if passages and overlap:
-            start = _back(text, passages[-1], fresh, size, overlap)
-        end = _cut(text, start, fresh, size)
+            start = _overlap_start(text, passages[-1], fresh, size, overlap)
+        end = _passage_end(text, start, fresh, size)
         done = start + len(text[start:end].rstrip())
-        where = f"{document.id}#{len(passages)}"
+        id = f"{document.id}#{len(passages)}"
         title = _title(document, start)
-        passages.append(Passage(where, title, text[start:done], start, done, document.source))
+        passages.append(Passage(id, title, text[start:done], start, done, document.source))
     return passages
 
 
@@ -138,10 +142,10 @@ def _documents(path: Path, source: str) -> Iterator[Document]:
     if path.suffix not in SUFFIXES:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}")
     if path.suffix in (".jsonl", ".json"):
-        for number, (where, row) in enumerate(read_rows(path)):
+        for number, (location, row) in enumerate(read_rows(path)):
             text = next((row[field] for field in TEXT_FIELDS if field in row), None)
             if not isinstance(text, str):
-                raise DataError(f"{where}: no text under any of {', '.join(TEXT_FIELDS)}")
+                raise DataError(f"{location}: no text under any of {', '.join(TEXT_FIELDS)}")
             id = str(row.get("id", f"{source}:{number}"))
             yield Document(id, str(row.get("title") or ""), text, source)
         return
@@ -150,15 +154,15 @@ def _documents(path: Path, source: str) -> Iterator[Document]:
     yield Document(source, headings[0][1] if headings else path.stem, text, source, headings)
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
+        raise DataError(f"{location}: not JSON: {error}") from error
 
 
 def _headings(text: str) -> Iterator[tuple[int, str]]:
-    """Where the headings of a Markdown text stand, and what they say; fenced code has none."""
+    """The headings of a Markdown text as (offset, title); lines in fenced code are none."""
     offset, fenced = 0, False
     for line in text.split("\n"):
         fenced ^= line.lstrip().startswith("```")
@@ -168,16 +172,17 @@ def _headings(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _title(document: Document, start: int) -> str:
-    """The heading in force where a passage starts, else the document's title."""
+    """The last heading at or above the start of a passage, else the document's title."""
     above = bisect.bisect_right(document.headings, start, key=lambda heading: heading[0])
     return document.headings[above - 1][1] if above else document.title
 
 
-def _cut(text: str, start: int, fresh: int, size: int) -> int:
-    """Where a passage from `start` ends: beyond `fresh`, the first character no passage has yet."""
+def _passage_end(text: str, start: int, fresh: int, size: int) -> int:
+    """Where a passage from `start` ends: after `fresh`, the first character that no passage has
+    yet, so that each passage moves on."""
     if len(text) - start <= size:
         return len(text)
-    # A border one past the window is still good: its white space is stripped.
+    # The white space at a border is stripped, so it may stand one past the window.
     window = (start, start + size + 1)
     half = max(start + size // 2, fresh + 1)
     for border, low in (*((border, half) for border in _BORDERS), (_BORDERS[-1], fresh + 1)):
@@ -187,9 +192,10 @@ def _cut(text: str, start: int, fresh: int, size: int) -> int:
     return start + size
 
 
-def _back(text: str, last: Passage, fresh: int, size: int, overlap: int) -> int:
-    """Where the passage after `last` begins: inside it, at a word if there is one in the overlap."""
-    low = max(last.end - overlap, last.start + 1)
-    gap = _BORDERS[-1].search(text, low - 1, last.end)
-    start = _INK.search(text, gap.end() if gap else low).start()
+def _overlap_start(text: str, last: Passage, fresh: int, size: int, overlap: int) -> int:
+    """Where the passage after `last` begins: inside it, at a word if one begins in the overlap."""
+    earliest = max(last.end - overlap, last.start + 1)
+    gap = _BORDERS[-1].search(text, earliest - 1, last.end)
+    start = _VISIBLE.search(text, gap.end() if gap else earliest).start()
+    # Much white space after `last` can fill the whole window: then there is no room for an overlap.
     return start if fresh - start < size else fresh

@@ -1,4 +1,5 @@
-"""What every search engine offers a tool: ranked passages, a cache before it, and their text for a model."""
+"""What a search tool needs: an engine that ranks passages, a cache in front of it, results as
+text."""
 
 from __future__ import annotations
 
@@ -9,42 +10,50 @@ from typing import Protocol
 
 from jaxdeep.tools.corpus import Passage
 
+SEARCH = "search"
+"""The name that a model calls the search tool by, in every environment that has one."""
+
 NO_RESULTS = "No results."
 
 
 class Retriever(Protocol):
-    """What a search engine has to offer: the best `k` passages with their scores, best first."""
+    """A search engine."""
 
-    def search(self, query: str, k: int) -> Sequence[tuple[Passage, float]]: ...
+    def search(self, query: str, k: int) -> Sequence[tuple[Passage, float]]:
+        """The best `k` passages with their scores, best first."""
+        ...
 
 
 class CachedRetriever:
-    """A search engine whose last `size` answers are kept, for one that is slow or is paid by the query."""
+    """A search engine with a cache of its last `size` answers (LRU; 0 keeps none), for one that is
+    slow or is paid for by the query."""
 
     def __init__(self, engine: Retriever, size: int) -> None:
         self.engine, self.size = engine, size
-        self._held: collections.OrderedDict[tuple[str, int], Sequence[tuple[Passage, float]]]
-        self._held, self._lock = collections.OrderedDict(), threading.Lock()
+        self._answers: collections.OrderedDict[tuple[str, int], Sequence[tuple[Passage, float]]]
+        self._answers, self._lock = collections.OrderedDict(), threading.Lock()
 
     def search(self, query: str, k: int) -> Sequence[tuple[Passage, float]]:
         """The best `k` passages with their scores, best first."""
         return self.look_up(query, k)[0]
 
     def look_up(self, query: str, k: int) -> tuple[Sequence[tuple[Passage, float]], bool]:
-        """The answer of `search`, and whether it was known from before."""
+        """The answer of `search`, and whether it came from the cache."""
         with self._lock:  # tools run in threads
-            if known := (query, k) in self._held:
-                self._held.move_to_end((query, k))
-                return self._held[query, k], known
-        found = self.engine.search(query, k)
+            if (query, k) in self._answers:
+                self._answers.move_to_end((query, k))
+                return self._answers[query, k], True
+        # Without the lock: one slow query must not make others wait. The same query asked twice at
+        # the same time then goes to the engine twice, which is harmless.
+        answer = self.engine.search(query, k)
         with self._lock:
-            self._held[query, k] = found
-            while len(self._held) > self.size:
-                self._held.popitem(last=False)
-        return found, False
+            self._answers[query, k] = answer
+            while len(self._answers) > self.size:
+                self._answers.popitem(last=False)
+        return answer, False
 
 
 def show(hits: Sequence[tuple[Passage, float]]) -> str:
-    """Hits as a model reads them."""
-    shown = (f"Result {n}: {hit.title}\n{hit.text}" for n, (hit, _) in enumerate(hits, start=1))
-    return "\n\n".join(shown) or NO_RESULTS
+    """The text of search results for a model: title and passage of each, numbered from 1."""
+    texts = (f"Result {n}: {hit.title}\n{hit.text}" for n, (hit, _) in enumerate(hits, start=1))
+    return "\n\n".join(texts) or NO_RESULTS

@@ -1,8 +1,8 @@
-"""Sees a run collapse, mostly before its reward falls, and says so.
+"""Detects that a run collapses, mostly before its reward falls, and warns, stops, or rolls it back.
 
-Reward is a late sign: text that repeats itself, calls that cannot be read, turns without a thought and
-entropy that vanishes or runs away come first. Each sign is a number of `metrics.jsonl`, averaged over a
-window of steps and compared with a limit, or with its own first or best window.
+Reward is a late sign of a collapse. Repeated text, malformed calls, turns without thinking, and
+entropy that vanishes or explodes come first. Each sign is a metric of `metrics.jsonl`, averaged
+over a window of steps and compared with a limit, or with its own first or best window.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any
 from jaxdeep.errors import ConfigError, DivergedError
 from jaxdeep.parallel import exchange
 from jaxdeep.train.checkpoint import Checkpoints
-from jaxdeep.workdir import write_atomic
-
-FILE = "guard.json"  # the times that a run was set back
+from jaxdeep.workdir import Workdir, write_atomic
 
 ACTIONS = ("off", "warn", "stop", "rollback")
-# how a sign is read: above or below its limit; risen, fallen or grown from its first or best window
+# The metric of each sign and how its windowed mean is judged. "above" and "below": by the limit.
+# "rose" and "grew": by the first window's mean plus the limit, or times the limit. "fell": by the
+# best window's mean, of which the limit is the share that may be lost.
 SIGNS = {
     "reward_drop": ("reward/mean", "fell"),
     "mismatch": ("train/mismatch_kl", "above"),
@@ -42,31 +42,30 @@ SIGNS = {
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What is done about a collapse: nothing ("off"), a line on stderr ("warn"), the end of the run
-    ("stop"), or the last checkpoint from before, with a learning rate times `lr` ("rollback", at most
-    `rollbacks` times, then "stop").
+    """What to do about a collapse, and the limits of its signs.
 
-    A sign is raised when its mean over `window` steps is beyond its limit `patience` steps running; a
-    limit of 0 switches it off. `reward_drop` is the part of the best window's reward that is lost,
-    `mismatch` and `kl` are nats a token, `entropy_low` and `entropy_rise` nats, `length` a factor, the
-    rest shares; those that rise or grow are measured from the first window.
+    `action`: nothing ("off"); a line on stderr ("warn"); end the run ("stop"); or go back to the
+    last checkpoint from before the collapse ("rollback").
+
+    An alarm is raised when the mean of a sign over `window` steps has been beyond its limit for
+    `patience` steps in a row. A limit of 0 switches the sign off.
     """
 
     action: str = "warn"
     window: int = 10
     patience: int = 3
-    lr: float = 0.5
-    rollbacks: int = 3
-    reward_drop: float = 0.5
-    mismatch: float = 0.05
-    kl: float = 1.0
-    entropy_low: float = 0.001
-    entropy_rise: float = 2.0
-    repetition: float = 0.3
-    malformed: float = 0.3
-    thoughtless: float = 0.5
-    length: float = 3.0
-    flat: float = 0.98
+    lr: float = 0.5  # factor on the learning rate at each rollback
+    rollbacks: int = 3  # at most; then the run is stopped
+    reward_drop: float = 0.5  # share of the best window's reward
+    mismatch: float = 0.05  # nats a token, policy to sampler
+    kl: float = 1.0  # nats a token, policy to base
+    entropy_low: float = 0.001  # nats
+    entropy_rise: float = 2.0  # nats above the first window
+    repetition: float = 0.3  # shares above the first window: of repeated text,
+    malformed: float = 0.3  # of malformed calls,
+    thoughtless: float = 0.5  # of turns without thinking
+    length: float = 3.0  # times the first window's tokens of a rollout
+    flat: float = 0.98  # share of groups whose rewards are all equal
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -81,62 +80,68 @@ class GuardConfig:
 
 
 class Guard:
-    """Reads the rows of a run's metrics one by one; `rows` are those of a run that goes on."""
+    """Reads the metrics of a run row by row; `rows` are the earlier ones of a run that is
+    resumed."""
 
     def __init__(self, config: GuardConfig, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.config, self._healthy, self._told = config, 0, set()
-        self._seen = {name: collections.deque(maxlen=config.window) for name in SIGNS}
-        self._anchor: dict[str, float] = {}  # the mean of the first window, of rewards the best one
-        self._beyond = dict.fromkeys(SIGNS, 0)
+        self.config, self._told = config, set()
+        self._last_healthy = 0  # the last step without a sign beyond its limit
+        self._window = {name: collections.deque(maxlen=config.window) for name in SIGNS}
+        self._baseline: dict[
+            str, float
+        ] = {}  # mean of the first window; of the reward, the best one
+        self._steps_beyond = dict.fromkeys(SIGNS, 0)  # its limit, in a row
         for row in rows:
             self.see(row)
 
     def see(self, row: Mapping[str, Any]) -> list[str]:
-        """What is wrong after this step, in words; nothing is wrong while the list is empty."""
+        """The alarms after this step, each as a sentence; empty if all is well."""
         if self.config.action == "off":
             return []
-        raised = []
+        alarms = []
         for name, (metric, kind) in SIGNS.items():
             limit, value = getattr(self.config, name), row.get(metric)
             if not limit or value is None or not math.isfinite(value):
                 continue
-            said = self._judge(name, kind, limit, value)
-            self._beyond[name] = self._beyond[name] + 1 if said else 0
-            if self._beyond[name] >= self.config.patience:
-                raised.append(f"{metric} {said}")
-        if not any(self._beyond.values()):
-            self._healthy = row["step"]
-        return raised
+            finding = self._judge(name, kind, limit, value)
+            self._steps_beyond[name] = self._steps_beyond[name] + 1 if finding else 0
+            if self._steps_beyond[name] >= self.config.patience:
+                alarms.append(f"{metric} {finding}")
+        if not any(self._steps_beyond.values()):
+            self._last_healthy = row["step"]
+        return alarms
 
     @property
-    def before(self) -> int:
-        """The last step before the windows that show what is wrong now."""
-        return max(self._healthy - self.config.window, 0)
+    def safe_step(self) -> int:
+        """The last step before the windows of the present alarms. A collapse may have begun
+        anywhere in the first window that shows it, so the whole window counts as collapsed."""
+        return max(self._last_healthy - self.config.window, 0)
 
     def _judge(self, name: str, kind: str, limit: float, value: float) -> str:
-        """How the mean of the window is beyond the limit, or nothing."""
-        seen = self._seen[name]
-        seen.append(value)
-        if len(seen) < self.config.window:
+        """How the mean of the window, this value included, is beyond the limit; '' if it is not."""
+        window = self._window[name]
+        window.append(value)
+        if len(window) < self.config.window:
             return ""
-        mean = sum(seen) / len(seen)
-        anchor = self._anchor.setdefault(name, mean)
+        mean = sum(window) / len(window)
+        baseline = self._baseline.setdefault(name, mean)
         if kind == "fell":
-            self._anchor[name] = max(anchor, mean)
-            bad, than = anchor > 0 and mean < (1 - limit) * anchor, f"its best was {anchor:.3g}"
+            self._baseline[name] = max(baseline, mean)
+            beyond, reason = mean < (1 - limit) * baseline, f"its best was {baseline:.3g}"
+            beyond = beyond and baseline > 0  # a share of a negative reward means nothing
         elif kind == "rose":
-            bad, than = mean > anchor + limit, f"it began at {anchor:.3g}"
+            beyond, reason = mean > baseline + limit, f"it began at {baseline:.3g}"
         elif kind == "grew":
-            bad, than = mean > anchor * limit, f"it began at {anchor:.3g}"
+            beyond, reason = mean > baseline * limit, f"it began at {baseline:.3g}"
         else:
-            bad = mean > limit if kind == "above" else mean < limit
-            than = f"the limit is {limit:g}"
-        return (
-            f"is {mean:.3g} over {len(seen)} steps, {than} (guard.{name}={limit:g})" if bad else ""
-        )
+            beyond = mean > limit if kind == "above" else mean < limit
+            reason = f"the limit is {limit:g}"
+        if not beyond:
+            return ""
+        return f"is {mean:.3g} over {len(window)} steps, {reason} (guard.{name}={limit:g})"
 
     def tell(self, step: int, alarms: Sequence[str]) -> None:
-        """Say what is wrong, each sign once."""
+        """Print the alarms to stderr, each sign once in a run."""
         for alarm in alarms:
             sign = alarm.split()[0]
             if sign not in self._told:
@@ -144,14 +149,15 @@ class Guard:
             self._told.add(sign)
 
 
-def keep(config: GuardConfig | None, every: int) -> int:
-    """How many checkpoints, one in `every` steps, reach back to before the windows of an alarm."""
+def checkpoints_to_keep(config: GuardConfig | None, every: int) -> int:
+    """How many checkpoints, one every `every` steps, a run must keep so that one of them is from
+    before the windows of an alarm."""
     if config is None or config.action != "rollback":
         return 1
     return -(-(config.window + config.patience) // every) + 1
 
 
-def set_back(
+def roll_back(
     workdir: pathlib.Path,
     saved: Checkpoints,
     guard: Guard,
@@ -159,62 +165,72 @@ def set_back(
     alarms: Sequence[str],
     every: int,
 ) -> bool:
-    """Act on what is wrong after a step of a run that saves `every` so many. True where the run must go on
-    from its newest checkpoint, which is from before the collapse, or from its beginning where none could
-    be, with `rate`; what came after it is kept in `collapsed-N`. DivergedError where the run must stop."""
+    """Act on the alarms of a step, in a run that saves a checkpoint every `every` steps.
+
+    True if the run was rolled back: it must go on from its newest checkpoint, or from its beginning
+    if it has none, with its learning rate times `lr_factor`. That checkpoint is from before the
+    collapse; the later rollouts and metrics are moved to `collapsed-N`. DivergedError if the run
+    must stop.
+    """
     guard.tell(step, alarms)
     if not alarms or guard.config.action in ("off", "warn"):
         return False
     saved.wait()
-    done = rollbacks(workdir)
-    good = max((at for at in saved.steps() if at <= guard.before), default=0)
-    lost = not good and guard.before >= every
+    done = rollback_count(workdir)
+    good = max((s for s in saved.steps() if s <= guard.safe_step), default=0)
+    # one was saved in time, and deleted since: beginning anew would throw away a healthy run
+    lost = not good and guard.safe_step >= every
     if guard.config.action == "stop" or done >= guard.config.rollbacks or lost:
         last = f"The last checkpoint from before is that of step {good}" if good else ""
         if lost:
-            last = f"No checkpoint of step {guard.before} or before it is kept any more: raise train.keep"
+            last = (
+                f"No checkpoint of step {guard.safe_step} or before it is kept any more: "
+                "raise train.keep"
+            )
         raise DivergedError(
             f"stopped after step {step}, set back {done} times before: {'; '.join(alarms)}. {last}"
         )
-    back = {"step": step, "to": good, "why": list(alarms)}
-    write_atomic(workdir / FILE, json.dumps([*_read(workdir), back], indent=2) + "\n")
+    rollback = {"step": step, "to": good, "why": list(alarms)}
+    # written first: if the process is killed from here on, the next start finishes the rollback
+    write_atomic(Workdir(workdir).guard, json.dumps([*_read(workdir), rollback], indent=2) + "\n")
     print(f"step {step}: set back to step {good}", file=sys.stderr)
-    finish(workdir, saved)
+    finish_rollback(workdir, saved)
     return True
 
 
-def finish(workdir: pathlib.Path, saved: Checkpoints) -> None:
-    """Put what came after the step that a run was last set back to out of its way, where a kill has kept
-    `set_back` from it."""
-    backs = _read(workdir)
-    place = workdir / f"collapsed-{len(backs)}"
-    if not backs or exchange.broadcast((place / "metrics.jsonl").exists()):
+def finish_rollback(workdir: pathlib.Path, saved: Checkpoints) -> None:
+    """Move everything after the step of the last rollback out of the run's way, unless that was
+    done: a process that was killed in `roll_back` does it at its next start."""
+    history = _read(workdir)
+    folder = Workdir(Workdir(workdir).collapsed(len(history)))
+    # the metrics are copied last, so their copy shows that the rest is done
+    if not history or exchange.broadcast(folder.metrics.exists()):
         return
-    saved.drop_after(backs[-1]["to"])
-    for name in ("rollouts", "gaps"):
-        for path in sorted((workdir / name).glob("*")):
-            if int(path.name.split(".")[0]) > backs[-1]["to"]:
-                place.mkdir(exist_ok=True)
-                shutil.move(path, place / path.name)
-    write_atomic(place / "metrics.jsonl", (workdir / "metrics.jsonl").read_text())
+    step = history[-1]["to"]
+    saved.drop_after(step)
+    for path in Workdir(workdir).files_after(step):
+        folder.path.mkdir(exist_ok=True)
+        shutil.move(path, folder.path / path.name)
+    write_atomic(folder.metrics, Workdir(workdir).metrics.read_text())
 
 
-def agree(workdir: pathlib.Path) -> None:
-    """Of several processes each keeps the history of the run; the first one's is right."""
-    if (backs := exchange.broadcast(_read(workdir))) != _read(workdir):
-        write_atomic(workdir / FILE, json.dumps(backs, indent=2) + "\n")
+def share_history(workdir: pathlib.Path) -> None:
+    """Give every process the first one's history of rollbacks. Each writes its own file, and a kill
+    between two of them would leave the processes with different learning rates."""
+    if (history := exchange.broadcast(_read(workdir))) != _read(workdir):
+        write_atomic(Workdir(workdir).guard, json.dumps(history, indent=2) + "\n")
 
 
-def rollbacks(workdir: pathlib.Path) -> int:
-    """How often a run was set back."""
+def rollback_count(workdir: pathlib.Path) -> int:
+    """How often a run was rolled back."""
     return len(_read(workdir))
 
 
-def rate(config: GuardConfig | None, workdir: pathlib.Path) -> float:
-    """What the learning rate is multiplied by."""
-    return (config or GuardConfig()).lr ** rollbacks(workdir)
+def lr_factor(config: GuardConfig | None, workdir: pathlib.Path) -> float:
+    """The factor on the learning rate after all rollbacks so far."""
+    return (config or GuardConfig()).lr ** rollback_count(workdir)
 
 
 def _read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    path = workdir / FILE
+    path = Workdir(workdir).guard
     return json.loads(path.read_text()) if path.exists() else []

@@ -1,4 +1,4 @@
-"""One GRPO step's updates: one optimizer pass over its microbatches, or several."""
+"""The updates of one GRPO step: one optimizer pass over its microbatches, or several."""
 
 from __future__ import annotations
 
@@ -20,34 +20,42 @@ def learn(
     passes: int,
     logps: list[jax.Array] | None = None,
 ) -> tuple[states.State | None, dict[str, float], str]:
-    """`passes` updates with the same batches: the new state, metrics, and what is wrong, or
-    nothing.
+    """Make `passes` updates on the same batches. Returns the new state, metrics, and '' or what is
+    wrong.
 
-    Before the first update trainer and sampler must agree to `tolerance` (None: they were compared
-    before). An update whose loss or gradient is no number is not made: the state before the first
-    of them is returned, None where an update has used it up. Metrics are those of the last pass;
-    what compares with the sampler, `logps` too, is of the first.
+    An update is not made if its loss or gradient is not finite. The state returned then is the one
+    before the step, to be saved; it is None after an earlier update, which has overwritten it.
+    MismatchError if before the first update trainer and sampler differ by more than `tolerance`
+    nats at any token (None: not compared).
+
+    The metrics are those of the last pass, but those that compare with the sampler are of the
+    first: later passes have moved away from it. So are the log-probabilities of each microbatch,
+    [B, T], which are appended to `logps`.
     """
-    befores = step.reference_logps(state, frozen, batches, old=passes > 1)
-    first: dict[str, float] = {}
+    references = step.reference_logps(state, frozen, batches, old=passes > 1)
+    at_first_pass: dict[str, float] = {}
     for number in range(passes):
-        kept = logps if number == 0 else None
-        grads, found = step.gradients(state, frozen, batches, befores, kept)
-        found = {k: float(v) for k, v in jax.device_get(found).items()}
-        if not np.isfinite(found["loss"]) or not np.isfinite(found["grad_norm"]):
-            why = blame(step, state, frozen, batches, befores, found)
-            return (None if number else state), found, why
-        apart = found["max_logp_diff"]
-        if tolerance is not None and number == 0 and not apart <= tolerance:
-            raise MismatchError(
-                f"the log-probabilities of trainer and sampler differ by up to {apart:.3g}, "
-                f"more than grpo.tolerance={tolerance:g}: the gradient would be of another policy"
-            )
-        first = first or {name: found[name] for name in losses.MISMATCH}
-        state, moved = step.update(state, grads)
-        found |= {k: float(v) for k, v in jax.device_get(moved).items()}
-    found["flops"] = step.flops(batches, passes)
-    return state, found | first, ""
+        grads, metrics = step.gradients(
+            state, frozen, batches, references, logps if number == 0 else None
+        )
+        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+            trouble = blame(step, state, frozen, batches, references, metrics)
+            return (None if number else state), metrics, trouble
+        if number == 0:
+            difference = metrics["max_logp_diff"]
+            # not `>`: a difference that is NaN must not pass
+            if tolerance is not None and not difference <= tolerance:
+                raise MismatchError(
+                    "the log-probabilities of trainer and sampler differ by up to "
+                    f"{difference:.3g}, more than grpo.tolerance={tolerance:g}: the gradient would "
+                    "be of another policy"
+                )
+            at_first_pass = {name: metrics[name] for name in losses.MISMATCH}
+        state, update_metrics = step.update(state, grads)
+        metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
+    metrics["flops"] = step.flops(batches, passes)
+    return state, metrics | at_first_pass, ""
 
 
 def blame(
@@ -55,18 +63,19 @@ def blame(
     state: states.State,
     frozen: states.Frozen,
     batches: list[Batch],
-    befores: list[losses.ReferenceLogps],
-    found: dict[str, float],
+    references: list[losses.ReferenceLogps],
+    metrics: dict[str, float],
 ) -> str:
-    """Which microbatches have a loss or a gradient that is no number."""
+    """A message that names the microbatches whose own loss or gradient is not finite."""
     wrong = []
-    for i, (batch, before) in enumerate(zip(batches, befores, strict=True), 1):
+    for i, (batch, reference) in enumerate(zip(batches, references, strict=True), 1):
         if batch.learn_BT.any():
-            _, each = step.gradients(state, frozen, [batch], [before])
-            if not np.isfinite([float(each["loss"]), float(each["grad_norm"])]).all():
-                wrong.append(f"{i} (tokens {int(each['tokens'])})")
+            _, alone = step.gradients(state, frozen, [batch], [reference])
+            if not np.isfinite([float(alone["loss"]), float(alone["grad_norm"])]).all():
+                wrong.append(f"{i} (tokens {int(alone['tokens'])})")
     return (
-        f"the loss is {found['loss']:.4g} and the norm of its gradient {found['grad_norm']:.4g}, in "
-        f"microbatch {', '.join(wrong) or 'none alone'} of {len(batches)}; what was saved before it is kept. "
-        "Lower optim.lr, or look at the rollouts of this step"
+        f"the loss is {metrics['loss']:.4g} and the norm of its gradient "
+        f"{metrics['grad_norm']:.4g}, in microbatch {', '.join(wrong) or 'none alone'} of "
+        f"{len(batches)}; what was saved before it is kept. Lower optim.lr, or look at the "
+        "rollouts of this step"
     )

@@ -56,13 +56,13 @@ class Spec:
 
     model: Config
     lora: lora.LoraConfig
-    optim: optim.OptimConfig
+    optim: optim.OptimConfig | None = None  # None: nothing is trained
     objective: Objective = SFT
 
     def __post_init__(self) -> None:
         if self.objective.kl.coef and self.full:
             raise ConfigError(
-                f"kl coef={self.objective.kl.coef} is towards the frozen base, and lora.rank=0 "
+                f"grpo.kl.coef or sft.kl.coef={self.objective.kl.coef} is towards the frozen base, and lora.rank=0 "
                 "trains it: set the coefficient to 0, or train an adapter"
             )
 
@@ -208,7 +208,7 @@ class Step:
         `references` are from `reference_logps` (default: computed here). To a list `logps` each
         microbatch's log-probabilities [B, T] are appended. ConfigError if no token is learned.
         """
-        count = losses.count(batches, self.spec.objective)
+        count = losses.denominator(batches, self.spec.objective)
         if not count:
             raise ConfigError("a batch without a single token to learn from")
         if references is None:

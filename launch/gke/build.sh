@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image of the last commit and pushes it to where the cluster finds it.
+# Builds the container image of the last commit and pushes it to its registry.
 #
 #   IMAGE=REGISTRY/jaxdeep:1 launch/gke/build.sh
 #

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Starts one command on every host of a slice of TPUs, or of several, through XPK.
+# Starts one command on every host of one or several TPU slices, through XPK.
 #
 #   NAME=grpo CLUSTER=pod ZONE=us-west4-a IMAGE=REGISTRY/jaxdeep:1 TPU=v5litepod-16 SLICES=1 \
 #       STORAGE=runs WORKDIR=/gcs/runs/grpo launch/gke/xpk.sh \
-#       python -m jaxdeep grpo --config=configs/grpo_search.py
+#       python -m jaxdeep grpo --config=configs/search/grpo.py
 #
-# STORAGE is a bucket that `xpk storage attach` has made known to the cluster with a mount point that
-# WORKDIR lies under. Pods that are taken back save, and all start again, RESTARTS (100) times. DRY=1
-# prints what would run.
+# STORAGE is a bucket that `xpk storage attach` has attached to the cluster, and WORKDIR a folder
+# below its mount point. When pods are preempted they save, and all start again, up to RESTARTS
+# (100) times. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

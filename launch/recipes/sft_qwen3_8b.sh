@@ -10,4 +10,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 help 0 "$@"
 
-become python -m jaxdeep sft --config=configs/sft_search.py --workdir=runs/sft_qwen3_8b "$@"
+become python -m jaxdeep sft --config=configs/search/sft.py --workdir=runs/sft_qwen3_8b "$@"

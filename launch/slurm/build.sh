@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the container of jobs, from the repository's root, on a machine that may fetch packages.
+# Builds the container for jobs, on a machine that can download packages.
 #
 #   SCRATCH=/scratch/me IMAGE=/scratch/me/jaxdeep.sif launch/slurm/build.sh [flags of apptainer build]
 #

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Caches that belong on scratch: a home folder is small, and slow for many nodes at once.
+# Puts caches on scratch: home folders are small, and slow when many nodes read them at once.
 export JAXDEEP_CACHE=${JAXDEEP_CACHE:-$SCRATCH/jaxdeep-cache}
 export HF_HOME=${HF_HOME:-$JAXDEEP_CACHE/huggingface}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$JAXDEEP_CACHE/xla}

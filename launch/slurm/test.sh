@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A job of two steps, launch/first_job.sh: shows that a cluster is set up.
+# Runs launch/first_job.sh, a training of two steps, as a job: shows that a cluster is set up.
 #
 #   SCRATCH=/scratch/me VENV=$PWD/.venv launch/slurm/test.sh [flags of sbatch]
 #
-# It waits for the job, on CPUs, and prints its last lines. WORKDIR is $SCRATCH/runs/test if not set; given
-# again, the job finds its steps done. STEPS= asks for more. DRY=1 prints what would run.
+# Waits for the job, which runs on CPUs, and prints its last lines. WORKDIR is $SCRATCH/runs/test by
+# default; a second job there finds the steps done, unless STEPS= asks for more. DRY=1 prints what
+# would run.
 set -euo pipefail
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What the scripts for TPU VMs share: which TPU is meant, and how it is reached.
+# Functions that the scripts for TPU VMs share, and their settings:
 #
 #   NAME, ZONE      the TPU; required
-#   PROJECT         the project, where gcloud's own setting is not meant
+#   PROJECT         the project, if it is not the one that gcloud is set to
 #   TPU             accelerator type, default v5litepod-16
 #   SLICES          number of slices, default 1; more need QUEUED=1
-#   QUEUED          1 (default): a queued resource; 0: a TPU VM that is there now or not at all
-#   SPOT            1: cheaper, may be taken back at any time
+#   QUEUED          1 (default): a queued resource, which waits for capacity; 0: a TPU VM now, or an error
+#   SPOT            1: cheaper, may be preempted at any time
 
-# shellcheck disable=SC2034 # for those that source this
+# shellcheck disable=SC2034 # the scripts that source this use the variables
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"
 
@@ -36,7 +36,7 @@ on_first() {
   tpu ssh "$NAME" --worker=0 "--command=$(quoted "$@")"
 }
 
-# The state as Google names it; nothing where there is no such TPU.
+# The TPU's state in Google's words; empty if there is no such TPU.
 state() {
   local column=state
   [[ $QUEUED == 0 ]] || column=state.state

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Creates a TPU and waits until it can be used.
+# Creates a TPU and waits until it is ready.
 #
 #   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 launch/tpu/create.sh [gcloud flags, such as --network=...]
 #
-# SLICES=2 asks for two slices, SPOT=1 for capacity that may be taken back, QUEUED=0 for a TPU VM at once
-# instead of a place in the queue, RUNTIME= for another software version. DRY=1 prints what would run.
+# SLICES=2 asks for two slices, SPOT=1 for preemptible capacity, QUEUED=0 for a TPU VM at once
+# instead of a place in the queue, RUNTIME= for another software version. DRY=1 prints what would
+# run.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Keeps one command running until it is done, through preemptions: creates the TPU, installs, runs; when
-# the TPU is taken back, all of it again. The folder WORKDIR is the memory: the same command goes on from
-# its last checkpoint. When the command is done the TPU is deleted.
+# Runs one command to its end, through preemptions: creates the TPU, installs the package and starts
+# the command, and does all of that again whenever the TPU is preempted. The run's state is in
+# WORKDIR: the same command continues from the last checkpoint there. When the command is done the
+# TPU is deleted.
 #
 #   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 SPOT=1 WORKDIR=gs://bucket/runs/grpo launch/tpu/keep.sh \
-#       python -m jaxdeep grpo --config=configs/grpo_search.py
+#       python -m jaxdeep grpo --config=configs/search/grpo.py
 #
-# The variables are those of create.sh and setup.sh. It runs here, not on the TPU: in tmux, or on a small
-# machine. A command that cannot be run (status 2), or fails RETRIES (5) times on one TPU, ends it and leaves
-# the TPU to look at. DRY=1 prints what would run.
+# The variables are those of create.sh and setup.sh. This script runs here, not on the TPU: in tmux,
+# or on a small machine. When the command cannot be run (status 2), or fails RETRIES (5) times on
+# one TPU, the script ends and leaves the TPU for inspection. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -38,7 +39,7 @@ while true; do
     ACTIVE | READY)
       last=$(on_first bash -c "$ask" | tail -n 1) || last=unreachable
       if [[ $last == "exited 0" ]] && on_all bash -c "$ask" | grep -x running; then
-        last=running # elsewhere
+        last=running # on another worker
       fi
       case $last in
         running | unreachable) pause ;;
@@ -50,7 +51,7 @@ while true; do
         *)
           ((++tries <= ${RETRIES:-5})) || fail "$NAME: $last, $((tries - 1)) times; see its log"
           echo "$NAME: $last; starting the command" >&2
-          [[ $last == none ]] || bash "$HERE/stop.sh" || true # on the other workers
+          [[ $last == none ]] || bash "$HERE/stop.sh" || true # workers where it still runs
           if ! bash "$HERE/setup.sh" || ! bash "$HERE/run.sh" "$@"; then
             pause
           fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows what the command prints on the first worker, and goes on doing so.
+# Shows the output of the command on the first worker, and follows it.
 #
 #   NAME=pod ZONE=us-west4-a launch/tpu/logs.sh [-n LINES, or other flags of tail; default -n 100 -f]
 #

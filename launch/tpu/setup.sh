@@ -3,8 +3,8 @@
 #
 #   NAME=pod ZONE=us-west4-a launch/tpu/setup.sh
 #
-# What is not committed is not sent. PREPARE='COMMAND' is run on every worker before that, such as one that
-# installs gcsfuse. DRY=1 prints what would run.
+# Changes that are not committed are not sent. PREPARE='COMMAND' runs on every worker first, for
+# example to install gcsfuse. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops the command on every worker, which saves first; with --delete, gives the TPU back.
+# Stops the command on every worker, after it has saved; with --delete, deletes the TPU instead.
 #
 #   NAME=pod ZONE=us-west4-a launch/tpu/stop.sh [--delete]
 #

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One process of a run on TPUs: tells jax where the others are, then runs it.
+# Runs one process of a run on TPUs, after telling jax where process 0 is.
 #
 #   launch/tpu/task.sh COMMAND...
 #
-# On GKE that is in the environment, on a TPU VM in its metadata. Process 0 is the first worker of the
-# first slice, and there all meet.
+# GKE says so in the environment, a TPU VM in its metadata. Process 0 is on the first worker of the
+# first slice.
 set -euo pipefail
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The part that runs on a worker; the other scripts call it there, from the home folder.
+# Runs on a worker; the other scripts call it there, from the home folder.
 #
-#   worker.sh setup                      installs the package that lies beside this script
+#   worker.sh setup                      installs the package that this script belongs to
 #   worker.sh start WORKDIR COMMAND...   starts COMMAND --workdir=WORKDIR in the background
 #   worker.sh status                     prints none, running, lost or exited STATUS
 #   worker.sh stop                       tells the command to stop and waits until it has saved
@@ -15,7 +15,7 @@ mkdir -p "$state"
 
 alive() { [[ -e $state/pid ]] && kill -0 "$(<"$state/pid")" 2>/dev/null; }
 
-# A folder of gs:// as a local path. Other hosts' files must show at once, and a checkpoint is renamed.
+# A folder of gs:// as a local path, mounted so that hosts see each other's files without delay.
 mounted() {
   local bucket at
   bucket=${1#gs://}
@@ -49,7 +49,7 @@ case $1 in
     setsid nohup bash launch/tpu/worker.sh hold "$@" "--workdir=$WORKDIR" >>"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pid"
     ;;
-  hold) # the command itself; a session of its own, that the end of ssh does not reach
+  hold) # runs the command, in a session of its own that survives the end of ssh
     trap : TERM
     ended=0
     bash launch/tpu/task.sh "${@:2}" || ended=$?

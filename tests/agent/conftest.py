@@ -3,7 +3,8 @@
 import pytest
 import tokenizers
 
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 
 
@@ -15,4 +16,4 @@ def chat():
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens([str(mark) for mark in Mark])
-    return Chat(Tokenizer(tokenizer.to_str()))
+    return Qwen3Chat(Tokenizer(tokenizer.to_str()))

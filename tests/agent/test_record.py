@@ -7,7 +7,7 @@ import pytest
 
 from jaxdeep.agent import record
 from jaxdeep.errors import DataError
-from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 
 def trajectories():
@@ -15,10 +15,15 @@ def trajectories():
     full = Trajectory(
         Task("a/1", "who?", ("me", "I"), {"supporting": ["x"]}),
         seed=2**31 - 1,
-        pieces=[
-            Piece([1, 2, 3], "world"),
-            Piece([4, 151_645], "policy", [-0.1, -1e-17]),
-            Piece([5], "world"),
+        branches=[
+            Branch(
+                [
+                    Piece([1, 2, 3], "world"),
+                    Piece([4, 151_645], "policy", [-0.1, -1e-17], version=7),
+                    Piece([5], "world", None, [0.5]),
+                ]
+            ),
+            Branch([Piece([1, 6], "world")]),
         ],
         messages=[
             Message("user", "who?"),
@@ -43,11 +48,11 @@ def test_read_gives_back_what_was_written(tmp_path):
 
 def test_with_a_tokenizer_pieces_can_be_read_by_people(tmp_path, chat):
     trajectory = Trajectory(
-        Task("t", "q"), pieces=[Piece(chat.opening([Message("user", "é!")]), "world")]
+        Task("t", "q"), branches=[Branch([Piece(chat.opening([Message("user", "é!")]), "world")])]
     )
     path = tmp_path / "rollouts.jsonl"
     record.write(path, [trajectory], chat.tokenizer)
-    shown = json.loads(path.read_text())["pieces"][0]["text"]
+    shown = json.loads(path.read_text())["branches"][0]["pieces"][0]["text"]
     assert shown == "<|im_start|>user\né!<|im_end|>\n<|im_start|>assistant\n"
     assert record.read(path) == [trajectory]
 
@@ -87,35 +92,51 @@ def test_a_deeply_nested_call_is_no_trap(tmp_path):
     assert record.read(tmp_path / "r.jsonl")[0].messages == [call]
 
 
+PIECE = {"tokens": [1], "author": "policy", "logps": [0.0]}
+VERSION_1 = {  # as the first records were: one token sequence, and no word of a version
+    "task": {"id": "t", "question": "q", "answers": [], "meta": {}},
+    "seed": 0,
+    "pieces": [PIECE],
+    "messages": [{"role": "user", "content": "", "reasoning": "", "calls": [], "name": ""}],
+    "stop": "finished",
+    "failure": "",
+    "rewards": {},
+    "reward": None,
+    "metrics": {},
+}
+
+
 def bad_lines():
     rows = {
         "not json": "{",
         "not an object": "[1]",
         "foreign": '{"prompt": "x"}',
     }
-    record_row = {
-        "task": {"id": "t", "question": "q", "answers": [], "meta": {}},
-        "seed": 0,
-        "pieces": [{"tokens": [1], "author": "policy", "logps": [0.0]}],
-        "messages": [{"role": "user", "content": "", "reasoning": "", "calls": [], "name": ""}],
-        "stop": "finished",
-        "failure": "",
-        "rewards": {},
-        "reward": None,
-        "metrics": {},
-    }
+    new = {name: value for name, value in VERSION_1.items() if name != "pieces"}
+    new |= {"version": 2, "branches": [{"pieces": [PIECE]}], "advantage": 0.5}
     changes = {
         "no such stop": {"stop": "tired"},
-        "no such role": {"messages": [{**record_row["messages"][0], "role": "robot"}]},
-        "no such author": {"pieces": [{"tokens": [1], "author": "me", "logps": None}]},
-        "logps too short": {"pieces": [{"tokens": [1], "author": "policy", "logps": []}]},
-        "tokens that are text": {"pieces": [{"tokens": ["a"], "author": "world", "logps": None}]},
+        "no such role": {"messages": [{**VERSION_1["messages"][0], "role": "robot"}]},
         "a task without id": {"task": {"question": "q", "answers": []}},
     }
-    yield "whole", json.dumps(record_row)
+    pieces = {
+        "no such author": {"tokens": [1], "author": "me", "logps": None},
+        "logps too short": {"tokens": [1], "author": "policy", "logps": []},
+        "weights too long": {"tokens": [1], "author": "world", "logps": None, "weights": [1, 1]},
+        "tokens that are text": {"tokens": ["a"], "author": "world", "logps": None},
+    }
+    yield "whole", json.dumps(VERSION_1)
+    yield "whole", json.dumps(new)
     yield from rows.items()
+    yield "of a version to come", json.dumps(new | {"version": 3})
+    yield "no version it could be", json.dumps(new | {"version": "new"})
+    yield "branches before their version", json.dumps({**new, "version": 1})
     for name, change in changes.items():
-        yield name, json.dumps(record_row | change)
+        yield name, json.dumps(VERSION_1 | change)
+        yield name, json.dumps(new | change)
+    for name, piece in pieces.items():
+        yield name, json.dumps(VERSION_1 | {"pieces": [piece]})
+        yield name, json.dumps(new | {"branches": [{"pieces": [PIECE]}, {"pieces": [piece]}]})
 
 
 @pytest.mark.parametrize(("name", "line"), list(bad_lines()), ids=lambda value: value[:20])
@@ -131,6 +152,19 @@ def test_torn_and_foreign_lines_are_named(tmp_path, name, line):
         record.read(path)
 
 
+def test_records_of_before_branches_are_read(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    rows = [VERSION_1, VERSION_1 | {"advantage": 0.5}, VERSION_1 | {"pieces": []}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    old, learned, nothing = record.read(path)
+    assert old.branches == [Branch([Piece([1], "policy", [0.0])])] and old.advantage is None
+    assert learned == Trajectory(**{f: getattr(old, f) for f in record.FIELDS} | {"advantage": 0.5})
+    assert nothing.branches == []
+    record.write(path, [old, learned, nothing])
+    assert record.read(path) == [old, learned, nothing]
+    assert [json.loads(line)["version"] for line in path.read_text().splitlines()] == [2, 2, 2]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
         record.read(tmp_path / "none.jsonl")
@@ -139,14 +173,14 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_training_found_out_lies_beside_the_record(tmp_path):
     full, none = trajectories()
     full.advantage = -0.5
-    again = Trajectory(full.task, pieces=full.pieces)
+    again = Trajectory(full.task, branches=full.branches)
     path = tmp_path / "gaps" / "1.npy"
     gaps = [np.array([1e-6, -2.5], np.float32), None, None]
     record.write_gaps(path, [full, none, again], gaps)
     found = [gap for _, gap in record.with_gaps([full, none, again], path)]
     assert found[0] == pytest.approx([1e-6, -2.5], rel=0.05) and found[1:] == [None, None]
     assert list(record.with_gaps([full], tmp_path / "none.npy")) == [(full, None)]
-    with pytest.raises(DataError, match="of 4 tokens, its record of more"):
+    with pytest.raises(DataError, match="holds 4 tokens and its record more"):
         list(record.with_gaps([full, again, again], path))
     record.write(tmp_path / "r.jsonl", [full])
     assert record.read(tmp_path / "r.jsonl")[0].advantage == -0.5

@@ -1,23 +1,25 @@
-"""Conversations with tools, side by side: jaxdeep's engine; google-tunix's sampler as its agentic learner
-drives it (one call a turn and conversation, the budget of the turn as its length) and, kinder, once a turn
-for all; `transformers` generate once a turn for all. The same toy Qwen3 (4 layers, width 256, fp32), each
-in a process of its own.
+"""Conversations with tools, side by side: jaxdeep's engine; google-tunix's sampler as its agentic
+learner calls it (one call for each turn of each conversation, of the turn's length) and, in
+its favour, with one call a turn for all conversations; `transformers` generate with one call a turn
+for all. All run the same toy Qwen3 (4 layers, width 256, fp32), each in a process of its own.
 
     make bench     (python tests/bench/agents.py [--conversations=64] [--turns=8] [--few=16])
 
-Prompts of 200 to 600 tokens, turns of 10 to 120 (log-normal), tool results of 50 to 400, tools that take
-up to 0.3 s; what is said is random, the lengths are the same for all, nothing stops early. Who compiles
-does it twice, the second time with other tokens: then there is nothing left to compile. The peers do
-`few` of them, tunix a quarter of those (16 at once take it more than 25 GB), and jaxdeep once too: all 64
-take them many minutes. Printed: tokens wanted a second, the first time with all that is compiled and then
-without; of the second time, tokens sampled for each one wanted, prompt tokens computed for each new one, and
-programs compiled; peak memory of the process above what its imports hold.
+Prompts have 200 to 600 tokens, turns 10 to 120 (log-normal), tool results 50 to 400, and a tool
+takes up to 0.3 s. Contents are random, lengths are the same for all systems, and nothing stops
+early. Systems that compile run the work twice, the second time with other tokens, when nothing is
+left to compile. The peers get `few` conversations, tunix a quarter of that (16 at once take it more
+than 25 GB), because all 64 would take them many minutes; jaxdeep runs both numbers. Printed: tokens
+a second, in the first run with all compilation and in the second; of the second, tokens sampled for
+each token wanted, prompt tokens computed for each new one, and programs compiled; peak memory above
+that of the imports.
 
-Then one conversation of a hundred tool calls, to 60,000 tokens: what a turn at its end takes beside one near
-its beginning, and how far its last log-probabilities are from the trainer's forward pass over the whole.
+Then one conversation of a hundred tool calls, up to 60,000 tokens: the time of a turn near its end
+and near its beginning, and the difference of its last log-probabilities from the trainer's forward
+pass over the whole conversation.
 
-Last: how many conversations of 6,000 tokens on average fit where a limit of 32,768 is to hold for each, in
-the bytes of 8 rows of a cache that is laid out for it.
+Last: how many conversations of 6,000 tokens on average fit at once, each allowed 32,768, into the
+memory of 8 rows of a contiguous cache.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ LENGTH = 8192
 
 
 def workload(conversations: int, turns: int, seed: int) -> list[dict]:
-    """For each conversation its prompt, and for each turn how many tokens to sample, what the tool says
-    and the seconds it takes. Only the tokens depend on `seed`."""
+    """For each conversation its prompt, and for each turn the number of tokens to sample, the
+    tool's result and the seconds it takes. Only the token ids depend on `seed`."""
     out = []
     for at in range(conversations):
         rng, words = np.random.default_rng(at), np.random.default_rng([at, seed])
@@ -52,17 +54,17 @@ def workload(conversations: int, turns: int, seed: int) -> list[dict]:
 
 
 def new_tokens(work: list[dict]) -> int:
-    """Tokens that somebody has to compute keys and values of and nobody samples."""
+    """Tokens of prompts and tool results: their keys and values must be computed once."""
     return sum(len(w["prompt"]) + sum(len(ids) for ids, _ in w["tools"][:-1]) for w in work)
 
 
 class Jaxdeep:
-    """All at once, each at its own pace."""
+    """All conversations at once, each at its own pace."""
 
     def __init__(self, conversations: int) -> None:
         from jaxdeep.sample.engine import Engine, EngineConfig
 
-        size = EngineConfig(conversations, LENGTH, cache_gb=1.0, tile=32, chunk=512)
+        size = EngineConfig(slots=conversations, length=LENGTH, cache_gb=1.0, tile=32, chunk=512)
         self.engine = Engine(*toy.jaxdeep(LENGTH), size)
         self.engine.warm()
 
@@ -95,8 +97,8 @@ async def together(works) -> None:
 
 
 class Batched:
-    """All conversations go from turn to turn together. Whoever wanted fewer tokens than another gets what
-    it wanted."""
+    """All conversations take each turn together, at the length of the longest; surplus tokens are
+    cut off."""
 
     def __init__(self, call, compiled=lambda: 0) -> None:
         self.call, self.compiled = call, compiled
@@ -124,7 +126,7 @@ class Batched:
 
 
 class Single(Batched):
-    """One call at a time for one conversation, while others wait for their tools."""
+    """One call at a time, each for one conversation, while others wait for their tools."""
 
     def __call__(self, work: list[dict]) -> None:
         async def main() -> None:
@@ -180,18 +182,20 @@ def child(system: str, conversations: int, turns: int) -> None:
 
 
 def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
-    """Conversations in progress at once in the bytes of `contiguous` rows of `limit` tokens."""
+    """How many conversations are in progress at once in the memory of `contiguous` rows of `limit`
+    tokens."""
     import dataclasses
 
     from jaxdeep.model import paged
     from jaxdeep.sample.engine import Engine, EngineConfig
 
     params, cfg, mesh = toy.jaxdeep(limit)
-    # what a page holds does not change how many there are: one layer is enough
+    # the size of a page does not change how many are needed: one layer is enough
     cfg = dataclasses.replace(cfg, L=1)
     params = params | {"layers": {name: x[:1] for name, x in params["layers"].items()}}
     room = contiguous * limit * paged.page_bytes(cfg, mesh, 1) / 1e9
-    engine = Engine(params, cfg, mesh, EngineConfig(128, limit, cache_gb=room, chunk=1024))
+    size = EngineConfig(slots=128, length=limit, cache_gb=room, chunk=1024)
+    engine = Engine(params, cfg, mesh, size)
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(mean) - 0.32, 0.8, 128)), 500, limit - 64)
 
@@ -208,7 +212,7 @@ def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
         for work in asked:
             work.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-        return rows, held * engine.engine.page
+        return rows, held * engine.config.page
 
     rows, held = asyncio.run(main())
     engine.close()
@@ -216,7 +220,8 @@ def capacity(limit: int = 32768, mean: int = 6000, contiguous: int = 8) -> None:
 
 
 def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
-    """One long conversation: what each turn computes anew and takes, and whether the trainer agrees."""
+    """One long conversation: the tokens each turn computes, its seconds, and whether the trainer
+    agrees."""
     import jax
     import jax.numpy as jnp
 
@@ -226,7 +231,8 @@ def hundred(turns: int = 100, said: int = 40, told: int = 556) -> None:
 
     length = turns * (said + told) + 512
     params, cfg, mesh = toy.jaxdeep(length)
-    engine = Engine(params, cfg, mesh, EngineConfig(2, length, cache_gb=0.3, tile=32, chunk=512))
+    size = EngineConfig(slots=2, length=length, cache_gb=0.3, tile=32, chunk=512)
+    engine = Engine(params, cfg, mesh, size)
     engine.warm()
     rng = np.random.default_rng(0)
     tokens, took, computed = rng.integers(1, toy.V - 1, 400).tolist(), [], []
@@ -299,15 +305,17 @@ def main() -> None:
     print("sampled: for each token wanted; prefilled: for each new token of prompts and tools")
     long = toy.apart(__file__, "--system=hundred")
     print(
-        f"{long['turns']} turns to {long['tokens']} tokens: prefilled {long['prefilled'][0]:.0f} a turn at "
-        f"first and {long['prefilled'][1]:.0f} at last, of which {long['new']} are new; "
-        f"{long['seconds'][0]:.2f} s and {long['seconds'][1]:.2f} s; {long['compiled']:.0f} programs "
-        f"compiled; the last turn's log-probabilities are {long['away']:.1e} from the trainer's"
+        f"{long['turns']} turns to {long['tokens']} tokens: prefilled {long['prefilled'][0]:.0f} a "
+        f"turn at first and {long['prefilled'][1]:.0f} at last, of which {long['new']} are new; "
+        f"{long['seconds'][0]:.2f} s and {long['seconds'][1]:.2f} s; {long['compiled']:.0f} "
+        f"programs compiled; the last turn's log-probabilities are {long['away']:.1e} from the "
+        "trainer's"
     )
     held = toy.apart(__file__, "--system=capacity")
     print(
-        f"{held['rows']:.0f} conversations of {held['mean']:.0f} tokens on average in progress in the "
-        f"bytes of {held['contiguous']} rows of {held['limit']}: {held['rows'] / held['contiguous']:.1f} x"
+        f"{held['rows']:.0f} conversations of {held['mean']:.0f} tokens on average in progress in "
+        f"the bytes of {held['contiguous']} rows of {held['limit']}: "
+        f"{held['rows'] / held['contiguous']:.1f} x"
     )
 
 

@@ -1,4 +1,4 @@
-"""Models whose programs are compiled from shapes (`jaxdeep.programs`), here and in tests."""
+"""Models whose programs are traced from shapes (`jaxdeep.programs`), for benchmarks and tests."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Seconds until the first LoRA SFT step of a model of Qwen3-8B's shape is compiled, side by side: jaxdeep,
-which scans its layers, and google-tunix, which unrolls them. All weights bfloat16, rank 32 on all
-linears, AdamW, 4 x 1,024 tokens (jaxdeep recomputes what is between matmuls, google-tunix nothing), one CPU
-device; from shapes, nothing is allocated.
+"""Seconds until the first LoRA SFT step of a model of Qwen3-8B's shape is compiled, side by side:
+jaxdeep, which scans its layers, and google-tunix, which unrolls them. Weights are bfloat16, rank 32
+on all linears, AdamW, 4 x 1,024 tokens (jaxdeep recomputes all but matmuls, google-tunix nothing),
+one CPU device. Programs are traced from shapes, nothing is allocated.
 
     make bench           (python tests/bench/compile_time.py [--layers=36] [--rounds=1])
 
-Printed for each, in a process of its own: seconds to lower and to compile, their sum, and what of the
-processors' time that took (which other programs disturb less); medians of the rounds, with ratios to
-jaxdeep's. Then, of the programs of the quickstart's GRPO: seconds to compile them one after another,
-several at a time as a run does, and again from the cache on the disk that JAX_COMPILATION_CACHE_DIR names.
+Printed for each, in a process of its own: seconds to lower, to compile, and both; and the processor
+time of both, which other programs on the machine disturb less. They are medians of the rounds, with
+ratios to jaxdeep's. Then, for the programs of the quickstart's GRPO: seconds to compile them one
+after another, several at a time as a run does, and again from the cache on disk that
+JAX_COMPILATION_CACHE_DIR names.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SYSTEMS = ("jaxdeep", "tunix")
 
 
 def jaxdeep(L: int):
-    """Both programs of a step, each to be lowered."""
+    """Functions that lower the two programs of a step."""
     import ahead
 
     from jaxdeep import programs
@@ -46,7 +47,7 @@ def jaxdeep(L: int):
 
 
 def tunix(L: int):
-    """Its one program, to be lowered."""
+    """A function that lowers its one program."""
     import ahead
     import flax.nnx as nnx
     import jax
@@ -94,18 +95,19 @@ def child(system: str, layers: int) -> None:
     print(json.dumps(found | dict(cpu=time.process_time() - busy)))
 
 
-def of_a_run(how: str) -> None:
-    """Compile what a run of the quickstart's GRPO calls."""
+def compile_run(way: str) -> None:
+    """Compile the programs of a run of the quickstart's GRPO."""
     from jaxdeep import config as configs
     from jaxdeep import programs
     from jaxdeep.parallel import mesh as meshes
-    from jaxdeep.run import grpo
     from jaxdeep.sample import sizes
+    from jaxdeep.setup.runs import GrpoRun
+    from jaxdeep.setup.sections import load_run
 
-    part = grpo.parts(configs.load("configs/quickstart.py", ()).grpo)
-    mesh, work = meshes.make_mesh(part["mesh"]), grpo.work_of(part, grpo.spec_of(part))
+    run = load_run(GrpoRun, configs.load("configs/search/quickstart.py", ()).grpo)
+    mesh, work = meshes.make_mesh(run.mesh), run.workload(run.spec())
     start, busy = time.perf_counter(), time.process_time()
-    if how == "singly":
+    if way == "singly":
         fractions = sizes.CALL_FRACTIONS
         for _, traced, place in programs.trace_all(work, mesh, mesh, fractions=fractions):
             programs.compile_traced(traced, place)
@@ -114,27 +116,27 @@ def of_a_run(how: str) -> None:
     print(json.dumps(dict(both=time.perf_counter() - start, cpu=time.process_time() - busy)))
 
 
-def runs(rounds: int) -> None:
-    """Print the three ways to have the programs of a run."""
+def compare_ways(rounds: int) -> None:
+    """Print the seconds of three ways to compile the programs of a run."""
     with tempfile.TemporaryDirectory() as folder:
         cached = dict(
             JAX_COMPILATION_CACHE_DIR=folder, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
         )
-        asked("--run=together", env=cached)
+        run_child("--run=together", env=cached)
         ways = {"singly": {}, "together": {}, "from the disk": cached}
         found = {way: [] for way in ways}
         for _ in range(rounds):
             for way, env in ways.items():
-                how = "singly" if way == "singly" else "together"
-                found[way].append(asked("--run=" + how, env=env))
+                flag = "singly" if way == "singly" else "together"
+                found[way].append(run_child("--run=" + flag, env=env))
     print(f"\nthe programs of the quickstart's GRPO, median of {rounds} rounds")
     for way, rows in found.items():
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         print(f"{way:16}{middle['both']:8.1f} s, processors {middle['cpu']:8.1f} s")
 
 
-def asked(*flags: str, env: Mapping[str, str] | None = None) -> dict:
-    """What this file prints in a process of its own."""
+def run_child(*flags: str, env: Mapping[str, str] | None = None) -> dict:
+    """The JSON that this file prints when it runs in a process of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
     done = subprocess.run(
         [sys.executable, __file__, *flags],
@@ -157,24 +159,25 @@ def main() -> None:
     if flags.system:
         return child(flags.system, flags.layers)
     if flags.run:
-        return of_a_run(flags.run)
+        return compile_run(flags.run)
     found: dict[str, list[dict]] = {name: [] for name in SYSTEMS}
     for _ in range(flags.rounds):
         for name in SYSTEMS:
-            found[name].append(asked(f"--system={name}", f"--layers={flags.layers}"))
+            found[name].append(run_child(f"--system={name}", f"--layers={flags.layers}"))
     print(f"the first LoRA step of {flags.layers} layers, median of {flags.rounds} rounds")
     middle = {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         for name, rows in found.items()
     }
-    columns = f"{'lower s':>10}{'compile s':>11}{'both s':>9}{'x jaxdeep':>11}{'cpu s':>9}{'x jaxdeep':>11}"
-    print(f"{'':10}{columns}")
+    seconds = f"{'lower s':>10}{'compile s':>11}{'both s':>9}{'x jaxdeep':>11}"
+    print(f"{'':10}{seconds}{'cpu s':>9}{'x jaxdeep':>11}")
     ours = middle["jaxdeep"]
     for name, row in middle.items():
         print(
             f"{name:10}{row['lower']:10.1f}{row['compile']:11.1f}{row['both']:9.1f}"
             f"{row['both'] / ours['both']:11.1f}{row['cpu']:9.1f}{row['cpu'] / ours['cpu']:11.1f}"
         )
+    compare_ways(flags.rounds)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Plain decoding, side by side: prompts of 32 tokens, 256 new ones, temperature 1, in batches of 1, 8 and 32:
-jaxdeep's engine, the samplers of google-tunix and SkyRL-tx, `transformers` generate. The same toy Qwen3,
-each in a process of its own, in rounds.
+"""Plain decoding, side by side: prompts of 32 tokens, 256 new ones, temperature 1, in batches of 1,
+8 and 32, by jaxdeep's engine, the samplers of google-tunix and SkyRL-tx, and `transformers`
+generate. All run the same toy Qwen3, each in a process of its own, in rounds.
 
     make bench     (python tests/bench/decode.py [--rounds=3] [--skyrl-python=PATH])
 
-SkyRL-tx wants other versions of what it needs: `--skyrl-python` is an interpreter that has skyrl[jax]==0.3.0.
-Printed: new tokens a second (median of the rounds, in each the best of three calls after two that compile),
-and the ratio of jaxdeep to the better of tunix and SkyRL-tx.
+SkyRL-tx needs other versions of its dependencies: `--skyrl-python` is an interpreter that has
+skyrl[jax]==0.3.0. Printed: new tokens a second (median of the rounds, in each round the best of
+three calls after two that compile), and jaxdeep's as a multiple of the better of tunix's and
+SkyRL-tx's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def jaxdeep(batch: int):
     from jaxdeep.sample.engine import Engine, EngineConfig
     from jaxdeep.types import Sampling
 
-    size = EngineConfig(batch, PROMPT + NEW, chunk=max(PROMPT * batch, 64), steps=64)
+    chunk = max(PROMPT * batch, 64)
+    size = EngineConfig(slots=batch, length=PROMPT + NEW, chunk=chunk, steps=64)
     engine = Engine(*toy.jaxdeep(PROMPT + NEW), size)
 
     async def every(prompts: list[list[int]], n: int, seed: int) -> list[list[int]]:
@@ -55,7 +57,7 @@ def child(system: str) -> None:
         call = SYSTEMS[system](batch)
         seconds = []
         for at in range(5):
-            # other prompts each time: none is known from before
+            # other prompts each time, so that none is found in the cache of keys and values
             prompts = np.random.default_rng([batch, at]).integers(1, toy.V - 1, (batch, PROMPT))
             start = time.perf_counter()
             said = call(prompts.tolist(), NEW, 100 * at)
@@ -76,7 +78,7 @@ def main() -> None:
     pythons = dict.fromkeys(SYSTEMS, sys.executable) | {"skyrl-tx": flags.skyrl_python}
     if not flags.skyrl_python:
         del pythons["skyrl-tx"]
-        print("without SkyRL-tx: name an interpreter that has it by --skyrl-python")
+        print("without SkyRL-tx: name an interpreter that has it with --skyrl-python")
     rounds = {name: [] for name in pythons}
     for _ in range(flags.rounds):
         for name, python in pythons.items():
@@ -89,7 +91,8 @@ def main() -> None:
     best = [max(r) for r in zip(*(rates[name] for name in rates if name in PEERS), strict=True)]
     rows["jaxdeep x"] = [f"{a / b:.2f}" for a, b in zip(rates["jaxdeep"], best, strict=True)]
     print(
-        f"new tokens/s after prompts of {PROMPT}; jaxdeep x: times the better of {' and '.join(PEERS)}"
+        f"new tokens/s after prompts of {PROMPT}; jaxdeep x: times the better of "
+        f"{' and '.join(PEERS)}"
     )
     toy.table([f"batch {batch}" for batch in BATCHES], rows)
 

@@ -1,11 +1,13 @@
-"""On one GPU, each in a process of its own: attention by cuDNN against the plain computation; a LoRA SFT step
-of a published Qwen3's shape beside peft on torch; decoding beside transformers. Random weights, bfloat16.
+"""On one GPU, each in a process of its own: cuDNN's attention against the plain computation; a LoRA
+SFT step of a published Qwen3's shape beside peft on torch; decoding beside transformers. Weights
+are random and bfloat16.
 
     python tests/bench/gpu.py [--model=Qwen/Qwen3-8B] [--parts=attention,sft,decode] [--rows=1,4]
 
-`sft`: rank 32 on every linear, everything computed again in the backward pass, rows of 4,096 tokens. `decode`:
-prompts of 512, 256 new tokens, temperature 1, batches of 32 and 128. Printed: tokens a second (best of three
-after those that compile), GB held at most, and the share of the card's published peak.
+`sft` has rank 32 on every linear, recomputes everything in the backward pass, and takes rows of
+4,096 tokens. `decode` has prompts of 512, 256 new tokens, temperature 1, and batches of 32 and 128.
+Printed: tokens a second (best of three after those that compile), peak GB, and the share of the
+card's published peak FLOP/s.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ def held_jax() -> float:
 
 
 def attention(flags: argparse.Namespace) -> dict:
-    """The largest difference from float32 at high precision, as a share of the largest value there, of
-    results and gradients; and seconds of both passes. Two packed segments and padding, grouped heads."""
+    """For outputs and gradients the largest difference from float32 at full precision, as a share
+    of the largest value; and milliseconds of both passes. Two packed segments, padding, grouped
+    heads."""
     import jax
     import jax.numpy as jnp
 
@@ -57,7 +60,7 @@ def attention(flags: argparse.Namespace) -> dict:
         )
         segments = jnp.where(jnp.arange(T) < T // 3, 1, jnp.where(jnp.arange(T) < T - 37, 2, 0))
         segments = jnp.broadcast_to(segments, (B, T))
-        along = along * (segments > 0)[..., None, None]  # padding may be anything
+        along = along * (segments > 0)[..., None, None]  # outputs at padding are undefined
 
         def both(q, k, v, kind, segments=segments, along=along):
             def total(q, k, v):
@@ -184,7 +187,7 @@ def decode_jaxdeep(flags: argparse.Namespace) -> dict:
     mesh, found = meshes.make_mesh(devices=jax.devices()[:1]), {}
     params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     for B in BATCHES:
-        size = EngineConfig(B, PROMPT + NEW, chunk=4096, tile=64, steps=32)
+        size = EngineConfig(slots=B, length=PROMPT + NEW, chunk=4096, tile=64, steps=32)
         engine = Engine(params, cfg, mesh, size)
 
         async def every(at: int, engine: Any = engine, B: int = B) -> list:
@@ -198,15 +201,15 @@ def decode_jaxdeep(flags: argparse.Namespace) -> dict:
             return list(zip(prompts, said, strict=True))
 
         seconds = best(lambda at, every=every: asyncio.run(every(at)), 2, 2)
-        off = apart(params, cfg, asyncio.run(every(9))[:4])
+        off = logp_differences(params, cfg, asyncio.run(every(9))[:4])
         found[f"batch {B}"] = dict(rate=B * NEW / seconds, gb=held_jax(), apart=off)
         engine.close()
     return found
 
 
-def apart(params: dict, cfg: Any, said: list) -> list[float]:
-    """By how much the trainer's log-probabilities of sampled tokens differ from the sampler's, in nats: on
-    average, and at most."""
+def logp_differences(params: dict, cfg: Any, said: list) -> list[float]:
+    """Mean and maximum of the difference between the trainer's and the sampler's log-probabilities
+    of the sampled tokens, in nats."""
     import jax
 
     from jaxdeep.train import losses

@@ -1,23 +1,24 @@
 """A GRPO step end to end (rollouts with a tool, rewards, update), side by side: jaxdeep; trl's
-GRPOTrainer, which generates with `transformers`; google-tunix's agentic GRPO learner. A random Qwen3 of
-the quickstart's shape (4 layers, width 128, V = 3,072, fp32), rank 16 on all linears, 8 prompts x 8
-rollouts, each system in a process of its own, in rounds.
+GRPOTrainer, which generates with `transformers`; google-tunix's agentic GRPO learner. All train a
+random Qwen3 of the quickstart's shape (4 layers, width 128, V = 3,072, fp32), rank 16 on all
+linears, 8 prompts x 8 rollouts, each system in a process of its own, in rounds.
 
     make bench           (python tests/bench/grpo_step.py [--rounds=3] [--steps=5] [--spread=0.5])
 
-The same for all: questions and search results of the quickstart's world, token by token; two tool
-calls in every conversation and a turn after them; how many tokens each turn has, log-normal around 16,
-at most 48 (as the quickstart's are; `--spread=0` makes all turns equally long), of at most 240 in the
-conversation; temperature 1, no top-p; one AdamW update on all sampled tokens, no KL. What is said is
-random, so that a turn's end and its call are forced: jaxdeep gets the length as the turn's budget; who
-generates in lock step samples up to the longest turn for all, as he would wait for its end, and the
-rest is cut off. In favour of the peers: only jaxdeep renders, parses, encodes and calls a tool, the
-others get the tokens of a result; no gradient checkpointing in trl; one call a turn for all
-conversations in tunix, whose learner would make one for each.
+All systems get the same work, token by token: questions and search results of the quickstart's
+world; two tool calls in every conversation and a turn after them; the lengths of turns, log-normal
+around 16, at most 48 (as the quickstart's are; `--spread=0` makes all turns equally long), at most
+240 tokens a conversation; temperature 1, no top-p; one AdamW update on all sampled tokens, no KL.
+What the model says is random, so the end of a turn and its call are forced: jaxdeep gets the length
+as the turn's budget; systems that generate in lock step sample up to the longest turn of all
+conversations, as they would have to wait for its end, and the surplus is cut off. In favour of the
+peers: only jaxdeep renders, parses, encodes and calls a tool, the others get the tokens of a
+result; trl has no gradient checkpointing; tunix makes one call a turn for all conversations, where
+its learner would make one for each.
 
-Printed: trained tokens/s (median of the rounds) and times the best peer, seconds a step, in rollouts
-and in training, seconds to the end of the first step (two are left out of all other figures),
-compilations after those, peak memory of the process above what its imports hold.
+Printed: trained tokens/s (median of the rounds) and as a multiple of the best peer; seconds a step,
+of rollouts and of training; seconds to the end of the first step (the first two are left out of all
+other figures); compilations after those; peak memory above that of the imports.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ import toy
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits, rollout, score
 from jaxdeep.agent.tool import tool
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.tools.search import show
@@ -59,14 +60,13 @@ SYSTEMS = ("jaxdeep", "trl", "tunix")
 
 @dataclasses.dataclass(frozen=True)
 class Talk:
-    """A conversation: what is asked, what the tool finds, how many tokens each turn has; and the ids
-    of the prompt and of what the world says after a turn."""
+    """A scripted conversation."""
 
     task: Task
-    found: list[str]
-    said: list[int]
-    prompt: list[int]
-    replies: list[list[int]]
+    found: list[str]  # results of the tool
+    said: list[int]  # tokens of each turn
+    prompt: list[int]  # ids
+    replies: list[list[int]]  # ids of what follows each turn but the last
 
     @property
     def answer(self) -> int:
@@ -74,7 +74,7 @@ class Talk:
         return sum(self.said) + sum(map(len, self.replies))
 
 
-class Searching(Chat):
+class Searching(Qwen3Chat):
     """The quickstart's format, in which every turn is a call of the tool."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ def opening(task: Task) -> list[Message]:
 def workload(steps: int, spread: float) -> list[list[Talk]]:
     """The conversations of each step, group by group."""
     rng, chat = np.random.default_rng(0), Searching()
-    world = facts.parse("train")
+    world = facts.entities_of("train")
     tasks, passages = facts.tasks(world), facts.passages(world)
     out = []
     for step in range(steps):
@@ -115,12 +115,12 @@ def workload(steps: int, spread: float) -> list[list[Talk]]:
 
 
 def reward(last: int) -> float:
-    """Of the last token: noise, so that no group is left out."""
+    """Noise, from the last token: groups of equal rewards would be left out of the update."""
     return last / V
 
 
 def compilations() -> list[int]:
-    """A count, in a list, of what JAX compiles from now on."""
+    """A list of one number: how many programs JAX has compiled since."""
     import jax
 
     count = [0]
@@ -157,7 +157,7 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
     params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
     step, state = states.Step(spec, mesh), states.init(jax.random.key(1), spec, mesh)
     assert sum(x.size for x in jax.tree.leaves(state.trained)) == factors()
-    engine = Engine(params, cfg, mesh, EngineConfig(PROMPTS * GROUP, LENGTH))
+    engine = Engine(params, cfg, mesh, EngineConfig(slots=PROMPTS * GROUP, length=LENGTH))
     engine.set_adapter(lora.Adapter(state.trained, spec.lora.scale))
     engine.warm()
     limits = Limits(
@@ -202,7 +202,8 @@ def jaxdeep(work: list[list[Talk]]) -> list[dict]:
         every = asyncio.run(explore(number * 1000, talks))
         groups = [every[i : i + GROUP] for i in range(0, len(every), GROUP)]
         middle = time.perf_counter()
-        rows, _ = advantages.rows(groups)
+        advantages.assign_advantages(groups)
+        rows = advantages.to_rows(groups)
         batches = pack(rows, B=4, T=512)
         grads, found = step.gradients(state, states.Frozen(params), batches)
         assert float(found["max_logp_diff"]) < 1e-4
@@ -309,7 +310,7 @@ def trl(work: list[list[Talk]]) -> list[dict]:
 
 
 class Format(toy.Numbers):
-    """The same as the format of a chat."""
+    """The tokenizer of numbers as a chat format."""
 
     def parse(self, messages, **_) -> str:
         return " ".join(message["content"] for message in messages)
@@ -330,7 +331,7 @@ def tunix(work: list[list[Talk]]) -> list[dict]:
     compiled = compilations()
     every = [talk for talks in work for talk in talks]
     prompt = max(len(talk.prompt) for talk in every)
-    answer = max(talk.answer for talk in every) + 1  # it ends where this is reached
+    answer = max(talk.answer for talk in every) + 1  # a conversation ends when it reaches this
     turn = max(max(talk.said) for talk in every)
     numbers, many = Format(V), PROMPTS * GROUP
     config = qwen3.ModelConfig(
@@ -385,7 +386,7 @@ def tunix(work: list[list[Talk]]) -> list[dict]:
             self._messages.append({"role": "user", "content": text})
 
     class Learner(grpo.GRPOLearner):
-        """Its model call gives a turn the length it is to have."""
+        """Its model call cuts each turn to its scripted length."""
 
         def __init__(self, *args, **more) -> None:
             self.asked: dict[int, str] = {}
@@ -454,7 +455,7 @@ def factors() -> int:
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -481,7 +482,7 @@ def child(system: str, steps: int, spread: float) -> None:
         tokens=sum(wanted[WARM:]) / steps,
     )
     print(json.dumps(found), flush=True)
-    os._exit(0)  # tunix leaves a thread that waits for more
+    os._exit(0)  # tunix leaves a thread running that waits for more work
 
 
 def main() -> None:

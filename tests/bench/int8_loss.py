@@ -1,12 +1,12 @@
-"""What holding the base in fewer bits costs in its predictions, on the tiny base that ships (trained
-weights), over texts that it was not trained on.
+"""What quantizing the base costs in its predictions, on the trained tiny base that comes with the
+package and texts that it was not trained on.
 
     make bench           (python tests/bench/int8_loss.py [--rows=400])
 
-Printed for each way to hold it: its bytes, and for each text the mean KL divergence, in nats a token, of
-its next-token distribution from that in float32, and how often both have the same best token. The texts
-are what the assistant says in practice rows of another seed, and the passages about the real entities
-of `facts:test`.
+Printed for each precision: bytes of the base, and for each text the mean KL divergence, in nats a
+token, of its next-token distribution from that in float32, and how often both have the same most
+likely token. The texts are what the assistant says in practice rows of another seed, and the
+passages about the real entities of `facts:test`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data.pack import pack, to_row
 from jaxdeep.envs.toy import facts, practice
@@ -36,10 +36,12 @@ B, T = 16, 256
 def texts(rows: int) -> dict[str, list[Batch]]:
     """Batches of each text; `learn_BT` marks the tokens whose prediction counts."""
     tokenizer = Tokenizer.load(PLACE)
-    source = practice.Reading(Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2)
+    source = practice.Reading(
+        Qwen3Chat(tokenizer, "none", tools_in_prompt=False), seed=1000, choosing=2
+    )
     said = [to_row(source[index]) for index in range(rows)]
     read = []
-    for passage in facts.passages(facts.parse("test")):
+    for passage in facts.passages(facts.entities_of("test")):
         tokens = np.asarray(tokenizer.encode(passage.text), np.int32)
         all_but_first = (np.arange(len(tokens)) > 0).astype(np.float32)
         read.append(Row(tokens, all_but_first, all_but_first, all_but_first))

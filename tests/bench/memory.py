@@ -1,10 +1,10 @@
-"""The memory of a device in a training step, as the compiler plans it; nothing is allocated.
+"""The memory of a training step on one device, as the compiler plans it; nothing is allocated.
 
     make bench           (python tests/bench/memory.py)
 
-A row of 32,768 tokens through one small layer, over 1, 2, 4 and 8 virtual CPU devices along `context`.
-Then, where libtpu is installed (the extra `tpu`; no TPU is needed), Qwen3-8B with an adapter of rank
-32 and 4 x 131,072 tokens on a v5e of 8 x 8 chips.
+First a row of 32,768 tokens through one small layer, over 1, 2, 4 and 8 virtual CPU devices along
+`context`. Then, if libtpu is installed (the extra `tpu`; no TPU is needed), Qwen3-8B with an
+adapter of rank 32 and 4 x 131,072 tokens on a v5e of 8 x 8 chips.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def pod() -> None:
 
 
 def main() -> None:
-    # libtpu asks the machine for these where there is no TPU to know them from
+    # libtpu would ask a TPU machine for these, and wait for an answer
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-64")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

@@ -1,10 +1,11 @@
-"""How the pages of `view` bear a large run: 1,000 rollouts of 8,000 tokens in one step, in Chromium.
+"""How the pages of `view` cope with a large run: 1,000 rollouts of 8,000 tokens in one step, in
+Chromium.
 
     python tests/bench/pages.py [--rollouts=1000] [--tokens=8000]
 
-The run is made up: thoughts, calls and results of random words, by the tokenizer that comes with the
-package. Prints the seconds to make the pages, their size, and the seconds until a page stands, by the
-clock, each in a browser of its own, from the disk.
+The run is made up of random words (thoughts, calls and results) in the tokens of the shipped
+tokenizer. Printed: seconds to make the pages, their size, and wall-clock seconds until each page is
+ready, loaded from disk in a browser of its own.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import time
 import numpy as np
 
 from jaxdeep.agent import record
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import FILE, Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.pages import view
-from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 GROUP = 8
 WORDS = re.findall(
@@ -41,12 +42,13 @@ PAGES = {
 }
 READY = "document.body && document.body.dataset.ready === '1'"
 NEXT = """(async () => { const from = performance.now(); KEYS.j();
-  while (document.body.dataset.ready !== '2') await new Promise((resolve) => setTimeout(resolve, 2));
+  while (document.body.dataset.ready !== '2')
+    await new Promise((resolve) => setTimeout(resolve, 2));
   return performance.now() - from; })()"""
 
 
-def rollout(chat: Chat, task: Task, rounds: int, rng: random.Random) -> Trajectory:
-    """A conversation with so many calls."""
+def rollout(chat: Qwen3Chat, task: Task, rounds: int, rng: random.Random) -> Trajectory:
+    """A conversation of `rounds` calls."""
 
     def text(words: int) -> str:
         return " ".join(rng.choices(WORDS, k=words))
@@ -64,14 +66,14 @@ def rollout(chat: Chat, task: Task, rounds: int, rng: random.Random) -> Trajecto
         for p in chat.pieces(messages)
     ]
     reward = float(rng.random() < 0.4)
-    made = Trajectory(task, pieces=pieces, messages=messages, stop=Stop.FINISHED)
+    made = Trajectory(task, branches=[Branch(pieces)], messages=messages, stop=Stop.FINISHED)
     made.rewards, made.reward, made.advantage = {"answer": reward}, reward, reward - 0.4
     return made
 
 
 def make(run: pathlib.Path, count: int, length: int) -> float:
-    """Writes the run; the mean number of tokens of a rollout."""
-    rng, chat = random.Random(0), Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none")
+    """Write the run; returns the mean number of tokens of a rollout."""
+    rng, chat = random.Random(0), Qwen3Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none")
     tasks = [Task(f"task-{n}", f"Question {n}?", ("Paris",)) for n in range(-(-count // GROUP))]
     rounds = -(-length // len(rollout(chat, tasks[0], 1, rng).tokens))
     every = [rollout(chat, tasks[n // GROUP], rounds, rng) for n in range(count)]
@@ -91,7 +93,7 @@ def size(folder: pathlib.Path) -> float:
 
 
 class Browser:
-    """Chromium without a window, spoken to over two pipes."""
+    """Headless Chromium, driven through its DevTools protocol over two pipes."""
 
     def __init__(self, program: str, folder: str) -> None:
         mine, theirs = os.pipe(), os.pipe()

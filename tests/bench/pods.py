@@ -1,9 +1,10 @@
-"""Where runs of Qwen3 fit, as the compiler of TPUs says: rows of a table, by `jaxdeep plan`.
+"""Where runs of Qwen3 fit, according to the TPU compiler: the rows of a table, planned by `jaxdeep
+plan`.
 
     make plan-table      (python tests/bench/pods.py [--rows=8B-32k/v5e:4x4,...] [--out=runs/pods])
 
-Needs libtpu (the extra `tpu`), no TPU; each program takes a minute or two. What is done is kept in `--out`
-and not done again.
+Needs libtpu (the extra `tpu`), no TPU; each program takes a minute or two to compile. Results are
+kept in `--out`, and rows that have one are not compiled again.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run and its place. `cache` is rollout.cache_gb, of one engine; 0: SFT, no engine."""
+    """A run and the chips it is planned for."""
 
     model: str
     length: int
     topology: str
     mesh: dict[str, int]
     rows: int
-    cache: float = 0.0
+    cache: float = 0.0  # rollout.cache_gb of one engine; 0: SFT, without an engine
     slots: int = 8
     quant: str = ""
     full: bool = False
@@ -48,7 +49,7 @@ class Row:
 
 
 ROWS = {
-    # it fits where it should
+    # runs that should fit
     "8B-32k-sft/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4),
     "8B-32k-grpo/v5e:4x4": Row("8B", 32_768, "v5e:4x4", dict(model=4), 4, 10, 2),
     "8B-32k-grpo/v5e:8x8": Row("8B", 32_768, "v5e:8x8", dict(model=4), 16, 15, 3),
@@ -72,16 +73,16 @@ ROWS = {
     "8B-8k/v5e:8x8": Row("8B", 8192, "v5e:8x8", dict(model=4), 64),
     "8B-8k/v5e:16x16": Row("8B", 8192, "v5e:16x16", dict(model=4), 256),
     "8B-8k/v5e:16x16*2": Row("8B", 8192, "v5e:16x16*2", dict(replica=2, model=4), 512),
-    # beside what others have published
+    # to compare with figures that others have published
     "8B-8k-full/v6e:16x16": Row("8B", 8192, "v6e:16x16", {}, 512, full=True),
     "8B-decode/v6e:2x2": Row("8B", 2048, "v6e:2x2", dict(model=4), 1, 80, 256),
 }
 
 
 def work_of(row: Row, folder: pathlib.Path) -> tuple[programs.Workload, meshes.MeshConfig]:
-    """The configuration of the row, as the verb reads it."""
+    """The workload and mesh of a row, from a configuration as the verb reads it."""
     path = f"Qwen/Qwen3-{row.model}"
-    if row.length > 40_960:  # as its model card says for longer texts
+    if row.length > 40_960:  # the model card asks for YaRN beyond this
         hf = published.CONFIGS[path] | {"rope_scaling": YARN}
         path = str(folder / f"{row.model}-yarn.json")
         pathlib.Path(path).write_text(json.dumps(hf))
@@ -104,26 +105,24 @@ def work_of(row: Row, folder: pathlib.Path) -> tuple[programs.Workload, meshes.M
     if row.cache or row.full:
         flags["model.remat"] = "full"
     given = [f"--config.{name}={value}" for name, value in flags.items() if value != ""]
-    ((work, axes),) = verb.works(configs.load(f"configs/{row.stage}_search.py", given))
+    ((work, axes),) = verb.works(configs.load(f"configs/search/{row.stage}.py", given))
     return work, axes
 
 
 def path(name: str, out: pathlib.Path) -> pathlib.Path:
-    """Where the facts of a row are kept."""
+    """The file that keeps the plan of a row."""
     return out / f"{name.replace('/', '-').replace(':', '-').replace('*', 'x')}.json"
 
 
-def made(name: str, out: pathlib.Path) -> dict:
-    """The facts of a row, compiled where that was not done."""
+def plan_of(name: str, out: pathlib.Path) -> dict:
+    """The plan of a row as JSON: read if it is kept, else compiled."""
     kept = path(name, out)
     if not kept.exists():
         row, begun = ROWS[name], time.perf_counter()
         work, axes = work_of(row, out)
         try:
-            found = estimate.plan(work, chips.topology(row.topology), axes, whole=False)
-            facts = report.facts(found) | {
-                "says": [report.verdict(found), *report.sentences(found)]
-            }
+            plan = estimate.plan(work, chips.topology(row.topology), axes, largest_only=True)
+            facts = report.facts(plan) | {"says": [report.verdict(plan), *report.sentences(plan)]}
         except ConfigError as error:
             facts = {"says": [f"{name}: {error}"]}
         facts["seconds"] = time.perf_counter() - begun
@@ -152,7 +151,7 @@ def main() -> None:
     ]
     lines = []
     for name in args.rows.split(","):
-        facts = made(name, args.out)
+        facts = plan_of(name, args.out)
         print(*facts["says"], sep="\n", file=sys.stderr)
         if "step" not in facts:
             lines.append([name, *["-"] * 4, "no", *["-"] * 4])

@@ -1,10 +1,11 @@
-"""A LoRA SFT step, side by side: jaxdeep, google-tunix, peft on torch. The same toy Qwen3 (4 layers,
-width 256, fp32, rank 8 on all linears, 8 x 512 tokens), each in a process of its own, in rounds.
+"""A LoRA SFT step, side by side: jaxdeep, google-tunix, peft on torch. All train the same toy Qwen3
+(4 layers, width 256, fp32, rank 8 on all linears, 8 x 512 tokens), each in a process of its own, in
+rounds.
 
     make bench           (python tests/bench/sft_step.py [--vocab=4096] [--rounds=3] [--steps=5])
 
-Printed for each: trained tokens/s (median of the rounds), peak memory of the process above what its
-imports hold, seconds to the end of the first step, and the ratio to the fastest and leanest peer.
+Printed for each: trained tokens/s (median of the rounds), peak memory above that of the imports,
+seconds to the end of the first step, and ratios to the fastest and to the leanest peer.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def factors() -> int:
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -189,7 +190,8 @@ def main() -> None:
     lean = min(middle[name]["peak"] for name in SYSTEMS[1:])
     print(f"LoRA SFT step, V = {flags.vocab}, {B} x {T} tokens, median of {flags.rounds} rounds")
     print(
-        f"{'':10}{'tokens/s':>10}{'x best peer':>13}{'peak MB':>10}{'x best peer':>13}{'first s':>9}"
+        f"{'':10}{'tokens/s':>10}{'x best peer':>13}{'peak MB':>10}{'x best peer':>13}"
+        f"{'first s':>9}"
     )
     for name, row in middle.items():
         print(

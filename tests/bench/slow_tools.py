@@ -1,25 +1,30 @@
-"""GRPO where tools are slow: what it gains to begin the rollouts of the next steps before the update.
+"""GRPO with slow tools: what it gains to begin the rollouts of the next steps before the update.
 
-    make bench           (python tests/bench/slow_tools.py [--ahead=0,1,2] [--rounds=2] [--steps=10] [--tool=1.0])
+    make bench     (python tests/bench/slow_tools.py [--ahead=0,1,2] [--rounds=2] [--steps=10]
+                                                     [--tool=1.0])
 
-The verb itself, with the base and the world of the quickstart: 8 prompts x 8 rollouts, and the one tool
-that the base was taught to call takes `--tool` seconds in the middle, log-normal, whatever it is asked. The
-learning rate is next to nothing, so that all runs have the same work. Runs of one round follow each other
-in one process; the first two steps are left out.
+Runs the verb itself with the base and the world of the quickstart: 8 prompts x 8 rollouts. The one
+tool that the base was taught to call takes `--tool` seconds, the median of a log-normal, whatever
+it is asked. The learning rate is next to 0, so that all runs have the same work. The runs of a
+round follow each other in one process; the first two steps are left out.
 
-Printed: seconds a step (median of the rounds) and times as fast as without, the part of them in which the
-trainer waits for rollouts, trained tokens/s, calls a rollout, and how many updates old a token's policy is.
+Printed: seconds a step (median of the rounds) and the speedup over no rollouts ahead, the share of
+them in which the trainer waits for rollouts, trained tokens/s, calls a rollout, and the age of a
+token's policy in updates.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import pathlib
 import random
 import statistics
 import tempfile
 from typing import Annotated
+
+from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep.agent.base import Env
@@ -28,7 +33,6 @@ from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts
 from jaxdeep.metrics import read_metrics
 from jaxdeep.run import grpo
-from jaxdeep.setup import sections as setup
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.search import show
 from jaxdeep.types import Message
@@ -53,29 +57,39 @@ class Desk(Env):
         return show(self.index.search(Find, 1))
 
 
-class Desks(qa.SearchTaskset):
-    """The questions of the quickstart; the reward is luck, so that no group is left out."""
+class DeskTaskset(qa.SearchTaskset):
+    """Questions whose only tool is the librarian."""
 
-    def __init__(self, env: setup.EnvConfig, seconds: float) -> None:
-        passages = facts.passages(facts.parse("train"))
-        super().__init__(setup.tasks_of(env), BM25(passages, k1=env.k1))
-        self.seconds = seconds
-        self.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+    seconds: float
 
     def env(self, task) -> Desk:
         return Desk(task, self)
 
 
+@dataclasses.dataclass(frozen=True)
+class Desks:
+    """The questions of the quickstart; the reward is luck, so that no group is left out."""
+
+    seconds: float = 1.0
+
+    def load(self) -> DeskTaskset:
+        entities = facts.entities_of("train")
+        taskset = DeskTaskset(facts.tasks(entities), BM25(facts.passages(entities), k1=facts.K1))
+        taskset.seconds = self.seconds
+        taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
+        return taskset
+
+
 def run(ahead: int, steps: int, seconds: float, workdir: pathlib.Path) -> dict[str, float]:
-    """What the steps of a run took, on average: those of several begun at once come together."""
+    """The mean of each metric over the steps of a run."""
     config = configs.load(
-        "configs/quickstart.py",
+        "configs/search/quickstart.py",
         [f"--config.grpo.grpo.ahead={ahead}", f"--config.grpo.train.steps={steps + WARM}"],
     ).grpo
     config.optim.lr = 1e-9
     config.rollout.slots, config.rollout.limits.seconds = 64 * (1 + ahead), 600.0
     config.grpo.eval_every, config.train.save_every = 0, steps + WARM
-    setup.taskset_of = lambda env: Desks(env, seconds)
+    config.env = ConfigDict({"taskset": f"{__file__}:Desks", "seconds": seconds})
     grpo.main(config, workdir)
     rows = read_metrics(workdir / "metrics.jsonl")[WARM:]
     names = ("time/total", "time/rollout", "train/tokens", "train/staleness", "rollout/calls")

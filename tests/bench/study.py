@@ -1,14 +1,16 @@
-"""The learning study: what each algorithm, the retry reward and the adapter's rank do, on two tasks.
+"""The learning study: what algorithms, the retry reward and the adapter's rank do on two tasks.
 
     python tests/bench/study.py [--rows=maze/default,maze/grpo] [--seeds=0,1,2] [--minutes=60]
                                 [--out=runs/study] [--config.grpo.train.steps=9 ...]
 
-A row is one change to `configs/quickstart.py` (search) or `configs/maze.py` (maze). SFT, GRPO and the test of
-the last checkpoint are the verbs' own; rows whose SFT is the same share it. What is done is not done again,
-and a run that was stopped goes on, so a study can be had in parts. `--minutes`: no run begins after that.
+A row is one change to `configs/search/quickstart.py` (search) or `configs/toy/maze.py` (maze). SFT,
+GRPO and the evaluation of the last checkpoint are the verbs' own; rows with the same SFT share it.
+Finished parts are not done again and an interrupted run is resumed, so a study can be done piece by
+piece: after `--minutes` no further run begins.
 
-Prints a table and writes `study.json`: the mean over seeds with its 95 % interval (Student's t; of one seed,
-Wilson's), and a McNemar test against the world's default row, over the tasks of all seeds that both have.
+Prints a table and writes `study.json`: the mean over seeds with its 95 % interval (Student's t;
+Wilson's for a single seed), and a McNemar test against the world's default row, over the tasks of
+all seeds that both rows have.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from jaxdeep.agent import record
 from jaxdeep.eval import harness, statistics
 from jaxdeep.metrics import read_metrics
 from jaxdeep.pages import report
-from jaxdeep.run import eval as evaluate
 from jaxdeep.run import grpo, quickstart, sft
+from jaxdeep.run.eval import evaluate
+from jaxdeep.setup.runs import EvalRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Trajectory
 from jaxdeep.workdir import write_atomic
 
-WORLDS = {"search": "configs/quickstart.py", "maze": "configs/maze.py"}
+WORLDS = {"search": "configs/search/quickstart.py", "maze": "configs/toy/maze.py"}
 ALGORITHMS = ("default", "grpo", "dr_grpo", "rloo", "gspo", "cispo", "binary_tv")
 BASE = "default"
 
@@ -45,11 +49,10 @@ def rank(number: int, **rates: float) -> dict[str, Any]:
     }
 
 
-# What a row changes, beside `grpo.algorithm` where it is named for one. Learning rates that are not the
-# world's stand here.
+# The changes of each row. Rows of other ranks have learning rates of their own.
 CHANGES: dict[str, dict[str, Any]] = {
     **{f"{world}/{name}": {"grpo.grpo.algorithm": name} for world in WORLDS for name in ALGORITHMS},
-    "search/retry": {"grpo.env.weights.retry": 0.1},
+    "search/retry": {"grpo.env.rewards.retry": 0.1},
     "search/rank1": rank(1),
     "search/rank8": rank(8),
     "search/rank64": rank(64),
@@ -59,7 +62,7 @@ COLUMNS = ("row", "seeds", "after SFT", "em", "difference", "p")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run what is missing, within the time; print and write what there is."""
+    """Run what is missing until the time is up; print and write all results so far."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=",".join(CHANGES))
     parser.add_argument("--seeds", default="0,1,2")
@@ -89,12 +92,12 @@ def configuration(row: str, seed: int, overrides: Sequence[str] = ()) -> ConfigD
     with_row = [f"--config.seed={seed}", *changes, *overrides]
     config = configs.load(WORLDS[row.split("/")[0]], with_row)
     config.grpo.grpo.eval_every = 0  # the last checkpoint counts
-    config.grpo.rollout.limits.seconds = 3600.0  # a busy machine is no reason to end one
+    config.grpo.rollout.limits.seconds = 3600.0  # on a busy machine none should time out
     return config
 
 
 def run(config: ConfigDict, out: pathlib.Path, row: str, seed: int) -> None:
-    """SFT where no row had this one before, GRPO, and the tests of both."""
+    """SFT, unless another row had the same, GRPO, and the evaluations of both."""
     shared, place = shared_sft(config, out), out / row / str(seed)
     sft.main(config.sft, shared)
     if not quickstart.finished(config.sft, shared):
@@ -109,19 +112,19 @@ def run(config: ConfigDict, out: pathlib.Path, row: str, seed: int) -> None:
 
 
 def shared_sft(config: ConfigDict, out: pathlib.Path) -> pathlib.Path:
-    """The folder of the SFT that this configuration asks for: the same for the same section."""
+    """The folder of this configuration's SFT: equal sections share one."""
     section = config.sft.copy_and_resolve_references().to_json(sort_keys=True)
     return out / "sft" / f"{zlib.crc32(section.encode()):08x}"
 
 
 def tested(config: ConfigDict, place: pathlib.Path) -> None:
-    """Evaluate, once."""
+    """Evaluate, unless that was done."""
     if not (place / "eval.jsonl").exists():
-        evaluate.run(config, place)
+        evaluate(load_run(EvalRun, config), config, place)
 
 
 def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
-    """What the finished seeds of a row came to; None where there is none."""
+    """The result of a row over its finished seeds; None if there are none."""
     places = done(out, row)
     if not places:
         return None
@@ -155,13 +158,13 @@ def result(out: pathlib.Path, row: str) -> dict[str, Any] | None:
 
 
 def done(out: pathlib.Path, row: str) -> dict[int, pathlib.Path]:
-    """The folders of a row by seed, those that were tested."""
+    """The folders of a row's evaluated seeds, by seed."""
     found = (path for path in (out / row).glob("*") if (path / "test" / "eval.jsonl").exists())
     return {int(path.name): path for path in sorted(found)}
 
 
 def read(place: pathlib.Path) -> list[Trajectory]:
-    """The rollouts of a test, by task."""
+    """The rollouts of an evaluation, sorted by task."""
     return sorted(record.read(place / "eval.jsonl"), key=lambda trajectory: trajectory.task.id)
 
 
@@ -170,7 +173,7 @@ def share(seen: Sequence[Trajectory]) -> float:
 
 
 def minutes(place: pathlib.Path) -> float:
-    """What the steps of a run took."""
+    """Minutes of all steps of a run."""
     return sum(row["time/total"] for row in read_metrics(place / "metrics.jsonl")) / 60
 
 

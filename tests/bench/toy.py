@@ -1,5 +1,6 @@
-"""The toy Qwen3 that samplers are compared on (4 layers, width 256, fp32), as each of them makes it, and
-how they are compared: each in a process of its own that prints one line of JSON."""
+"""The toy Qwen3 that samplers are compared on (4 layers, width 256, fp32), as each system builds
+it, and the comparison: each system in a process of its own that prints one line of JSON.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def jaxdeep(length: int) -> tuple[dict, Any, Any]:
 
 
 class Numbers:
-    """A tokenizer whose texts are numbers, of `size` ids."""
+    """A tokenizer of `size` ids whose texts are their numbers."""
 
     def __init__(self, size: int = V) -> None:
         self.size = size
@@ -53,7 +54,8 @@ class Numbers:
 
 
 def tunix(length: int) -> tuple[Callable, Callable[[], int]]:
-    """`call(prompts, n, seed)`, which samples n tokens for each, and how many programs it compiled."""
+    """`call(prompts, n, seed)`, which samples n tokens for each prompt, and a function that counts
+    the programs it has compiled."""
     import flax.nnx as nnx
     from tunix.generate import sampler
     from tunix.models.qwen3 import model as qwen3
@@ -68,7 +70,7 @@ def tunix(length: int) -> tuple[Callable, Callable[[], int]]:
 
     def call(prompts: list[list[int]], n: int, seed: int) -> list[list[int]]:
         texts = [" ".join(map(str, prompt)) for prompt in prompts]
-        # an id that is never drawn, so that no turn ends early
+        # an id that is never sampled, so that no turn ends early
         out = made(
             texts, n, temperature=1.0, top_p=1.0, seed=seed, return_logprobs=True, eos_tokens=[-1]
         )
@@ -81,12 +83,13 @@ def tunix(length: int) -> tuple[Callable, Callable[[], int]]:
 
 
 def skyrl() -> Callable:
-    """As `tunix`, without adapters, which its server always has."""
+    """`call` as in `tunix`; the model is called directly, without its server, which always has an
+    adapter."""
     import typing
 
     import typing_extensions
 
-    typing.TypedDict = typing_extensions.TypedDict  # what it needs where Python is 3.11
+    typing.TypedDict = typing_extensions.TypedDict  # Python 3.11's own lacks what it uses
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -108,18 +111,20 @@ def skyrl() -> Callable:
 
     def call(prompts: list[list[int]], n: int, seed: int) -> list[list[int]]:
         tokens = np.array(prompts, np.int32)
-        how = [
+        params = [
             types.SamplingParams(temperature=1.0, max_tokens=n, seed=seed + i)
             for i in range(len(prompts))
         ]
         with jax.set_mesh(mesh):
-            return model.generate(tokens, np.ones_like(tokens), sampling_params=how).generated_ids
+            return model.generate(
+                tokens, np.ones_like(tokens), sampling_params=params
+            ).generated_ids
 
     return call
 
 
 def transformers_config(peer: Any) -> Any:
-    """The configuration in the published layout."""
+    """The toy as a configuration of transformers."""
     return peer.Qwen3Config(
         vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L,
         num_attention_heads=N, num_key_value_heads=K, head_dim=H, tie_word_embeddings=True,
@@ -128,7 +133,7 @@ def transformers_config(peer: Any) -> Any:
 
 
 def transformers() -> Callable:
-    """As `tunix`; prompts of unequal length are padded on the left."""
+    """`call` as in `tunix`; prompts of unequal length are padded on the left."""
     import torch
     import transformers as peer
 
@@ -153,12 +158,12 @@ def transformers() -> Callable:
 
 
 def peak() -> int:
-    """Bytes that this process has held at most."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def apart(file: str, *flags: str, python: str = sys.executable) -> dict:
-    """The JSON in the last line that a process of its own prints."""
+    """Run a file as a process of its own; returns the JSON in the last line it prints."""
     done = subprocess.run([python, file, *flags], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(flags)} failed:\n{done.stderr[-3000:]}")

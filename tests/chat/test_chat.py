@@ -10,9 +10,10 @@ import unicodedata
 import pytest
 from chat import bytewise
 
-from jaxdeep.chat import qwen3 as chats
+from jaxdeep.chat import qwen3_turn
 from jaxdeep.chat.formats import messages_from_openai, messages_from_sharegpt
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -53,7 +54,7 @@ def small():
 
 @pytest.fixture(scope="module", params=MODES)
 def chat(request, small):
-    return Chat(small, request.param)
+    return Qwen3Chat(small, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def policy(chat, message):
 
 
 def test_golden_renders(qwen, golden):
-    chat = Chat(qwen)
+    chat = Qwen3Chat(qwen)
     assert len(golden) == 145
     for row in golden:
         messages, tools = messages_from_openai(row["messages"]), row["tools"] or ()
@@ -191,12 +192,12 @@ def check_templates(chats, templates, rows, tools):
 @pytest.mark.parametrize("tools", [(), [TOOL], [TOOL, TOOL]], ids=len)
 @pytest.mark.parametrize("name", EDGES)
 def test_render_equals_jinja(small, templates, name, tools):
-    check_templates({mode: Chat(small, mode) for mode in MODES}, templates, EDGES[name], tools)
+    check_templates({mode: Qwen3Chat(small, mode) for mode in MODES}, templates, EDGES[name], tools)
 
 
 def test_render_equals_jinja_on_random_conversations(small, templates):
     rng = random.Random(0)
-    modes = {mode: Chat(small, mode) for mode in MODES}
+    modes = {mode: Qwen3Chat(small, mode) for mode in MODES}
     texts = ["", "a", "\n", "\nb\n\n", " c ", "<think>t</think>\n\nd", "e\n</think>\n\nf<think>"]
     texts += ["<tool_response>\ng\n</tool_response>", "<tool_response>h", "é漢\u2028🚀"]
     some = [{}, {"k": "v"}, NESTED, "{}", '{"k":  1}']
@@ -217,7 +218,7 @@ def test_render_equals_jinja_on_random_conversations(small, templates):
 
 
 def test_append_only_equals_published_where_nothing_is_dropped(qwen, golden):
-    none, write = Chat(qwen, "none"), Chat(qwen)
+    none, write = Qwen3Chat(qwen, "none"), Qwen3Chat(qwen)
     marks, counts = tuple(Mark), collections.Counter()
     for row in golden:
         messages, tools = messages_from_openai(row["messages"]), row["tools"] or ()
@@ -327,7 +328,7 @@ def test_untrusted_text_makes_no_control_tokens(chat):
 
 
 def test_the_system_turn_of_tools_uses_the_published_marks(qwen):
-    chat, messages = Chat(qwen), [Message("system", "s"), Message("user", "q")]
+    chat, messages = Qwen3Chat(qwen), [Message("system", "s"), Message("user", "q")]
     tokens = joined(chat.pieces(messages, [TOOL]))
     assert tokens == chat.encode_published(messages, [TOOL])
     assert tokens.count(qwen.id(Mark.CALL)) == 2
@@ -377,12 +378,12 @@ def test_parse_undoes_pieces_on_sharegpt_traces(qwen, shared):
         calls += sum(len(message.calls) for message in talk)
         results = [message for message in talk if message.role == "tool"]
         assert all(message.name for message in results)
-        check_identity(Chat(qwen, MODES[index % 3]), talk, json.loads(row["tools"]))
+        check_identity(Qwen3Chat(qwen, MODES[index % 3]), talk, json.loads(row["tools"]))
     assert calls == 211
 
 
 def test_parse_undoes_pieces_on_inline_traces(qwen, shared):
-    chat, counts = Chat(qwen), collections.Counter()
+    chat, counts = Qwen3Chat(qwen), collections.Counter()
     with shared("traces/webdancer.jsonl").open() as file:
         rows = [json.loads(line)["messages"] for line in file]
     for row in rows:
@@ -391,7 +392,8 @@ def test_parse_undoes_pieces_on_inline_traces(qwen, shared):
         for message in talk:
             assert message.role != "assistant" or message.reasoning
             assert (
-                not any(mark in message.content for mark in chats.INSIDE) or message.role == "user"
+                not any(mark in message.content for mark in qwen3_turn.INSIDE)
+                or message.role == "user"
             )
             counts["calls"] += len(message.calls)
             counts["named"] += message.name in ("search", "visit")
@@ -428,13 +430,13 @@ F = ToolCall("f", {"a": 1})
     ],
 )
 def test_parse_reads_structure(small, text, expected):
-    chat = Chat(small)
+    chat = Qwen3Chat(small)
     assert chat.parse(tokens(chat, text)) == expected
     assert chat.parse([*tokens(chat, text), chat.stop_ids[0]]) == expected
 
 
 def test_without_thinking_its_tags_are_text(small):
-    chat = Chat(small, "none")
+    chat = Qwen3Chat(small, "none")
     message = chat.parse(tokens(chat, f"<think>a</think>\n{GOOD}"))
     assert message == Message("assistant", "<think>a</think>", "", (F,))
 
@@ -468,7 +470,7 @@ def test_plain_lookalikes_stay_text(chat):
     ],
 )
 def test_a_broken_call_says_what_is_wrong(small, body, name, error):
-    chat = Chat(small)
+    chat = Qwen3Chat(small)
     text = f"<think>\nr\n</think>\n\nsay\n<tool_call>\n{body}\n</tool_call>\n{GOOD}"
     message = chat.parse(tokens(chat, text))
     assert (message.content, message.reasoning, message.calls[1]) == ("say", "r", F)
@@ -477,7 +479,7 @@ def test_a_broken_call_says_what_is_wrong(small, body, name, error):
 
 
 def test_an_unclosed_call_is_an_error(small):
-    chat = Chat(small)
+    chat = Qwen3Chat(small)
     cut = chat.parse(tokens(chat, GOOD.removesuffix("</tool_call>")))
     assert [bool(call.error) for call in cut.calls] == [True]
     assert "</tool_call>" in cut.calls[0].error
@@ -486,8 +488,9 @@ def test_an_unclosed_call_is_an_error(small):
 
 
 def test_a_mark_inside_a_call_is_part_of_its_text(small):
-    chat = Chat(small)
-    text = '<think>\n\n</think>\n\n<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>'
+    chat = Qwen3Chat(small)
+    call = '<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>'
+    text = f"<think>\n\n</think>\n\n{call}"
     assert chat.parse(tokens(chat, text)).calls == (ToolCall("f", {"a": "<think></think>"}),)
 
 
@@ -507,7 +510,7 @@ def test_a_broken_call_is_not_written(chat):
 
 def test_an_unknown_way_of_thinking_is_refused(small):
     with pytest.raises(ConfigError, match=r"'off'.*write, skip, none"):
-        Chat(small, "off")
+        Qwen3Chat(small, "off")
 
 
 # others' messages
@@ -551,7 +554,7 @@ def test_openai_messages():
 def test_arguments_given_as_text_stay_as_they_were_written(small):
     (message,) = messages_from_openai([assistant("", '{"b":1,"a":  2}')])
     assert message.calls[0].arguments == {"b": 1, "a": 2}
-    chat = Chat(small, "none")
+    chat = Qwen3Chat(small, "none")
     assert '"arguments": {"b":1,"a":  2}}' in chat.render([message])
     assert chat.parse(policy(chat, message)) == message
     assert copy.deepcopy(message) == message

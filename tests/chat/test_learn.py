@@ -1,4 +1,5 @@
-"""What is learned of a conversation: by role, turn and span, to the token, and never other tokens."""
+"""What is learned of a conversation: by role, turn and span, to the token, and never other
+tokens."""
 
 import itertools
 import json
@@ -8,10 +9,11 @@ from chat import bytewise
 
 from jaxdeep.chat.formats import messages_from_openai, read
 from jaxdeep.chat.learn import PLAIN, LearnConfig
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.mix import fit
+from jaxdeep.data.mix import fit_row
 from jaxdeep.data.pack import to_row
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -29,12 +31,12 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(bytewise.tokenizer())
+    return Qwen3Chat(bytewise.tokenizer())
 
 
 @pytest.fixture(scope="module")
 def qwen(shared):
-    return Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
+    return Qwen3Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
 
 
 def texts(chat, pieces):
@@ -134,7 +136,7 @@ def test_the_weight_of_a_turn(chat):
         {"role": "user", "content": "e"},
         {"role": "assistant", "content": "f", "weight": None},
     ]
-    chat = Chat(chat.tokenizer, "none")
+    chat = Qwen3Chat(chat.tokenizer, "none")
     assert texts(chat, chat.pieces(*read({"messages": rows}))) == [
         ("d<|im_end|>", 0.5),
         ("f<|im_end|>", 1.0),
@@ -202,7 +204,7 @@ def test_the_tags_of_the_policy_are_control_tokens_and_those_of_the_world_are_te
 
 
 def test_without_reasoning_the_trace_loses_its_think_blocks(chat):
-    plain = Chat(chat.tokenizer, "none")
+    plain = Qwen3Chat(chat.tokenizer, "none")
     learned = [text for text, _ in texts(plain, pieces_of(plain, ROW))]
     assert learned == [
         '<call_tool name="google_search" gl="us">Zürich</call_tool>',
@@ -349,7 +351,7 @@ def test_real_traces_by_span_and_cut_at_a_turn(qwen, shared):
         assert {text[:11] for text, w in calls if w == 2.0} == {"<tool_call>"}
         ((answer, _),) = [pair for pair in calls if pair[1] == 0.5]
         assert answer.startswith("<answer>") and answer.endswith("</answer>")
-        short, why = fit(plain[index], 4096, "cut")
+        short, why = fit_row(plain[index], 4096, "cut")
         assert why in ("", "cut") and len(short.tokens) <= 4096
         assert short.tokens[-1] == marks[Mark.END] and short.learn[-1] == 1
         assert (want.tokens[: len(short.tokens)] == short.tokens).all()

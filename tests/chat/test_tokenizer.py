@@ -1,13 +1,14 @@
 """Plain text never becomes control tokens; published text becomes the published ids."""
 
 import json
+import random
 import unicodedata
 
 import huggingface_hub
 import pytest
 import tokenizers
 
-from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.chat.tokenizer import TextDecoder, Tokenizer
 from jaxdeep.errors import DataError
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<think>"]
@@ -106,6 +107,23 @@ def test_plain_and_published_agree_on_text_without_marks(tokenizer, text):
 def test_halves_of_surrogate_pairs_are_mended(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a\ud83d b")) == "a\ufffd b"
     assert tokenizer.decode(tokenizer.encode("\ud83d\ude80")) == "🚀"
+
+
+def test_ids_that_come_one_by_one_say_what_they_say_together(tokenizer):
+    rng = random.Random(0)
+    text = tokenizer.encode("né 漢字 🧑\u200d🚀 \ufffd e\u0301\n")
+    pools = (text, range(256), range(tokenizer.size + 100), [*text, *tokenizer.control])
+    for _ in range(400):
+        ids = rng.choices(rng.choice(pools), k=rng.randint(0, 12))
+        decoder = TextDecoder(tokenizer)
+        assert "".join(decoder.feed([id]) for id in ids) + decoder.flush() == tokenizer.decode(ids)
+    whole = TextDecoder(tokenizer)
+    assert whole.feed(text) == tokenizer.decode(text) and whole.flush() == ""
+
+
+def test_only_byte_level_ids_can_come_one_by_one():
+    with pytest.raises(DataError, match="byte-level"):
+        TextDecoder(Tokenizer(json.dumps(spec(decoder=None))))
 
 
 def test_ids_and_size(qwen):

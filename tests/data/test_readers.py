@@ -1,4 +1,5 @@
-"""Each kind of source, from files written here: the same rows, none of them in memory before its turn."""
+"""Each kind of source, from files written here: the same rows, none of them in memory before its
+turn."""
 
 import itertools
 import json
@@ -10,7 +11,8 @@ import tracemalloc
 import pytest
 
 from jaxdeep import config as configs
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
 from jaxdeep.envs.toy.facts import ASSETS
@@ -29,7 +31,7 @@ ROWS = [talk(i) for i in range(7)]
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+    return Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 
 
 def write(path, rows):
@@ -62,8 +64,8 @@ def test_a_line_is_read_when_it_is_asked_for(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3e6
-    assert rows.where(0) == f"{path}:1" and rows.where(2) == f"{path}:4"
-    assert rows.where(3) == f"{path}:7"
+    assert rows.location(0) == f"{path}:1" and rows.location(2) == f"{path}:4"
+    assert rows.location(3) == f"{path}:7"
 
 
 def test_a_pattern_joins_its_files_in_order(tmp_path, chat, want):
@@ -74,7 +76,7 @@ def test_a_pattern_joins_its_files_in_order(tmp_path, chat, want):
     assert pieces(sources.files(f"{tmp_path}/*.jsonl"), chat) == want[:5]
     rows = sources.files(f"{tmp_path}/**/*.json*")
     assert pieces(rows, chat) == want
-    assert [rows.where(i) for i in (0, 4, 6)] == [
+    assert [rows.location(i) for i in (0, 4, 6)] == [
         f"{tmp_path}/a.jsonl:1",
         f"{tmp_path}/b.jsonl:2",
         f"{tmp_path}/deep/c.json[1]",
@@ -115,7 +117,7 @@ def test_a_saved_data_set(tmp_path, chat, want, datasets):
     datasets.DatasetDict(train=table, test=table.select([4])).save_to_disk(tmp_path / "two")
     assert pieces(sources.hugging_face(str(tmp_path / "one"), "train", ""), chat) == want
     rows = sources.hugging_face(str(tmp_path / "two"), "test", "")
-    assert pieces(rows, chat) == want[4:5] and rows.where(0) == f"hf:{tmp_path}/two:test[0]"
+    assert pieces(rows, chat) == want[4:5] and rows.location(0) == f"hf:{tmp_path}/two:test[0]"
     with pytest.raises(DataError, match="has no split 'dev', only train, test"):
         sources.hugging_face(str(tmp_path / "two"), "dev", "")
 
@@ -152,7 +154,7 @@ import json
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxdeep.data import sources
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
@@ -172,14 +174,19 @@ class Talks(tfds.core.GeneratorBasedBuilder):
         yield from ((row["id"], row) for row in some)
 
 Talks(data_dir=folder, file_format="array_record").download_and_prepare()
-chat = Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+chat = Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 out = {}
 for name, split in ((f"{folder}/talks/1.0.0", "train"), (f"{folder}/talks/1.0.0", "train[:3]")):
     found = sources.tensorflow_dataset(name, split)
     source = sources.Conversations(found, chat)
     ids = [found[i]["id"] for i in range(len(found))]
     out[split] = [(i, source[n]) for n, i in enumerate(ids)]
-for name, split in ((f"{folder}/talks/1.0.0", "dev"), ("no_such_data_set", "train"), ("mnist", "train"), (folder, "train")):
+for name, split in (
+    (f"{folder}/talks/1.0.0", "dev"),
+    ("no_such_data_set", "train"),
+    ("mnist", "train"),
+    (folder, "train"),
+):
     try:
         sources.tensorflow_dataset(name, split)
     except DataError as error:
@@ -269,7 +276,7 @@ def test_windows_of_text_lose_nothing_and_end_with_paragraphs_where_they_can(tmp
 def test_paragraphs_are_encoded_as_the_whole_text_is(shared):
     tokenizer = Tokenizer.load(shared("qwen3/tokenizer.json"))
     text = shared("apollo13/mission_report.md").read_text()[:200_000]
-    source = sources.Texts(shared("apollo13/mission_report.md"), Chat(tokenizer), 512)
+    source = sources.Texts(shared("apollo13/mission_report.md"), Qwen3Chat(tokenizer), 512)
     found = windows(source)
     ids = flat(found)
     want = tokenizer.encode(text)

@@ -9,31 +9,32 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from jaxdeep.data.mix import Mix, Part, Position, fill
-from jaxdeep.data.share import ROUND, Share
+from jaxdeep.data.mix import Mix, Position, WeightedSource, packed_batches
+from jaxdeep.data.share import ROWS_PER_ROUND, Share
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
 
 
-class Circle:
-    """`hosts.Circle` for threads."""
+class Rounds:
+    """`rounds.Rounds` for threads in place of processes: `[i]` is what process i calls."""
 
     def __init__(self, count):
-        self.said, self.barrier = [None] * count, threading.Barrier(count)
+        self.messages, self.barrier = [None] * count, threading.Barrier(count)
 
     def __getitem__(self, index):
-        def tell(said):
-            self.said[index] = json.dumps(said)
+        def all_gather(message):
+            self.messages[index] = json.dumps(message)
             self.barrier.wait()
-            heard = [json.loads(text) for text in self.said]
-            self.barrier.wait()
-            return heard
+            received = [json.loads(text) for text in self.messages]
+            self.barrier.wait()  # nobody writes the next message before all have read this one
+            return received
 
-        return tell
+        return all_gather
 
 
 class Rows:
-    """Conversations of many lengths: some weighed, some malformed, too long, or with nothing to learn."""
+    """Conversations of many lengths, some with weights; some malformed, too long, or with nothing
+    to learn."""
 
     def __init__(self, s, size, bad=lambda i: i % 13 == 5):
         self.s, self.size, self.bad, self.asked = s, size, bad, 0
@@ -55,25 +56,29 @@ class Rows:
         return out
 
 
-def mixture(**how):
-    parts = {"a": Part(Rows(1, 150, **how), 1.0), "b": Part(Rows(2, 400, **how), 2.0, 300)}
+def mixture(**options):
+    parts = {
+        "a": WeightedSource(Rows(1, 150, **options), 1.0),
+        "b": WeightedSource(Rows(2, 400, **options), 2.0, 300),
+    }
     return Mix(parts, seed=5)
 
 
 def walk(share, count, *, B, position=None, bad="skip", mix=None):
-    """Batches, and how many rows were asked of the sources for them."""
+    """Batches with their positions, and how many rows were read from the sources for them."""
     mix = mix or mixture()
-    batches = fill(mix, position or Position(), B=B, T=96, seed=5, bad=bad, share=share)
+    batches = packed_batches(mix, position or Position(), B=B, T=96, seed=5, bad=bad, share=share)
     found = list(itertools.islice(batches, count))
     return found, sum(part.source.asked for part in mix.parts.values())
 
 
-def several(N, *args, B, **how):
-    """What each of N processes has of the walk, and which rows of a batch are on its devices."""
-    circle, rows = Circle(N), [range(i * B // N, (i + 1) * B // N) for i in range(N)]
+def several(N, *args, B, **options):
+    """The `walk` of each of N processes, and which rows of a batch are on its devices."""
+    rounds, rows = Rounds(N), [range(i * B // N, (i + 1) * B // N) for i in range(N)]
     with ThreadPoolExecutor(N) as pool:
         runs = [
-            pool.submit(walk, Share(circle[i], i, N, rows[i]), *args, B=B, **how) for i in range(N)
+            pool.submit(walk, Share(rounds[i], i, N, rows[i]), *args, B=B, **options)
+            for i in range(N)
         ]
     return [run.result() for run in runs], rows
 
@@ -88,16 +93,16 @@ def test_several_fill_the_batches_of_one(N, B):
         assert min(tally) > 0  # some were cut, some too long, empty or malformed
     shared, rows = several(N, count, B=B)
     for (found, mine), here in zip(shared, rows, strict=True):
-        for (batch, there), (wanted, where) in zip(found, whole, strict=True):
-            assert there == where
+        for (batch, reached), (wanted, expected) in zip(found, whole, strict=True):
+            assert reached == expected
             for name, part in batch._asdict().items():
                 full = getattr(wanted, name)
                 assert part.dtype == full.dtype
                 np.testing.assert_array_equal(part[here], full[here], err_msg=name)
-                if name != "tokens_BT":  # what is computed of a step on hosts
+                if name != "tokens_BT":  # all processes count and log from these
                     np.testing.assert_array_equal(part, full, err_msg=name)
         if N > 1 and B >= N:
-            assert mine <= 2 / N * position.read + ROUND
+            assert mine <= 2 / N * position.read + ROWS_PER_ROUND
     assert (whole[0][0].learn_BT % 1).any()
 
 
@@ -107,32 +112,32 @@ def test_another_number_of_processes_goes_on_where_some_stopped():
         at = Position.load(json.loads(json.dumps(whole[stop - 1][1].save(mixture()))), mixture())
         shared, rows = several(N, 30 - stop, B=6, position=at)
         for (found, _), here in zip(shared, rows, strict=True):
-            for (batch, there), (wanted, where) in zip(found, whole[stop:], strict=True):
-                assert there == where
+            for (batch, reached), (wanted, expected) in zip(found, whole[stop:], strict=True):
+                assert reached == expected
                 np.testing.assert_array_equal(batch.tokens_BT[here], wanted.tokens_BT[here])
 
 
 def test_a_malformed_row_stops_all_at_the_same_batch():
     def until(share):
         mix, found = mixture(bad=lambda i: i == 77), []
-        batches = fill(mix, Position(), B=4, T=96, seed=5, share=share)
+        batches = packed_batches(mix, Position(), B=4, T=96, seed=5, share=share)
         with pytest.raises(DataError, match=r":77: broken.*data\.bad_rows=skip") as error:
             for batch, _ in batches:
                 found.append(batch)
         return len(found), str(error.value)
 
-    circle = Circle(3)
+    rounds = Rounds(3)
     with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(until, [Share(circle[i], i, 3, [i]) for i in range(3)]))
+        ends = list(pool.map(until, [Share(rounds[i], i, 3, [i]) for i in range(3)]))
     assert ends == [until(None)] * 3 and ends[0][0] > 3
 
 
 def test_data_that_is_not_the_same_in_all_processes_is_refused():
-    circle = Circle(2)
+    rounds = Rounds(2)
 
     def run(index):
-        mix = Mix({"a": Part(Rows(index, 100, bad=lambda i: False))}, 5)
-        return walk(Share(circle[index], index, 2, [index]), 1, B=2, mix=mix)
+        mix = Mix({"a": WeightedSource(Rows(index, 100, bad=lambda i: False))}, 5)
+        return walk(Share(rounds[index], index, 2, [index]), 1, B=2, mix=mix)
 
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(run, index) for index in range(2)]

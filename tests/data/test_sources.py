@@ -10,10 +10,11 @@ import unicodedata
 import numpy as np
 import pytest
 
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
-from jaxdeep.data.mix import Position, fill
+from jaxdeep.data.mix import Position, packed_batches
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import DataError
 from jaxdeep.types import Piece
@@ -34,7 +35,7 @@ def qwen(shared):
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+    return Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 
 
 # conversations
@@ -63,7 +64,7 @@ def canonical(text):
 
 
 def test_all_that_the_assistant_of_webdancer_wrote_is_learned_and_nothing_else(qwen, shared):
-    path, chat = shared("traces/webdancer.jsonl"), Chat(qwen)
+    path, chat = shared("traces/webdancer.jsonl"), Qwen3Chat(qwen)
     raw = [json.loads(line)["messages"] for line in path.open(encoding="utf-8")]
     source = Conversations(path, chat)
     assert len(source) == len(raw) == 100
@@ -78,7 +79,7 @@ def test_all_that_the_assistant_of_webdancer_wrote_is_learned_and_nothing_else(q
 
 
 def test_all_that_the_assistant_of_glaive_wrote_is_learned_and_nothing_else(qwen, shared):
-    path, chat = shared("traces/glaive_toolcall_en.json"), Chat(qwen, "none")
+    path, chat = shared("traces/glaive_toolcall_en.json"), Qwen3Chat(qwen, "none")
     raw = json.loads(path.read_text(encoding="utf-8"))
     source = Conversations(path, chat)
     assert len(source) == len(raw) == 300
@@ -99,7 +100,7 @@ def test_all_that_the_assistant_of_glaive_wrote_is_learned_and_nothing_else(qwen
 
 
 def test_a_row_starts_with_the_world_and_its_tools(qwen, shared):
-    chat = Chat(qwen, "none")
+    chat = Qwen3Chat(qwen, "none")
     path = shared("traces/glaive_toolcall_en.json")
     source = Conversations(path, chat)
     for index, row in enumerate(json.loads(path.read_text(encoding="utf-8"))[:50]):
@@ -256,7 +257,7 @@ START = Position()
 
 
 def walk(source, count, position=START, *, B=3, T=32, seed=5):
-    return list(itertools.islice(fill(source, position, B=B, T=T, seed=seed), count))
+    return list(itertools.islice(packed_batches(source, position, B=B, T=T, seed=seed), count))
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -1,4 +1,5 @@
-"""Searching for answers: reading questions, the episode, and what its rewards cannot be talked into."""
+"""Searching for answers: reading questions, the episode, and what its rewards cannot be talked
+into."""
 
 import asyncio
 import json
@@ -8,14 +9,14 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
-from jaxdeep.envs.qa import SYSTEM, SearchTaskset, Weights, read_questions
+from jaxdeep.envs.qa import SYSTEM, WEIGHTS, SearchTaskset
+from jaxdeep.envs.search.tasks import read_questions
 from jaxdeep.errors import ConfigError, DataError
-from jaxdeep.rewards import answers
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.corpus import Passage, chunk, read_corpus
-from jaxdeep.tools.search import show
+from jaxdeep.tools.search import SEARCH, show
 from jaxdeep.types import Message, Stop, Task, ToolCall, Trajectory
 
 FACTS = {
@@ -90,7 +91,7 @@ def test_questions_that_cannot_be_used_are_named(tmp_path, lines, told):
 def test_a_search_shows_its_hits_in_order():
     search = TASKSET.env(TASK).search
     assert search.schema["function"]["parameters"]["required"] == ["query"]
-    assert search.name == answers.SEARCH
+    assert search.name == SEARCH
     found = asyncio.run(search.call({"query": "the red planet"})).text
     assert found == f"Result 1: Mars\n{FACTS['Mars']}\n\nResult 2: Venus\n{FACTS['Venus']}"
     for query in ("", "zebra"):
@@ -161,7 +162,7 @@ HACKS = {
 def test_hacks_get_at_most_the_weight_of_the_format(name):
     reward = total(TASKSET, TASK, *HACKS[name])
     print(f"{name}: {reward}")
-    assert 0 <= reward <= Weights().format < total(TASKSET, TASK, say("<answer>Mars</answer>"))
+    assert 0 <= reward <= WEIGHTS["format"] < total(TASKSET, TASK, say("<answer>Mars</answer>"))
 
 
 def test_a_right_answer_is_worth_more_when_it_was_searched_for_until_found():
@@ -176,15 +177,12 @@ def test_a_right_answer_is_worth_more_when_it_was_searched_for_until_found():
 
 
 def test_weights_keep_the_answer_first():
-    taskset = SearchTaskset(TASKS, ENGINE, weights=Weights(format=0.0, retry=0.5))
-    assert {name: weight for name, (weight, _) in taskset.rewards.items()} == {
-        "answer": 1.0,
-        "format": 0.0,
-        "retry": 0.5,
-    }
+    taskset = SearchTaskset(TASKS, ENGINE)
+    assert {name: weight for name, (weight, _) in taskset.rewards.items()} == WEIGHTS
+    taskset.check_rewards(WEIGHTS | {"format": 0.0, "retry": 0.5})
     for wrong in ({"format": 0.5, "retry": 0.5}, {"format": -0.1}, {"answer": 0.0}):
-        with pytest.raises(ConfigError, match="answer > format"):
-            Weights(**wrong)
+        with pytest.raises(ConfigError, match="answer must count more than format and retry"):
+            taskset.check_rewards(WEIGHTS | wrong)
 
 
 def test_the_system_prompt_names_what_is_there():
@@ -195,7 +193,7 @@ def test_the_system_prompt_names_what_is_there():
 
 
 def test_a_gold_episode_played_by_a_policy_is_gold(shared):
-    chat = Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
+    chat = Qwen3Chat(Tokenizer.load(shared("qwen3/tokenizer.json")))
     limits = Limits(
         max_turns=4, max_calls=4, turn_tokens=200, max_tokens=4000, result_tokens=300, seconds=20.0
     )
@@ -222,4 +220,4 @@ def test_real_questions_have_gold_episodes(shared):
             asyncio.run(loop.score(taskset, gold))
             assert gold.reward == pytest.approx(MOST)
             copied = [say(f"<answer>{task.question}</answer>")]
-            assert total(taskset, task, *copied) <= Weights().format
+            assert total(taskset, task, *copied) <= WEIGHTS["format"]

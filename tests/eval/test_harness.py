@@ -1,4 +1,5 @@
-"""Evaluation with a chat of whole messages as tokens: order, seeds, limits, counting and comparing."""
+"""Evaluation with a chat of whole messages as tokens: order, seeds, limits, counting and
+comparing."""
 
 import asyncio
 import dataclasses
@@ -11,7 +12,8 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.errors import DataError, WorldError
 from jaxdeep.eval import harness, statistics
 from jaxdeep.rewards import answers
-from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall, Trajectory
+from jaxdeep.rl import summary
+from jaxdeep.types import Completion, Message, Sampling, Stop, Task, ToolCall, Trajectory
 
 LIMITS = Limits(
     max_turns=2, max_calls=2, turn_tokens=4, max_tokens=64, result_tokens=8, seconds=10.0
@@ -19,16 +21,19 @@ LIMITS = Limits(
 
 
 class Chat:
-    """A token is the number of a task; what the policy says to it is the answer of the same number."""
+    """A token is the number of a task; what the policy says to it is the answer of the same
+    number."""
 
     stop_ids = ()
-    tokenizer = types.SimpleNamespace(id=lambda name: -1)
 
     def opening(self, messages, tools=()):
         return [int(messages[0].content)]
 
     def parse(self, tokens):
         return Message("assistant", f"<answer>{tokens[0]}</answer>")
+
+    def is_closed(self, tokens):
+        return False
 
 
 @dataclasses.dataclass
@@ -63,17 +68,19 @@ class Numbers:
 
 
 class Policy:
-    """Says what it was asked, later tasks first; odd numbers from `wrong` on are answered with 99."""
+    """Says what it was asked, after `turn(number)`; numbers from `wrong` on are answered with
+    99."""
 
-    def __init__(self, wrong=10):
+    def __init__(self, wrong=10, turn=None):
         self.wrong, self.running, self.most, self.seeds = wrong, 0, 0, {}
+        self.turn = turn or (lambda number: asyncio.sleep(0.002 * (10 - number)))
 
     async def __call__(self, prompt, *, seed, max_new, sampling):
         (number,) = prompt
         self.seeds[number] = seed
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(0.002 * (10 - number))
+        await self.turn(number)
         self.running -= 1
         said = 99 if number >= self.wrong else number
         return Completion([said], [0.0], "stop")
@@ -93,12 +100,22 @@ def evaluate(taskset, policy, **options):
 
 def test_every_task_is_run_once_in_order_and_scored():
     taskset, done = Numbers(), []
-    found = evaluate(taskset, Policy(wrong=7), on_done=done.append)
+    ended = [asyncio.Event() for _ in range(11)]
+    ended[10].set()
+
+    def on_done(trajectory):
+        done.append(trajectory)
+        ended[int(trajectory.task.id)].set()
+
+    def turn(number):  # after all later tasks
+        return ended[number + 1].wait()
+
+    found = evaluate(taskset, Policy(wrong=7, turn=turn), on_done=on_done)
     assert [t.task.id for t in found] == [str(i) for i in range(10)]
     assert [t.reward for t in found] == [1.0] * 7 + [0.0] * 3
     assert sorted(taskset.opened) == sorted(taskset.closed) == list(range(10))
-    # Heard of as they end, and the last tasks end first.
-    assert {id(t) for t in done} == {id(t) for t in found} and done[0].task.id == "9"
+    # `on_done` is called as each ends, and the last tasks end first
+    assert [id(t) for t in done] == [id(t) for t in reversed(found)]
 
 
 def test_at_most_so_many_run_at_once():
@@ -150,8 +167,8 @@ def test_a_dead_world_counts_as_wrong_and_is_reported():
 def trajectory(id, answer, *, stop=Stop.FINISHED, calls=0, turns=1):
     messages = [Message("assistant", calls=(ToolCall("search"),)) for _ in range(calls)]
     messages += [Message("assistant", f"<answer>{answer}</answer>")]
-    pieces = [Piece([1], "world"), Piece([2], "policy", [0.0])] * turns
-    return Trajectory(Task(id, "?", ("right",)), messages=messages, pieces=pieces, stop=stop)
+    metrics = {"calls": float(calls), "turns": float(turns)}
+    return Trajectory(Task(id, "?", ("right",)), messages=messages, stop=stop, metrics=metrics)
 
 
 def test_summary_counts_calls_turns_and_stops():
@@ -166,6 +183,32 @@ def test_summary_counts_calls_turns_and_stops():
     assert (row["em"], row["calls"], row["turns"]) == (0.25, 0.75, 7 / 4)
     assert row["f1"] == pytest.approx((1 + 2 / 3) / 4)
     assert (row["failed"], row["truncated"]) == (1, 2)
+
+
+def test_calls_are_those_that_were_made_here_as_in_training():
+    run = trajectory("a", "right", calls=3)
+    run.metrics["calls"] = 2.0  # a limit refused the third
+    assert harness.summarize([run])["calls"] == 2
+    assert summary.summarize([[run]])["rollout/calls"] == 2
+
+
+def test_greedy_rollouts_take_the_most_likely_token_with_the_seeds_of_an_evaluation():
+    class Noting(Policy):
+        async def __call__(self, prompt, *, sampling, **options):
+            samplings.append(sampling)
+            return await super().__call__(prompt, sampling=sampling, **options)
+
+    samplings, policy, same, done = [], Noting(), Policy(), []
+    found = asyncio.run(
+        harness.greedy(Numbers(), policy, Chat(), LIMITS, 2, [7, 2], on_done=done.append)
+    )
+    assert [t.task.id for t in found] == ["7", "2"] and len(done) == 2
+    assert {sampling.temperature for sampling in samplings} == {0.0}
+    evaluate(Numbers(), same)
+    assert policy.seeds == {number: same.seeds[number] for number in (7, 2)}
+    policy = Policy()
+    assert len(asyncio.run(harness.greedy(Numbers(), policy, Chat(), LIMITS, 3))) == 10
+    assert policy.most == 3
 
 
 def test_the_reward_named_answer_decides_where_there_is_one():

@@ -11,7 +11,8 @@ from jaxdeep.eval import statistics
 @pytest.mark.parametrize(
     ("successes", "n", "low", "high"),
     [
-        # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I, method 3.
+        # Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I,
+        # method 3.
         (81, 263, 0.2553, 0.3662),
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0000, 0.1611),
@@ -80,7 +81,8 @@ def test_mcnemar_takes_pairs_only():
 
 
 def test_student_gives_the_interval_of_a_small_sample():
-    # Student (1908), "The probable error of a mean": hours of sleep gained with a drug, as shares of a day
+    # Student (1908), "The probable error of a mean": hours of sleep gained with a drug, as shares
+    # of a day
     gained = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     low, high = statistics.student([10 / 24 + hours / 24 for hours in gained])
     assert (low * 24 - 10, high * 24 - 10) == pytest.approx((0.898, 3.762), abs=2e-3)

@@ -98,7 +98,8 @@ class Slurm:
         self.running.append(subprocess.Popen([name, *words], env=self.env, stdout=log, stderr=log))
 
     def wait(self, ready, seconds: float = 120.0) -> None:
-        """Until something is so; the seconds are this process's own, not those it was stopped for."""
+        """Until something is so; the seconds are this process's own, not those it was stopped
+        for."""
         tries = int(seconds / 0.2)
         while not ready():
             died, tries = [p.args for p in self.running if p.poll() is not None], tries - 1
@@ -113,8 +114,8 @@ class Slurm:
         )
 
     def begin(self, job: str) -> None:
-        """Let a job that went back to the queue start: not in the second that it was ended in, whose
-        credentials a node refuses."""
+        """Let a job that went back to the queue start: not in the second that it was ended in,
+        whose credentials a node refuses."""
         assert self.ask("scontrol", "update", f"jobid={job}", "starttime=now+3").returncode == 0
 
     def state(self, job: str) -> str:

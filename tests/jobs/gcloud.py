@@ -1,5 +1,6 @@
-"""A stand-in for `gcloud compute tpus`: a TPU is a folder, a worker's home a folder in it, and what is sent
-by ssh really runs there. FAKE_TPUS names the folder of all; FAKE_WORKERS says how many hosts a slice has."""
+"""A stand-in for `gcloud compute tpus`: a TPU is a folder, a worker's home a folder in it, and what
+is sent by ssh really runs there. FAKE_TPUS names the folder of all; FAKE_WORKERS says how many
+hosts a slice has."""
 
 import contextlib
 import os

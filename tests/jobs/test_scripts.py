@@ -1,4 +1,5 @@
-"""Every launch script: what it would run, said without running it; its help; what it lacks; its style."""
+"""Every launch script: what it would run, said without running it; its help; what it lacks; its
+style."""
 
 import os
 import shutil

@@ -1,4 +1,5 @@
-"""The files for Slurm in a real Slurm: the test job, several nodes, signals, preemption, cancelling."""
+"""The files for Slurm in a real Slurm: the test job, several nodes, signals, preemption,
+cancelling."""
 
 import json
 import os

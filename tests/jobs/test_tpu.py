@@ -1,5 +1,5 @@
-"""The scripts for TPU VMs against a cloud of folders: what they send really runs, on two workers, until the
-TPU is taken back, and then goes on."""
+"""The scripts for TPU VMs against a cloud of folders: what they send really runs, on two workers,
+until the TPU is taken back, and then goes on."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ from jobs.scripts import LAUNCH, ROOT, stand_in
 
 PATIENCE = 240.0  # seconds: the machine may be busy
 
-# Counts until the file `finish` is there, saves every second number, and goes on from what it has saved;
-# fails once where the file `fail` is there.
+# Counts until the file `finish` is there, saves every second number, and goes on from what it has
+# saved; fails once where the file `fail` is there.
 COUNT = """
 import os, pathlib, signal, sys, time
 runs = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))

@@ -153,7 +153,7 @@ for name in sys.argv[1:]:
     prefill, decode = sampler.compiled(cfg, 4)
     with meshes.use(mesh):
         for T in (64, 1):
-            how = sampler.Draw(like((B,), jnp.uint32), f(B), f(B), i(B), f(B), i(B, 8, 8), i(B, 8), i(B), i(B))
+            how = sampler.DrawParams(like((B,), jnp.uint32), f(B), f(B), i(B), f(B), i(B, 8, 8), i(B, 8), i(B), i(B))
             rest = (i(B, T), i(B), how) if T > 1 else (i(B), how)
             program = (prefill if T > 1 else decode).lower(params, None, kv, i(B, X), i(B), *rest)
             program.compile()

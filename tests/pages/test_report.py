@@ -6,7 +6,7 @@ import re
 import pytest
 
 from jaxdeep.pages import report
-from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }} $a_b$"
 ROWS = [
@@ -35,7 +35,7 @@ def rollout(**changes):
         **{
             "task": Task("facts-1", f"question {HOSTILE}", (f"gold {HOSTILE}",)),
             "messages": messages,
-            "pieces": [Piece([1], "world"), Piece([2] * 1234, "policy", [0.0] * 1234)],
+            "branches": [Branch([Piece([1], "world"), Piece([2] * 1234, "policy", [0.0] * 1234)])],
             "stop": Stop.MAX_TURNS,
             "rewards": {f"reward {HOSTILE}": 0.25, "format": None},
             "reward": 0.25,
@@ -45,7 +45,8 @@ def rollout(**changes):
 
 
 class Document(html.parser.HTMLParser):
-    """Elements with their attributes, the text by element, and whether every tag is closed in order."""
+    """Elements with their attributes, the text by element, and whether every tag is closed in
+    order."""
 
     def __init__(self, source):
         super().__init__()

@@ -1,4 +1,5 @@
-"""Pages of runs: every token once and in its place, nothing that a run says is code, nothing made twice."""
+"""Pages of runs: every token once and in its place, nothing that a run says is code, nothing made
+twice."""
 
 import itertools
 import json
@@ -15,7 +16,7 @@ from jaxdeep.chat.tokenizer import FILE
 from jaxdeep.errors import DataError
 from jaxdeep.metrics import Metrics
 from jaxdeep.pages import view
-from jaxdeep.types import Message, Piece, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 EVIL = (
     "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -24,7 +25,8 @@ TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
 
 
 def rollout(chat, task, reward, said=EVIL, **given):
-    """A conversation with thoughts, two calls in one turn, and text that would like to be markup."""
+    """A conversation with thoughts, two calls in one turn, and text that would like to be
+    markup."""
     calls = (ToolCall("search", {"query": EVIL}), ToolCall("search", {"query": "é 🎉"}))
     messages = [
         Message("system", "Search."),
@@ -40,7 +42,9 @@ def rollout(chat, task, reward, said=EVIL, **given):
         else p
         for p in chat.pieces(messages, TOOLS)
     ]
-    made = Trajectory(task, 1, pieces, messages, Stop.FINISHED, "", {"answer": reward}, reward)
+    made = Trajectory(
+        task, 1, [Branch(pieces)], messages, Stop.FINISHED, "", {"answer": reward}, reward
+    )
     for name, value in given.items():
         setattr(made, name, value)
     return made
@@ -125,15 +129,15 @@ def test_turns_say_which_policy_they_are_of_where_it_changed_between_them(chat):
     made = rollout(chat, Task("a", "?", ("é",)), 1.0)
     words = [chat.tokenizer.decode([id]) for id in range(chat.tokenizer.size)]
     plain = view.Reader(chat.tokenizer, words).tokens(made, None)["parts"]
-    assert view._told(made)["policy"] == "version 0"
+    assert view._facts(made)["policy"] == "version 0"
     turns = itertools.count(3)
-    made.pieces = [
+    made.branches[0].pieces = [
         p._replace(version=next(turns)) if p.author == "policy" else p for p in made.pieces
     ]
     parts = view.Reader(chat.tokenizer, words).tokens(made, None)["parts"]
     changed = [(a[2], b[3]) for a, b in zip(plain, parts, strict=True) if a != b]
     assert changed == [("think", "version 3"), ("think", "version 4")]
-    assert view._told(made)["policy"] == "version 3 to version 4"
+    assert view._facts(made)["policy"] == "version 3 to version 4"
 
 
 def test_metrics_are_columns_of_numbers(run):
@@ -236,7 +240,9 @@ def test_texts_of_broken_characters_stay_broken(chat):
     reader = view.Reader(chat.tokenizer, words)
     whole = chat.tokenizer.encode("é🎉")
     ids = [whole[0], *whole, whole[2], 40]  # a lost half, then two characters, then a lost start
-    shown = reader.tokens(Trajectory(Task("t", "?"), pieces=[Piece(ids, "world")]), None)
+    shown = reader.tokens(
+        Trajectory(Task("t", "?"), branches=[Branch([Piece(ids, "world")])]), None
+    )
     text = [shown["texts"].get(i, words[id]) for i, id in enumerate(ids)]
     assert "".join(text) == f"{view.BROKEN}é🎉{view.BROKEN}{words[40]}"
 

@@ -1,4 +1,5 @@
-"""FLOPs from a jaxpr equal formulas; collectives and loops are read from compiled programs as they are."""
+"""FLOPs of a jaxpr equal formulas; collectives, loops and traffic are read from compiled
+programs."""
 
 import dataclasses
 
@@ -67,8 +68,8 @@ def test_a_step_counts_what_the_formula_counts_with_what_is_computed_again(name)
     linears, head = flops.per_token(cfg) - cfg.V * cfg.D, cfg.V * cfg.D
     adapter = flops.of_adapter(cfg, spec.lora)
     scores = 4 * cfg.L * cfg.N * cfg.H * T * tokens  # all pairs: the plain computation masks
-    # layers forward, again, and the gradient of their input; of factors also theirs; the head's gradient
-    # is taken in the same pass
+    # layers: forward, recomputed, and the gradient of their input; factors: their own gradient too;
+    # the head's gradient is computed in its forward pass
     expected = tokens * (6 * linears + 4 * head + 8 * adapter) + scores * 4
     assert found == pytest.approx(expected, rel=0.03)
 
@@ -218,13 +219,14 @@ ENTRY %main (w: bf16[36,8,128], n: s32[]) -> bf16[8,128] {
 
 def test_the_form_that_tpus_compile_to_is_read():
     cost = hlo.cost(TPU)
-    # from 1 to 8 by two; one exchange in two parts, behind computation; what is in S(1) is no memory
+    # the loop counts 1, 3, 5, 7; its collective is in two parts, behind computation; S(1) is on
+    # chip
     (gather,) = cost.collectives
     assert (gather.trips, gather.hidden, gather.group) == (4, True, (0, 2))
     array = 8 * 128 * 2
     counters = 2 * 4 + 4 * 12
-    # a layer of all is read, also by a fusion in a fusion; a cut-off is not taken, a block of experts is
-    # what is cast as a whole is read as a whole
+    # of the stacked layers one is read, also by a fusion in a fusion; the cast reads its whole
+    # operand; of conditionals the sampler's cut-off is not taken, the block of experts is
     assert cost.memory == 2 * 2 * array + array + 2 * 2 * array + array + 4 * array + counters
     assert hlo.cost(TPU, live_blocks=0.25).memory == cost.memory - 0.75 * 2 * 2 * array
     assert cost.cycles == 10 + 4 * 100
@@ -249,7 +251,8 @@ def test_links_are_those_of_the_axes_along_which_devices_differ():
     assert chips.speed(chip, [Device((0, 0, 0))] * 2, [0, 1]) == chip.link
     two = [*grid, Device((0, 0, 0), 1)]
     assert chips.speed(chip, two, [0, len(grid)]) == chip.network
-    # an all-to-all on a ring of n takes n / 8 of what each has over a link's bytes/s (n / 4 on a line)
+    # an all-to-all takes n / 8 of a device's bytes over a link's bytes/s on a ring of n, n / 4 on a
+    # line
     for group, links in ((range(16), 2), ([0, 16, 32, 48], 1)):
         n = len(group)
         seconds = (n - 1) / n * chips.detour(chip, grid, group) / chips.speed(chip, grid, group)

@@ -1,4 +1,5 @@
-"""A plan adds up, on virtual devices in place of described ones; what cannot be planned is refused."""
+"""A plan adds up, on virtual devices in place of described ones; what cannot be planned is
+refused."""
 
 import dataclasses
 import json
@@ -27,7 +28,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def work():
-    config = configs.load("configs/quickstart.py", SMALL)
+    config = configs.load("configs/search/quickstart.py", SMALL)
     (_, _), (found, axes) = verb.works(config)
     # two layers of the tiny base compile sooner than all
     spec = dataclasses.replace(found.spec, model=dataclasses.replace(found.spec.model, L=2))
@@ -36,7 +37,7 @@ def work():
 
 @pytest.fixture(scope="module")
 def described():
-    """Four virtual devices that pass for chips with little memory."""
+    """Four virtual devices as a topology of chips with little memory."""
     chip = dataclasses.replace(chips.CHIPS["v5e"], memory=2e8)
     return chips.Topology("v5e:2x2", chip, tuple(jax.devices()[:4]))
 
@@ -127,7 +128,7 @@ def test_the_verb_sweeps_meshes_and_names_the_cheapest(
 
     monkeypatch.setattr(verb.estimate, "plan", plan)
     argv = ["plan", "--topology=v5e:2x2,v6e:2x2", "--sweep=model,context", f"--workdir={tmp_path}"]
-    argv += ["--config=configs/sft_search.py", "--config.model.path=tiny"]
+    argv += ["--config=configs/search/sft.py", "--config.model.path=tiny"]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
     assert (
@@ -164,12 +165,29 @@ def test_what_cannot_be_planned_is_refused(virtual, tmp_path, capsys, flags, say
     assert says in error and "Traceback" not in error
 
 
+def test_a_row_of_the_table_of_pods_is_planned_once(made, described, monkeypatch, tmp_path):
+    planned = []
+
+    def plan(work, place, axes, *, largest_only):
+        planned.append((work.name, work.rows, axes.model, largest_only))
+        return made
+
+    monkeypatch.setattr(pods.chips, "topology", lambda name: described)
+    monkeypatch.setattr(pods.estimate, "plan", plan)
+    for _ in range(2):
+        facts = pods.plan_of("8B-32k-grpo/v5e:4x4", tmp_path)
+    assert planned == [("grpo", 4, 4, True)]
+    assert facts["fits"] and facts["says"][0] == report.verdict(made)
+
+
 def test_a_configuration_of_another_verb_is_refused(virtual, tmp_path, capsys):
-    assert cli.main(["plan", "--config=configs/eval_search.py", f"--workdir={tmp_path}"]) == 2
+    assert cli.main(["plan", "--config=configs/search/eval.py", f"--workdir={tmp_path}"]) == 2
     assert "a plan is of a configuration of sft, grpo or the quickstart" in capsys.readouterr().err
 
 
-FITS = (  # and the rows of full length that engines of GRPO hold beside the training state, at least
+# runs that fit, and the least rows of full length that GRPO's engines hold beside the training
+# state
+FITS = (
     ("8B-32k-sft/v5e:4x4", 0),
     ("8B-32k-grpo/v5e:4x4", 8),
     ("8B-32k-grpo/v5e:8x8", 32),
@@ -209,7 +227,7 @@ def test_every_shape_that_is_listed_can_be_described():
 
 
 def planned(names, folder):
-    """What the compiler of TPUs, in a process of its own, says of rows of the table of pods."""
+    """The plans of rows of `pods.ROWS` by the TPU compiler, in a process of its own."""
     pytest.importorskip("libtpu")
     paths = [str(configs.ROOT), *filter(None, sys.path)]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
@@ -237,6 +255,6 @@ def test_a_step_of_a_large_model_fits_where_it_should(name, rows, tmp_path):
 
 @pytest.mark.slow
 def test_a_step_takes_as_long_on_16_chips_as_on_512(tmp_path):
-    """Of the same work a chip: on a quarter of a slice, all of it, and two."""
+    """Weak scaling: the same work a chip on a part of a slice, on all of it, and on two."""
     seconds = [facts["step"]["estimated_seconds"] for facts in planned(SAME_WORK, tmp_path)]
     assert max(seconds) < 1.1 * min(seconds), seconds

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.rl import advantages as module
-from jaxdeep.rl.advantages import rows
-from jaxdeep.types import Piece, Task, Trajectory
+from jaxdeep.rl import summary
+from jaxdeep.rl.advantages import RULES, assign_advantages, to_rows
+from jaxdeep.types import Branch, Piece, Task, Trajectory
 
 
 def trajectory(reward, *, task="t", sampled=3, mark=0):
@@ -20,12 +20,20 @@ def trajectory(reward, *, task="t", sampled=3, mark=0):
         Piece([mark], "world"),
         Piece([2] * (sampled - first), "policy", [-0.25] * (sampled - first)),
     ]
-    return Trajectory(Task(task, "?"), pieces=pieces, reward=reward)
+    return Trajectory(Task(task, "?"), branches=[Branch(pieces)], reward=reward)
 
 
 def advantages(rewards):
     """Those of one group."""
-    return module.advantages([[trajectory(r) for r in rewards]])[0]
+    group = [trajectory(r) for r in rewards]
+    assign_advantages([group])
+    return [t.advantage for t in group]
+
+
+def rows(groups, rules=RULES):
+    """The rows and metrics of a step."""
+    rewards = assign_advantages(groups, rules)
+    return to_rows(groups), summary.advantage_metrics(groups, rewards, rules)
 
 
 def marked(row):

@@ -18,8 +18,9 @@ from jaxdeep.rl.advantages import Norm
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import Clip, Kl, Objective
 from jaxdeep.run import cli, grpo
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import BatchConfig
 from jaxdeep.train import losses, passes
+from jaxdeep.train.optim import OptimConfig
 from jaxdeep.types import Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
@@ -48,9 +49,9 @@ WANT = {  # what each paper states: norm, groups of equal rewards, objective
         "keep",
         Objective(clip=Clip(None, None), aggregate="constant", length=1),
     ),
-    "gspo": (GROUP, "keep", Objective("gspo", Clip(3e-4, 4e-4), "sequence")),
-    "cispo": (GROUP, "keep", Objective("cispo", Clip(None, 4.0))),
-    "binary_tv": (Norm(), "drop", Objective("binary_tv", Clip(0.2, 0.2))),
+    "gspo": (GROUP, "keep", Objective("gspo", clip=Clip(3e-4, 4e-4), aggregate="sequence")),
+    "cispo": (GROUP, "keep", Objective("cispo", clip=Clip(None, 4.0))),
+    "binary_tv": (Norm(), "drop", Objective("binary_tv", clip=Clip(0.2, 0.2))),
     "reinforce_pp": (Norm("batch", "batch"), "keep", Objective(clip=Clip(0.2, 0.2))),
 }
 
@@ -87,7 +88,7 @@ def test_an_unknown_algorithm_is_refused_with_all_names():
 
 
 def test_the_schedule_of_the_optimizer_follows_the_passes():
-    optimizer = grpo.optim.OptimConfig(lr=1.0, steps=10, warmup=2)
+    optimizer = OptimConfig(lr=1.0, steps=10, warmup=2)
     found = optimizer.in_updates(3)
     assert (found.steps, found.warmup) == (30, 6) and optimizer.in_updates(1) == optimizer
 
@@ -96,7 +97,8 @@ def test_the_schedule_of_the_optimizer_follows_the_passes():
 
 
 class Step:
-    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each call."""
+    """A step whose numbers are scripted: (loss, gradient's norm, largest difference) for each
+    call."""
 
     def __init__(self, *numbers):
         self.numbers, self.updates, self.old = list(numbers), 0, None
@@ -158,7 +160,7 @@ def test_a_loss_or_gradient_that_is_no_number_is_not_applied_and_names_the_micro
 
 def test_masks_that_are_not_what_was_sampled_are_refused():
     rows = [to_row([Piece([1, 2], "world"), Piece([3, 4], "policy", [-1.0, -1.0])])]
-    size = setup.BatchConfig(rows=1, length=8)
+    size = BatchConfig(rows=1, length=8)
     assert len(grpo.batches_of(rows, size, 2.0)) == 1
     with pytest.raises(ValueError, match="hold 2 tokens, but its rollouts sampled 3"):
         grpo.batches_of(rows, size, 3.0)
@@ -182,7 +184,7 @@ def test_a_step_that_explodes_keeps_the_last_good_state_and_the_run_goes_on_from
     flags = [
         f"--config={config}",
         f"--workdir={workdir}",
-        f"--config.env.taskset={small.__file__}:explosive",
+        f"--config.env.taskset={small.__file__}:Explosive",
         "--config.train.save_every=5",
         "--config.grpo.algorithm=grpo",
         "--config.grpo.norm.std=none",

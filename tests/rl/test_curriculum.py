@@ -1,5 +1,5 @@
-"""The walk over tasks: each once an epoch, in an order of its own, resumed to the task; with a preference,
-by how often a task was solved."""
+"""The walk over tasks: each once an epoch, in an order of its own, resumed to the task; with a
+preference, by how often a task was solved."""
 
 import collections
 import json
@@ -79,7 +79,7 @@ def test_without_a_preference_nothing_is_remembered():
 def test_a_walk_over_other_tasks_or_in_another_order_is_refused(other):
     walk = TaskOrder(10, 0)
     walk.draw(7)
-    with pytest.raises(DataError, match="walked 10 tasks in the order of"):
+    with pytest.raises(DataError, match="drawn from 10 tasks in the order of"):
         other.restore(walk.position())
 
 

@@ -3,13 +3,15 @@
 import pytest
 
 from jaxdeep.rl.health import health
-from jaxdeep.types import Message, Piece, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Task, ToolCall, Trajectory
 
 
 def of(*turns, tokens=((1, 2, 3, 4, 5, 6),)):
     pieces = [Piece([9] * 50, "world"), *(Piece(list(said), "policy") for said in tokens)]
     return health(
-        Trajectory(Task("t", "?"), pieces=pieces, messages=[Message("user", "?"), *turns])
+        Trajectory(
+            Task("t", "?"), branches=[Branch(pieces)], messages=[Message("user", "?"), *turns]
+        )
     )
 
 

@@ -1,5 +1,5 @@
-"""Normalisations against numpy and the published formulas; rollouts in and out of baseline and loss; and
-what length takes from a reward."""
+"""Normalisations against numpy and the published formulas; rollouts in and out of baseline and
+loss; and what length takes from a reward."""
 
 import itertools
 import random
@@ -8,23 +8,36 @@ import numpy as np
 import pytest
 
 from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.rl import summary
 from jaxdeep.rl.advantages import (
     EPS,
+    RULES,
     Norm,
     Rules,
-    advantages,
+    assign_advantages,
     informative,
     normalise,
-    rows,
     solved_share,
+    to_rows,
 )
 from jaxdeep.rl.shaping import Shaping, shaped
-from jaxdeep.types import Piece, Stop, Task, Trajectory
+from jaxdeep.types import Branch, Piece, Stop, Task, Trajectory
 
 
 def trajectory(reward, *, task="t", sampled=3, world=4, stop=Stop.FINISHED, prompt=7):
     pieces = [Piece([prompt] * world, "world"), Piece([1] * sampled, "policy", [-0.5] * sampled)]
-    return Trajectory(Task(task, "?"), pieces=pieces, reward=reward, stop=stop)
+    return Trajectory(Task(task, "?"), branches=[Branch(pieces)], reward=reward, stop=stop)
+
+
+def advantages(groups, rules=RULES):
+    assign_advantages(groups, rules)
+    return [[t.advantage for t in group] for group in groups]
+
+
+def rows(groups, rules=RULES):
+    """The rows and metrics of a step."""
+    rewards = assign_advantages(groups, rules)
+    return to_rows(groups), summary.advantage_metrics(groups, rewards, rules)
 
 
 LEVELS = ("group", "batch", "none")
@@ -107,7 +120,7 @@ def test_equal_rewards_stay_numbers_under_every_norm():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(mean="batch", std="group"), "norm.std='group' needs norm.mean='group'"),
+        (dict(mean="batch", std="group"), "grpo.norm.std='group' needs grpo.norm.mean='group'"),
         (dict(mean="none", std="batch"), "both are about a mean"),
         (dict(mean="none", leave_one_out=True), "both are about a mean"),
     ],
@@ -164,7 +177,7 @@ def test_groups_of_equal_rewards_are_kept_or_left_out():
         assert len(found) == want and metrics["grpo/flat_groups"] == 0.5
         assert metrics["grpo/rows"] == want and metrics["grpo/loss_tokens"] == 3 * want
     assert not informative(flat, Rules()) and informative(live, Rules())
-    # under the mean of a batch equal rewards are a signal; left out, they are not in that mean either
+    # Under the mean of a batch equal rewards are a signal; left out, they are not in it either.
     norm = Norm(mean="batch")
     assert advantages([flat, live], Rules(norm, "keep"))[0] == [0.25, 0.25]
     assert advantages([flat, live], Rules(norm, "drop")) == [[None, None], [-0.5, 0.5]]

@@ -1,4 +1,5 @@
-"""Runs small enough for tests: a one-layer model with random weights, the small world, real verbs."""
+"""Runs small enough for tests: a one-layer model with random weights, the small world, real
+verbs."""
 
 import dataclasses
 import itertools
@@ -10,7 +11,6 @@ import sys
 import textwrap
 
 from jaxdeep.envs.toy import facts
-from jaxdeep.setup import sections as setup
 
 VOCABULARY = 400
 MODEL = {
@@ -36,12 +36,13 @@ def get_config():
         thinking="none", tools_in_prompt=False, remat="dots"))
     config.lora = ConfigDict(dict(rank=4, alpha=4.0))
     config.mesh = ConfigDict(dict(data=-1, model=1))
-    config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start="", seed=0))
     {rest}
     return config
 """
-ENV = """config.env = ConfigDict(dict(corpus="facts:dev", questions="facts:dev", k=1, system="Go.",
-        first=0, count=16, weights=dict(answer=1.0, format=0.0, retry=0.0)))"""
+ENV = """config.env = ConfigDict(dict(taskset="facts", corpus="dev", questions="dev", k=1, system="Go.",
+        first=0, count=16, rewards=dict(answer=1.0, format=0.0, retry=0.0)))"""
+TRAIN = "config.train = ConfigDict(dict(steps={steps}, save_every=2, keep=2, start='', seed=0))"
+START = "config.train = ConfigDict(dict(start='', seed=0))"
 OPTIM = "config.optim = ConfigDict(dict(lr=1e-3, warmup=2, steps=config.train.get_ref('steps')))"
 ROLLOUT = """config.rollout = ConfigDict(dict(slots=8, steps=8, limits=dict(max_turns=3, max_calls=2,
         turn_tokens=16, max_tokens=224, result_tokens=32, seconds=60.0)))"""
@@ -51,9 +52,9 @@ SFT = "config.sft = ConfigDict(dict(kl=dict(kind='k3', coef=0.0)))"
 GRPO = "config.grpo = ConfigDict(dict(prompts=4, group=4, tolerance=1e-4))"
 GUARD = "config.guard = ConfigDict(dict(action='warn', window=10, patience=3, flat=0.98))"
 PARTS = {
-    "sft": [ENV, OPTIM, BATCH, DATA, SFT],
-    "grpo": [ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
-    "eval": [ENV, ROLLOUT],
+    "sft": [TRAIN, ENV, OPTIM, BATCH, DATA, SFT],
+    "grpo": [TRAIN, ENV, OPTIM, BATCH, ROLLOUT, GRPO, GUARD],
+    "eval": [START, ENV, ROLLOUT],
 }
 
 
@@ -65,28 +66,55 @@ def config(folder: pathlib.Path, verb: str, steps: int = 4) -> str:
         (model / "config.json").write_text(json.dumps(MODEL))
         (model / "tokenizer.json").write_text(facts.tokenizer(VOCABULARY))
     path = folder / f"{verb}.py"
-    rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip()
-    path.write_text(CONFIG.format(model=str(model), steps=steps, rest=rest))
+    rest = textwrap.indent("\n".join(PARTS[verb]), "    ").strip().replace("{steps}", str(steps))
+    path.write_text(CONFIG.format(model=str(model), rest=rest))
     return str(path)
 
 
-def lucky(env):
+def with_luck(taskset, luck):
+    """The task set with one more reward. A random model is never right: luck decides alone."""
+    taskset.rewards = {**taskset.rewards, "luck": (1.0, luck)}
+    return taskset
+
+
+@dataclasses.dataclass(frozen=True)
+class Lucky(facts.Facts):
     """The same tasks, where the reward is luck."""
-    taskset = setup.taskset_of(dataclasses.replace(env, taskset=""))
-    taskset.rewards = {"luck": (1.0, lambda task, trajectory: trajectory.seed % 5)}
-    return taskset
+
+    def load(self):
+        return with_luck(super().load(), lambda task, trajectory: trajectory.seed % 5)
 
 
-def explosive(env):
-    """As `lucky`, but after three steps a judge loses its mind."""
-    taskset, judged = lucky(env), []
+@dataclasses.dataclass(frozen=True)
+class Explosive(facts.Facts):
+    """As `Lucky`, but after three steps a judge loses its mind."""
 
-    def luck(task, trajectory):
-        judged.append(task.id)
-        return trajectory.seed % 5 * (1.0 if len(judged) <= 3 * 16 else 2e37)
+    def load(self):
+        judged = []
 
-    taskset.rewards = {"luck": (1.0, luck)}
-    return taskset
+        def luck(task, trajectory):
+            judged.append(task.id)
+            return trajectory.seed % 5 * (1.0 if len(judged) <= 3 * 16 else 2e37)
+
+        return with_luck(super().load(), luck)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collapsing(facts.Facts):
+    """The same tasks, where the reward is luck and there is none from the `first_bad`-th to the
+    `last_bad`-th rollout: what a collapse looks like from outside, once."""
+
+    first_bad: int = 97
+    last_bad: int = 144
+
+    def load(self):
+        seen = itertools.count(1)
+
+        def luck(task, trajectory):
+            bad = self.first_bad <= next(seen) <= self.last_bad
+            return 0.0 if bad else 1.0 + trajectory.seed % 5
+
+        return with_luck(super().load(), luck)
 
 
 def command(*args: str) -> list[str]:
@@ -128,15 +156,3 @@ def start(*args: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def collapsing(env):
-    """The same tasks, where the reward is luck and there is none from the 97th to the 144th rollout:
-    what a collapse looks like from outside, once."""
-    taskset, seen = setup.taskset_of(dataclasses.replace(env, taskset="")), itertools.count(1)
-
-    def reward(task, trajectory):
-        return 0.0 if 97 <= next(seen) <= 144 else 1.0 + trajectory.seed % 5
-
-    taskset.rewards = {"luck": (1.0, reward)}
-    return taskset

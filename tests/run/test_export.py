@@ -14,7 +14,9 @@ from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.run import cli, sft
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup import weights
+from jaxdeep.setup.runs import SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 
@@ -41,19 +43,20 @@ def place(tmp_path_factory):
     return path
 
 
-def parts(path, *more):
-    return sft.parts(configs.load(str(path / "sft.py"), [*flags(path)[1:], *more]))
+def loaded(path, *more):
+    config = configs.load(str(path / "sft.py"), [*flags(path)[1:], *more])
+    return load_run(SftRun, config)
 
 
 def checkpoint_of(path, workdir, *more):
     """What a run of `sft` over the base leaves after its second step, and its spec."""
-    part = parts(path, *more)
-    spec, mesh = setup.spec_of(part["model"], part["lora"], part["optim"]), meshes.make_mesh()
+    run = loaded(path, *more)
+    spec, mesh = run.spec(), meshes.make_mesh()
     tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
     state = states.init(jax.random.key(0), spec, mesh, random(tree, 2))
     params = load.load(str(path / "base"), spec.model, mesh)
     saved = checkpoint.Checkpoints(
-        path / workdir, spec, base=setup.base_of(part["model"], spec, params)
+        path / workdir, spec, base=weights.base_of(run.model, spec, states.Frozen(params))
     )
     saved.save(2, state, {})
     saved.close()
@@ -102,14 +105,14 @@ def test_adapter_and_merged_weights_are_the_same_policy_elsewhere(place, capsys)
 
 
 def test_an_adapter_folder_is_a_start_like_the_run_it_came_from(place):
-    part = parts(place)
+    run = loaded(place)
     mesh = meshes.make_mesh()
 
     def effect(start, alpha):
-        adapter = dataclasses.replace(part["lora"], alpha=alpha)
-        spec = setup.spec_of(part["model"], adapter, part["optim"])
-        train = dataclasses.replace(part["train"], start=str(place / start))
-        _, state = setup.load_or_init(train, part["model"], spec, mesh)
+        adapter = dataclasses.replace(run.lora, alpha=alpha)
+        spec = weights.spec_of(run.model, adapter, run.optim)
+        train = dataclasses.replace(run.train, start=str(place / start))
+        _, state = weights.load_or_init(train, run.model, spec, mesh)
         assert (
             jax.tree.map(lambda x: x.sharding, state.trained)
             == states.shardings(spec, mesh).trained
@@ -134,13 +137,13 @@ def test_directions_that_could_not_learn_are_made_new():
     b[0, 1] = 0  # this one can: its other factor is not zero
     want = a.copy()
     want[1, :, 2] = fresh[1, :, 2]
-    np.testing.assert_array_equal(setup.reinit_dead_directions({"a": a, "b": b}, fresh), want)
+    np.testing.assert_array_equal(weights.reinit_dead_directions({"a": a, "b": b}, fresh), want)
 
 
 def test_a_run_of_all_weights_exports_what_it_left(place):
     spec, trained = checkpoint_of(place, "full", "--config.lora.rank=0")
     assert cli.main([*export(place, "full"), "--config.lora.rank=0", f"--to={place / 'all'}"]) == 0
-    chat = setup.chat_of(parts(place)["model"])
+    chat = weights.chat_of(loaded(place).model)
     for _ in range(2):  # a run that is continued writes its model again
         sft.export(place / "full" / "model", trained, spec, chat)
     for folder in (place / "all", place / "full" / "model"):

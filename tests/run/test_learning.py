@@ -10,7 +10,7 @@ from run import small
 
 @pytest.mark.slow
 def test_grpo_gains_ten_points_on_sft_in_mazes(tmp_path):
-    flags = ["--config=configs/maze.py", f"--workdir={tmp_path}"]
+    flags = ["--config=configs/toy/maze.py", f"--workdir={tmp_path}"]
     alone = os.environ | {"XLA_FLAGS": ""}  # not the suite's eight slow devices
     subprocess.run(small.command("quickstart", *flags), check=True, timeout=3600, env=alone)
     found = json.loads((tmp_path / "summary.json").read_text())

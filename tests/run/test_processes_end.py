@@ -1,6 +1,7 @@
-"""Several processes where one is killed, told to stop, fails or hangs, and what four train. Takes minutes."""
+"""Several processes of which one is killed, told to stop, fails or hangs, and what four train.
+Takes minutes."""
 
-import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from run import small
-from run.several import finish, start, told, verb, wait
+from run.several import finish, identities, running, start, start_verb, wait, wait_for_exits
 
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Env
@@ -22,7 +23,7 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.types import Message
 
 pytestmark = pytest.mark.slow
-LUCK = f"--config.env.taskset={small.__file__}:lucky"
+LUCK = f"--config.env.taskset={small.__file__}:Lucky"
 
 
 def place(workdir, index):
@@ -38,23 +39,13 @@ def steps(workdir, index=0):
     return [row["step"] for row in rows(workdir, index)]
 
 
-def kill(workdir, index, how):
-    """A signal to the process that holds the folder."""
-    os.kill(int((place(workdir, index) / ".lock").read_text()), how)
-
-
-@contextlib.contextmanager
-def running(runs):
-    """Processes of which none is left behind."""
-    try:
-        yield runs
-    finally:
-        for run in runs:
-            run.kill()
+def kill(workdir, index, number):
+    """Send a signal to the process that has locked the folder."""
+    os.kill(int((place(workdir, index) / ".lock").read_text()), number)
 
 
 def adapter(workdir, step):
-    """What a checkpoint trained, by name."""
+    """The trained arrays of a checkpoint, by name."""
     path = workdir / f"checkpoints/{step}/trained"
     with ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(path).item_metadata.tree
@@ -68,7 +59,7 @@ def test_several_train_the_adapter_that_one_does(tmp_path, what, count):
     config = small.config(tmp_path, what, steps=4)
     same = [what, f"--config={config}", *([LUCK, "--config.rollout.exact=True"] * (what == "grpo"))]
     for n in (1, count):
-        finish(verb(n, *same, f"--workdir={tmp_path / str(n)}"))
+        finish(start_verb(n, *same, f"--workdir={tmp_path / str(n)}"))
     one, many = (adapter(tmp_path / str(n), 4) for n in (1, count))
     assert one.keys() == many.keys()
     for name, x in one.items():
@@ -117,14 +108,14 @@ def reading(count, folder, name, *args, fails=0, wrong=None):
     (folder / "rows.jsonl").write_text("\n".join(lines))
     same = [f"--config={small.config(folder, 'sft', steps=4)}", f"--workdir={folder / name}"]
     same += [f"--config.data.source=jsonl:{folder / 'rows.jsonl'}", *args]
-    return [start(READS, str(fails), *same, several=each) for each in told(count)]
+    return [start(READS, str(fails), *same, identity=each) for each in identities(count)]
 
 
 def test_each_reads_its_share_of_the_batches_of_one(tmp_path):
     read = {}
     for count in (1, 2, 4):
-        said = finish(reading(count, tmp_path, str(count)))
-        read[count] = [int(text.split("read ")[1]) for text in said]
+        printed = finish(reading(count, tmp_path, str(count)))
+        read[count] = [int(text.split("read ")[1]) for text in printed]
     one = adapter(tmp_path / "1", 4)
     for count, most in ((2, 0.9), (4, 0.6)):
         assert max(read[count]) < most * read[1][0]
@@ -146,47 +137,17 @@ def test_each_reads_its_share_of_the_batches_of_one(tmp_path):
     assert rows(tmp_path / "4")[-1]["data/rows"] == rows(tmp_path / "1")[-1]["data/rows"]
 
 
-@pytest.mark.parametrize("how", [{"fails": 150}, {"wrong": 7}])
-def test_one_cannot_read_its_share_and_no_one_waits_for_it(tmp_path, how):
-    with running(reading(2, tmp_path, "run", "--config.train.steps=400", **how)) as runs:
-        wait(lambda: any(run.poll() is not None for run in runs), 600)
-        wait(lambda: all(run.poll() is not None for run in runs), 30)
-        first, second = (run.communicate()[1] for run in runs)
-    if "fails" in how:
+@pytest.mark.parametrize("fault", [{"fails": 150}, {"wrong": 7}])
+def test_one_cannot_read_its_share_and_no_one_waits_for_it(tmp_path, fault):
+    with running(reading(2, tmp_path, "run", "--config.train.steps=400", **fault)) as runs:
+        first, second = wait_for_exits(runs)
+    if "fails" in fault:
         assert [run.returncode for run in runs] == [1, 1]
         assert "error: process 1 of 2 failed (OSError: the disk is gone)" in first
         assert second.strip().endswith("OSError: the disk is gone")
     else:
         assert [run.returncode for run in runs] == [2, 2]
         assert all("rows.jsonl:8: " in text and "bad_rows=skip" in text for text in (first, second))
-
-
-# A process fails while a thread of it waits for a round in which nobody comes.
-WAITS = """
-import concurrent.futures, sys, time
-import jax
-from jaxdeep.parallel import hosts
-from jaxdeep.errors import DataError
-
-with hosts.joined():
-    if jax.process_index() == 0:
-        time.sleep(3600)
-    pool = concurrent.futures.ThreadPoolExecutor(1)
-    with hosts.Rounds("never") as circle:
-        pool.submit(circle, "here")
-        raise {"OSError": OSError, "DataError": DataError}[sys.argv[1]]("the disk is gone")
-"""
-
-
-@pytest.mark.parametrize("error", ["OSError", "DataError"])
-def test_a_thread_that_waits_for_the_others_does_not_keep_a_process_from_its_end(error):
-    with running([start(WAITS, error, several=each) for each in told(2)]) as runs:
-        wait(lambda: all(run.poll() is not None for run in runs), 60)
-        first, second = (run.communicate()[1] for run in runs)
-    status = 1 if error == "OSError" else 2
-    assert [run.returncode for run in runs] == [status, status], second
-    assert f"error: process 1 of 2 failed ({error}: the disk is gone)" in first
-    assert second.strip().endswith(f"{error}: the disk is gone")
 
 
 @pytest.mark.parametrize(
@@ -196,14 +157,13 @@ def test_one_is_killed_the_others_end_and_the_same_command_goes_on(tmp_path, wha
     workdir = tmp_path / "run"
     config = small.config(tmp_path, what, steps=400)
     same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
-    with running(verb(count, *same)) as runs:
-        wait(lambda: len(rows(workdir)) >= 5, 600)
+    with running(start_verb(count, *same)) as runs:
+        wait(lambda: len(rows(workdir)) >= 5)
         kill(workdir, victim, signal.SIGKILL)
         others = [run for index, run in enumerate(runs) if index != victim]
-        wait(lambda: all(run.poll() is not None for run in others), 60)
-        said = [run.communicate()[1] for run in others]
+        errors = wait_for_exits(others)
     assert all(run.returncode == 1 for run in others)
-    for text in said:
+    for text in errors:
         assert f"error: process {victim} of {count} is gone, or hangs" in text
         assert "The same command in all processes continues" in text
         assert "another task died" not in text
@@ -212,7 +172,7 @@ def test_one_is_killed_the_others_end_and_the_same_command_goes_on(tmp_path, wha
         int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()
     )
     assert before[-1] - kept <= 4
-    finish(verb(count, *same, f"--config.train.steps={kept + 3}"))
+    finish(start_verb(count, *same, f"--config.train.steps={kept + 3}"))
     for index in range(count):
         assert steps(workdir, index) == list(range(1, kept + 4))
 
@@ -222,14 +182,14 @@ def test_one_is_told_to_stop_and_all_save(tmp_path, what):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, what, steps=400)
     same = [what, f"--config={config}", f"--workdir={workdir}", *([LUCK] * (what == "grpo"))]
-    with running(verb(2, *same)) as runs:
-        wait(lambda: len(rows(workdir)) >= 3, 600)
+    with running(start_verb(2, *same)) as runs:
+        wait(lambda: len(rows(workdir)) >= 3)
         kill(workdir, 1, signal.SIGTERM)
-        said = finish(runs)
+        printed = finish(runs)
     done = steps(workdir)[-1]
-    assert all(f"terminated after step {done}, which is saved" in text for text in said)
+    assert all(f"terminated after step {done}, which is saved" in text for text in printed)
     assert (workdir / f"checkpoints/{done}").is_dir() and steps(workdir, 1) == steps(workdir)
-    finish(verb(2, *same, f"--config.train.steps={done + 2}"))
+    finish(start_verb(2, *same, f"--config.train.steps={done + 2}"))
     assert steps(workdir) == steps(workdir, 1) == list(range(1, done + 3))
 
 
@@ -237,39 +197,29 @@ def test_a_damaged_checkpoint_is_passed_over_by_both(tmp_path):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, "sft", steps=4)
     same = ["sft", f"--config={config}", f"--workdir={workdir}"]
-    finish(verb(2, *same))
+    finish(start_verb(2, *same))
     for path in (workdir / "checkpoints/4/trained").rglob("*"):
         if path.is_file() and not path.name.startswith("_"):
             path.write_bytes(b"spoiled")
-    with running(verb(2, *same, "--config.train.steps=6")) as runs:
-        said = [run.communicate(timeout=600)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], said
-    assert all("checkpoint 4 cannot be read" in text for text in said)
+    with running(start_verb(2, *same, "--config.train.steps=6")) as runs:
+        errors = wait_for_exits(runs)
+    assert [run.returncode for run in runs] == [0, 0], errors
+    assert all("checkpoint 4 cannot be read" in text for text in errors)
     assert (workdir / "checkpoints-torn/4").is_dir() and (workdir / "checkpoints/6").is_dir()
     assert steps(workdir) == steps(workdir, 1) == [1, 2, 3, 4, 5, 6]
-
-
-def collapsing(env):
-    """Luck, and in each of two processes no reward at all in the seventh and eighth step."""
-    taskset, seen = small.lucky(env), itertools.count(1)
-
-    def luck(task, trajectory):
-        return 0.0 if 49 <= next(seen) <= 64 else 1.0 + trajectory.seed % 5
-
-    taskset.rewards = {"luck": (1.0, luck)}
-    return taskset
 
 
 def test_the_guard_sets_both_back(tmp_path):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, "grpo", steps=12)
-    # of the two steps without reward it takes both
+    # it takes both of the two steps without reward to set the run back
     changes = ("action=rollback", "window=2", "patience=1", "reward_drop=0.6")
     changes += ("entropy_rise=0", "flat=0", "length=0")
     finish(
-        verb(
+        start_verb(
             *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
-            f"--config.env.taskset={__file__}:collapsing",
+            f"--config.env.taskset={small.__file__}:Collapsing",
+            *("--config.env.first_bad=49", "--config.env.last_bad=64"),
             *(f"--config.guard.{change}" for change in changes),
         )
     )
@@ -280,8 +230,11 @@ def test_the_guard_sets_both_back(tmp_path):
     assert steps(workdir) == steps(workdir, 1) == list(range(1, 13))
 
 
+HANGS = 20.0  # seconds until the tool is given up: many times what a step takes otherwise
+
+
 class Desk(Env):
-    """One tool, which the scripted part of the conversation calls at once."""
+    """One tool, which the environment calls itself before the conversation begins."""
 
     def __init__(self, dead):
         self.dead, self.tools = dead, [self.look]
@@ -290,52 +243,56 @@ class Desk(Env):
         result = await self.look.call({"where": "there"})
         return [Message("user", result.text)]
 
-    @tool(timeout=3.0)
+    @tool(timeout=HANGS)
     def look(self, where: Annotated[str, "place"]) -> str:
         """Look."""
         time.sleep(3600 if self.dead else 0)
         return "Nothing."
 
 
-def half_dead(env):
+@dataclasses.dataclass(frozen=True)
+class HalfDead(small.Lucky):
     """Tasks whose tool hangs in the second process, in its second step."""
-    taskset = small.lucky(env)
-    made = itertools.count()
-    taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
-    return taskset
+
+    def load(self):
+        taskset, made = super().load(), itertools.count()
+        taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
+        return taskset
 
 
 def test_a_tool_that_hangs_holds_up_no_one_beyond_its_time(tmp_path):
     workdir = tmp_path / "run"
     config = small.config(tmp_path, "grpo", steps=3)
     finish(
-        verb(
+        start_verb(
             *(2, "grpo", f"--config={config}", f"--workdir={workdir}"),
-            f"--config.env.taskset={__file__}:half_dead",
+            f"--config.env.taskset={__file__}:HalfDead",
         )
     )
     failed = [row["rollout/stop/failed"] for row in rows(workdir)]
     assert failed == [0.0, 0.5, 0.0]
     _, second, third = (row["time/rollout"] for row in rows(workdir))
-    assert second >= 3 and third < 3
+    assert second >= HANGS > third
     found = record.read(workdir / "rollouts/000002.jsonl")
-    assert all("look did not answer within 3 s" in t.failure for t in found if t.failure)
+    assert all(f"look did not answer within {HANGS:g} s" in t.failure for t in found if t.failure)
 
 
-def broken(env):
+@dataclasses.dataclass(frozen=True)
+class Broken(small.Lucky):
     """Tasks of which the second process has none that works."""
-    taskset = small.lucky(env)
-    if jax.process_index() == 1:
-        taskset.env = lambda task: 1 / 0
-    return taskset
+
+    def load(self):
+        taskset = super().load()
+        if jax.process_index() == 1:
+            taskset.env = lambda task: 1 / 0
+        return taskset
 
 
 def test_one_fails_and_the_others_say_so(tmp_path):
     config = small.config(tmp_path, "grpo", steps=3)
     words = ["grpo", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
-    with running(verb(2, *words, f"--config.env.taskset={__file__}:broken")) as runs:
-        wait(lambda: all(run.poll() is not None for run in runs), 600)
-        first, second = (run.communicate()[1] for run in runs)
+    with running(start_verb(2, *words, f"--config.env.taskset={__file__}:Broken")) as runs:
+        first, second = wait_for_exits(runs)
     assert [run.returncode for run in runs] == [1, 1]
     assert "error: process 1 of 2 failed (ZeroDivisionError" in first
     assert "Traceback" in second and second.strip().endswith("ZeroDivisionError: division by zero")

@@ -1,5 +1,5 @@
-"""The verbs on real input: traces, a mission report and its questions, the real tokenizer, and a model
-with Qwen3-0.6B's widths and vocabulary, cut to two layers and randomly initialised."""
+"""The verbs on real input: traces, a mission report and its questions, the real tokenizer, and a
+model with Qwen3-0.6B's widths and vocabulary, cut to two layers and randomly initialised."""
 
 import json
 import resource
@@ -43,7 +43,7 @@ def test_one_sft_step_on_research_traces(model, shared, tmp_path):
     workdir = tmp_path / "sft"
     peak = run(
         "sft",
-        "--config=configs/sft_search.py",
+        "--config=configs/search/sft.py",
         f"--config.data.source=jsonl:{shared('traces/webdancer.jsonl')}",
         "--config.batch.rows=1",
         "--config.batch.length=4096",
@@ -61,7 +61,7 @@ def test_two_grpo_steps_on_the_questions_of_a_report(model, shared, tmp_path):
     workdir = tmp_path / "grpo"
     peak = run(
         "grpo",
-        "--config=configs/grpo_search.py",
+        "--config=configs/search/grpo.py",
         f"--config.env.corpus={shared('apollo13/mission_report.md')}",
         f"--config.env.questions={shared('apollo13/rezero_questions.jsonl')}",
         "--config.grpo.prompts=2",

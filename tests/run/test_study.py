@@ -1,4 +1,5 @@
-"""The learning study: what a row changes, what is shared, and what the table says of runs that are there."""
+"""The learning study: what a row changes, what is shared, and what the table says of runs that are
+there."""
 
 import json
 import pathlib
@@ -9,8 +10,10 @@ import pytest
 from jaxdeep import config as configs
 from jaxdeep.agent import record
 from jaxdeep.eval import statistics
-from jaxdeep.run import eval as evaluate
-from jaxdeep.run import grpo, quickstart, sft
+from jaxdeep.rl import algorithms
+from jaxdeep.run import quickstart
+from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
+from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Stop, Task, Trajectory
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
@@ -78,16 +81,16 @@ def test_rows_of_one_adapter_shape_share_their_sft(tmp_path):
 @pytest.mark.parametrize("row", study.CHANGES)
 def test_every_row_is_a_configuration_that_the_verbs_take(row):
     config = study.configuration(row, 2)
-    assert sft.parts(config.sft)["train"].seed == 2
-    part = grpo.parts(config.grpo)
-    assert part["train"].seed == 2 and part["grpo"].eval_every == 0
+    assert load_run(SftRun, config.sft).train.seed == 2
+    run = load_run(GrpoRun, algorithms.expand(config.grpo))
+    assert run.train.seed == 2 and run.grpo.eval_every == 0
     name = row.split("/")[1]
-    assert part["grpo"].algorithm == (name if name in study.ALGORITHMS else "default")
+    assert run.grpo.algorithm == (name if name in study.ALGORITHMS else "default")
     start = quickstart.go_on(config, pathlib.Path("there"))
-    test = evaluate.parts(quickstart.test_config(config, start))
-    assert (start or test["model"].path) == ("there" if start else "there/model")
+    test = load_run(EvalRun, quickstart.test_config(config, start))
+    assert (start or test.model.path) == ("there" if start else "there/model")
     assert bool(start) == row.startswith("search")
-    assert test["env"].count >= 200 or test["env"].maze.number >= 200
+    assert test.env.count >= 200 or test.env.settings.number >= 200
 
 
 def test_a_change_of_the_command_line_goes_over_a_rows(tmp_path):

@@ -1,4 +1,5 @@
-"""The verbs as people run them: to the end, stopped and started again, and on input that is wrong."""
+"""The verbs as people run them: to the end, stopped and started again, and on input that is
+wrong."""
 
 import collections
 import gzip
@@ -18,7 +19,7 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.run import cli
 from jaxdeep.train import checkpoint
 
-OWN = f"{small.__file__}:lucky"  # rewards that differ inside every group: a random model is never right
+OWN = f"{small.__file__}:Lucky"  # rewards that differ inside every group: a random model is never right
 
 
 def steps(workdir):
@@ -27,7 +28,7 @@ def steps(workdir):
 
 def wait_for(workdir, step, process):
     """Until the metrics of a run have this step."""
-    path, end = workdir / "metrics.jsonl", time.monotonic() + 120
+    path, end = workdir / "metrics.jsonl", time.monotonic() + 900  # only where it hangs
     while time.monotonic() < end:
         if path.exists() and any(row["step"] >= step for row in read_metrics(path)):
             return
@@ -56,7 +57,8 @@ def ended_alike(parts, whole):
 
 
 def mixture(folder):
-    """Flags for rows of conversations, of a made-up world and of a book, and a loss on other rows."""
+    """Flags for rows of conversations, of a made-up world and of a book, and a loss on other
+    rows."""
     talks = [
         [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "so " * i}]
         for i in range(50)
@@ -186,11 +188,11 @@ WRONG = {
     "an empty corpus": ("grpo", ["--config.env.corpus={tmp}/empty"], "empty"),
     "an unknown algorithm": ("grpo", ["--config.grpo.algorithm=dr-grpo"], '"dr_grpo"'),
     "an unknown objective": ("grpo", ["--config.grpo.objective=ppo"], "'clip', 'gspo', 'cispo'"),
-    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl coef=-1.0"),
+    "a coefficient below 0": ("grpo", ["--config.grpo.kl.coef=-1.0"], "kl.coef=-1.0"),
     "kl to what is trained": (
         "grpo",
         ["--config.grpo.algorithm=grpo", "--config.lora.rank=0"],
-        "kl coef=0.04",
+        "kl.coef=0.04",
     ),
     "ahead and several passes, nothing corrected": (
         "grpo",
@@ -212,8 +214,20 @@ WRONG = {
         ["--config.grpo.curriculum.low=0.9", "--config.grpo.curriculum.high=0.5"],
         "curriculum.low=0.9",
     ),
-    "a missing corpus": ("grpo", ["--config.env.corpus={tmp}/nowhere"], "nowhere"),
-    "no answer": ("grpo", ["--config.env.questions={tmp}/bad.jsonl"], "bad.jsonl:2"),
+    "a missing corpus": (
+        "grpo",
+        [
+            "--config.env.taskset=search",
+            "--config.env.questions={tmp}/good.jsonl",
+            "--config.env.corpus={tmp}/nowhere",
+        ],
+        "there is no corpus at {tmp}/nowhere",
+    ),
+    "no answer": (
+        "grpo",
+        ["--config.env.taskset=search", "--config.env.questions={tmp}/bad.jsonl"],
+        "bad.jsonl:2",
+    ),
     "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
     "a typo": ("grpo", ["--config.grpo.promps=1"], '"prompts"'),
     "a typo in a section": ("grpo", ["--config.gpro.group=4"], "grpo.group"),
@@ -229,7 +243,7 @@ WRONG = {
     "a width that does not divide": ("sft", ["--config.batch.rows=3"], "3 rows"),
     "a batch that does not divide": ("grpo", ["--config.batch.rows=3"], "3 rows"),
     "a source without its number": ("sft", ["--config.data.source=demos:"], "demos:0"),
-    "a bad split": ("grpo", ["--config.env.questions=facts:all-of-it"], "facts:train"),
+    "a bad split": ("grpo", ["--config.env.questions=all-of-it"], "none of 'train', 'dev'"),
     "a taskset that is not there": (
         "grpo",
         ["--config.env.taskset={tmp}/no.py:mine"],
@@ -246,6 +260,7 @@ def test_wrong_input_is_named_without_a_traceback(name, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     rows = [{"question": "Who?", "answer": "I"}, {"question": "Why?", "answer": ""}]
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "good.jsonl").write_text(json.dumps(rows[0]))
     flags = [flag.format(tmp=tmp_path) for flag in flags]
     config = small.config(tmp_path, verb)
     status = cli.main([verb, f"--config={config}", f"--workdir={tmp_path / 'run'}", *flags])
@@ -307,7 +322,7 @@ def test_metrics_say_what_happened(tmp_path):
 def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):
     config, workdir = small.config(tmp_path, "grpo", steps=16), tmp_path / "run"
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.train.keep=4"]
-    flags += [f"--config.env.taskset={small.__file__}:collapsing"]
+    flags += [f"--config.env.taskset={small.__file__}:Collapsing"]
     guard = {"action": "rollback", "window": 2, "patience": 2, "flat": 0.0}
     guarded = [f"--config.guard.{name}={value}" for name, value in guard.items()]
     assert cli.main(["grpo", *flags, *guarded]) == 0

@@ -1,5 +1,5 @@
-"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and on a
-mesh."""
+"""The engine against the trainer's forward pass, against itself in a crowd and under pressure, and
+on a mesh."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from jaxdeep.model.config import Config
 from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.sample.engine import Engine, EngineConfig
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import SHIPPED
 from jaxdeep.types import Sampling
 
 NEVER = Sampling(1.0)
@@ -38,6 +38,16 @@ def running(mesh=None, adapter=None, **sizes):
         yield engine
     finally:
         engine.close()
+
+
+def logps(tokens, *adapters):
+    """By one plain forward pass with the sum of these adapters, [T]."""
+    return tiny.logps(tokens, adapters or None)
+
+
+def times(adapter, weight):
+    """The adapter with smaller or larger factors."""
+    return adapter.replace(factors=jax.tree.map(lambda x: x * weight, adapter.factors))
 
 
 def prompts(n, low=3, high=40, seed=0):
@@ -68,12 +78,12 @@ def test_log_probabilities_are_the_trainers_over_twenty_turns():
 
         tokens, known = asyncio.run(talk())
         stats = engine.metrics()
-    want = tiny.logps(tokens, tiny.scaled_adapter())
+    want = logps(tokens, tiny.scaled_adapter())
     assert len(known) == 120
     np.testing.assert_allclose(
         [want[at] for at, _ in known], [logp for _, logp in known], atol=1e-5
     )
-    assert np.abs(want - tiny.logps(tokens, None)).max() > 0.1  # the adapter was in it
+    assert np.abs(want - logps(tokens)).max() > 0.1  # the adapter was in it
     # each turn computed its own 9 new tokens and the last sampled one, never the history
     assert stats["prefilled"] == len(prompts(1)[0]) + 19 * 10
     assert stats["pages"] == stats["rows"] == stats["waiting"] == 0
@@ -107,7 +117,7 @@ def test_a_group_computes_its_prompt_once():
         assert engine.metrics()["prefilled"] == 40 + 16 * 4
     assert again.tokens == said[3].tokens
     for c in said:
-        np.testing.assert_allclose(c.logps, tiny.logps(prompt + c.tokens, None)[40:], atol=1e-5)
+        np.testing.assert_allclose(c.logps, logps(prompt + c.tokens)[40:], atol=1e-5)
 
 
 def test_more_requests_than_rows_are_all_served():
@@ -128,7 +138,7 @@ def test_temperature_zero_takes_the_most_likely_and_seeds_matter_above_it():
         warm = run(*(engine(prompt, seed=s, max_new=8, sampling=NEVER) for s in range(3)))
     assert len({tuple(c.tokens) for c in cold}) == 1 and len({tuple(c.tokens) for c in warm}) == 3
     np.testing.assert_allclose(  # of the policy at temperature 1, whatever the draw was
-        cold[0].logps, tiny.logps(prompt + cold[0].tokens, None)[len(prompt) :], atol=1e-5
+        cold[0].logps, logps(prompt + cold[0].tokens)[len(prompt) :], atol=1e-5
     )
 
 
@@ -138,7 +148,7 @@ def test_draws_follow_the_distribution():
     with running(slots=64, length=64) as engine:
         said = run(*(engine(prompt, seed=s, max_new=1, sampling=NEVER) for s in range(draws)))
     counts = np.bincount([c.tokens[0] for c in said], minlength=tiny.CFG.V)
-    every = np.array([tiny.logps([*prompt, v], None)[-1] for v in range(tiny.CFG.V)])
+    every = np.array([logps([*prompt, v])[-1] for v in range(tiny.CFG.V)])
     expected = draws * np.exp(every)
     assert abs(np.exp(every).sum() - 1) < 1e-3
     # chi-square over 95 degrees of freedom: mean 95, standard deviation 13.8
@@ -194,7 +204,7 @@ def test_what_is_cut_off_is_never_drawn_and_the_rest_as_likely_as_it_says(how):
             *(engine(prompt, seed=s, max_new=1, sampling=sampling) for s in range(draws)),
             *(engine(prompt, seed=s, max_new=1, sampling=NEVER) for s in range(20)),
         )[:draws]
-    logp = np.array([tiny.logps([*prompt, v], None)[-1] for v in range(tiny.CFG.V)])
+    logp = np.array([logps([*prompt, v])[-1] for v in range(tiny.CFG.V)])
     p = np.exp(logp / sampling.temperature)
     p /= p.sum()
     order = np.argsort(-p)
@@ -218,10 +228,10 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
     prompt = prompts(1, 30, 31)[0]
 
     def check(said, adapter):
-        want = tiny.logps(prompt + said.tokens, adapter)[len(prompt) :]
+        want = logps(prompt + said.tokens, *filter(None, [adapter]))[len(prompt) :]
         np.testing.assert_allclose(said.logps, want, atol=1e-5)
 
-    half = lora.Adapter(jax.tree.map(lambda x: x / 2, tiny.adapter()), tiny.SCALE)
+    half = times(tiny.scaled_adapter(), 0.5)
     with running(adapters=3) as engine:
 
         def say(name, n=4):
@@ -298,16 +308,15 @@ def test_requests_in_flight_keep_the_adapter_they_began_with():
         early = asyncio.ensure_future(engine(prompt, seed=0, max_new=60, sampling=NEVER))
         while not engine.metrics()["sampled"]:
             await asyncio.sleep(0.001)
-        half = jax.tree.map(lambda x: x / 2, tiny.adapter())
-        engine.set_adapter(lora.Adapter(half, tiny.SCALE))
-        with pytest.raises(RuntimeError, match=r"engine\.adapters=2"):
+        engine.set_adapter(times(tiny.scaled_adapter(), 0.5))
+        with pytest.raises(RuntimeError, match=r"EngineConfig\.adapters=2"):
             engine.set_adapter(tiny.scaled_adapter(), "another")
         late = await engine(prompt, seed=0, max_new=4, sampling=NEVER)
         return await early, late
 
     with running(adapter=tiny.scaled_adapter(), adapters=2) as engine:
         early, late = asyncio.run(main(engine))
-    want = tiny.logps(prompt + early.tokens, tiny.scaled_adapter())[len(prompt) :]
+    want = logps(prompt + early.tokens, tiny.scaled_adapter())[len(prompt) :]
     np.testing.assert_allclose(early.logps, want, atol=1e-5)
     assert early.tokens[:4] != late.tokens
 
@@ -394,10 +403,15 @@ def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="slots=6"):
         Engine(tiny.params(), tiny.CFG, meshes.make_mesh(), EngineConfig(slots=6, length=64))
     with pytest.raises(ConfigError, match="holds 0 pages"):
-        Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(8, 64, cache_gb=1e-9))
-    with pytest.raises(ConfigError, match="chunk=24 must be tiles"):
+        Engine(
+            tiny.params(),
+            tiny.CFG,
+            tiny.one_device(),
+            EngineConfig(slots=8, length=64, cache_gb=1e-9),
+        )
+    with pytest.raises(ConfigError, match=r"rollout\.chunk=24 must be a multiple of 16"):
         EngineConfig(slots=8, length=64, chunk=24)
-    with pytest.raises(ConfigError, match=r"engine\.tile must be positive, got 0"):
+    with pytest.raises(ConfigError, match=r"EngineConfig\.tile must be positive, got 0"):
         EngineConfig(slots=8, length=64, tile=0)
     with pytest.raises(ConfigError, match="length=1024"):
         Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(slots=8, length=1024))
@@ -410,8 +424,7 @@ NAMES = ("", "one", "two")
 
 def versions():
     """What the names stand for in turn: adapters that are far from each other."""
-    every = [jax.tree.map(lambda x, k=k: x * (1 - 0.3 * k), tiny.adapter()) for k in range(5)]
-    return [lora.Adapter(factors, tiny.SCALE) for factors in every]
+    return [times(tiny.scaled_adapter(), 1 - 0.3 * k) for k in range(5)]
 
 
 def random_request(rng, stems):
@@ -430,7 +443,8 @@ def random_request(rng, stems):
 
 class Soak:
     """Random requests to an engine with hardly any pages, some cancelled, while the names get other
-    adapters; then the same, each to the version it was asked of, to an engine with time and room."""
+    adapters; then the same, each to the version it was asked of, to an engine with time and
+    room."""
 
     def __init__(self, requests, seed):
         self.rng = random.Random(seed)
@@ -487,7 +501,7 @@ class Soak:
             for name, version in held.items():
                 engine.set_adapter(self.versions[version], name)
             said = asyncio.run(self.crowd(engine, ask))
-            counts, pools = engine.metrics(), engine._pools
+            counts, pools = engine.metrics(), engine._scheduler.pools
             held = {"", *held}
         assert counts["pages"] == counts["rows"] == counts["waiting"] == 0
         assert all(pool.used == 0 and pool.available == pool.count for pool in pools)
@@ -511,19 +525,23 @@ def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(reques
     # two scores that are equal but for rounding: rare, and then still what the policy says
     assert len(other) <= requests / 1000
     for prompt, _, _, of, said, _ in [*other, *every[:50]]:
-        logps = tiny.logps(prompt + said.tokens, None if of is None else soak.versions[of])
-        np.testing.assert_allclose(said.logps, logps[len(prompt) :], atol=1e-5)
+        adapters = [] if of is None else [soak.versions[of]]
+        want = logps(prompt + said.tokens, *adapters)[len(prompt) :]
+        np.testing.assert_allclose(said.logps, want, atol=1e-5)
 
 
 def test_an_exact_engine_repeats_itself_to_the_last_bit_whatever_the_time():
-    """With the base that comes with the package: its matmuls are large enough for kernels to differ."""
-    cfg = Config.from_hf(setup.TINY, dtype="float32")
-    params = load.load(str(setup.TINY), cfg, tiny.one_device())
+    """With the base that comes with the package: its matmuls are large enough for kernels to
+    differ."""
+    cfg = Config.from_hf(SHIPPED["tiny"], dtype="float32")
+    params = load.load(str(SHIPPED["tiny"]), cfg, tiny.one_device())
     rng = np.random.default_rng(0)
     known = rng.integers(10, cfg.V, (6, 150)).tolist()
 
     def talks(pause):
-        engine = Engine(params, cfg, tiny.one_device(), EngineConfig(64, 256, exact=True))
+        engine = Engine(
+            params, cfg, tiny.one_device(), EngineConfig(slots=64, length=256, exact=True)
+        )
 
         async def talk(i):
             tokens, said = known[i // 4], []

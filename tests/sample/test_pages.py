@@ -68,8 +68,8 @@ def test_a_policy_that_is_forgotten_leaves_nothing_behind():
 
 
 def test_no_page_is_two_things_at_once():
-    """Random sequences that come, grow, end and are dropped: a page in use always holds what was last
-    written to it by whoever shares it, and none is lost."""
+    """Random sequences that come, grow, end and are dropped: a page in use always holds what was
+    last written to it by whoever shares it, and none is lost."""
     for seed in range(30):
         rng = random.Random(seed)
         pool, size = Pool(24, 4), 4
@@ -123,7 +123,7 @@ def test_no_page_is_two_things_at_once():
     [(64, 240, 16), (64, 32_768, 16), (4, 131_072, 32), (256, 32_768, 64)],
 )
 def test_a_page_is_as_small_as_the_table_of_a_call_allows(slots, length, page):
-    engine = sizes.EngineConfig(slots, length, chunk=512)
+    engine = sizes.EngineConfig(slots=slots, length=length, chunk=512)
     assert engine.page == page
-    assert 4 * engine.table * max(slots, engine.tiles) < sizes.TABLE < 2**20
-    assert page == 16 or 8 * engine.table * max(slots, engine.tiles) > sizes.TABLE
+    assert 4 * engine.table * max(slots, engine.tiles) < sizes.TABLE_BYTES < 2**20
+    assert page == 16 or 8 * engine.table * max(slots, engine.tiles) > sizes.TABLE_BYTES

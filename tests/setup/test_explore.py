@@ -1,5 +1,5 @@
-"""Which tasks a run draws, and rollouts that begin before their step: how old their policy may be, what a
-run that goes on draws, how they end."""
+"""Which tasks a run draws, and rollouts that begin before their step: how old their policy may be,
+what a run that goes on draws, how they end."""
 
 import asyncio
 import collections
@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+import types
 
 import pytest
 from ml_collections import ConfigDict
@@ -16,12 +17,12 @@ from jaxdeep import config as configs
 from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.rl import algorithms
 from jaxdeep.setup import explore
-from jaxdeep.setup import sections as setup
+from jaxdeep.setup.sections import RolloutConfig, TrainConfig
 from jaxdeep.signals import Termination
 from jaxdeep.types import Message, Task
 
@@ -65,7 +66,8 @@ class Tasks:
 
 
 class Policy:
-    """Says "done" in any conversation. `version` is the test's to count; `wait` is set while it may go on."""
+    """Says "done" in any conversation. `version` is the test's to count; `wait` is set while it may
+    go on."""
 
     def __init__(self, chat):
         self.script, self.chat, self.version = None, chat, 0
@@ -84,18 +86,18 @@ class Policy:
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
+    return Qwen3Chat(Tokenizer(facts.tokenizer(small.VOCABULARY)), "none")
 
 
 @contextlib.contextmanager
 def exploring(chat, *, done=0, last=1000, position=None, seed=0, **settings):
     config = ConfigDict(dict(grpo=dict(prompts=4, group=4, tolerance=1e-4) | settings))
-    part = {
-        "grpo": configs.build(algorithms.GrpoConfig, algorithms.expand(config).grpo, "grpo"),
-        "train": setup.TrainConfig(steps=last, seed=seed),
-        "rollout": setup.RolloutConfig(LIMITS, slots=8),
-    }
-    explorer = explore.Explorer(Tasks(), Policy(chat), chat, part, done, position)
+    run = types.SimpleNamespace(
+        grpo=configs.build(algorithms.GrpoConfig, algorithms.expand(config).grpo, "grpo"),
+        train=TrainConfig(steps=last, seed=seed),
+        rollout=RolloutConfig(limits=LIMITS, slots=8),
+    )
+    explorer = explore.Explorer(Tasks(), Policy(chat), chat, run, done, position)
     try:
         yield explorer
     finally:

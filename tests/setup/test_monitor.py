@@ -1,4 +1,5 @@
-"""What a run says of itself: where its time goes, how much of the devices it uses, a profiler window."""
+"""What a run says of itself: where its time goes, how much of the devices it uses, a profiler
+window."""
 
 import types
 
@@ -9,8 +10,6 @@ import pytest
 from jaxdeep.errors import ConfigError
 from jaxdeep.metrics import read_metrics
 from jaxdeep.setup import monitor
-
-PART = {"log": None, "profile": None}
 
 
 def mesh(kind="cpu", count=2):
@@ -29,8 +28,8 @@ def test_where_time_goes_is_one_line():
 
 
 def test_it_is_said_every_so_often_and_at_the_end(tmp_path, capsys):
-    part = PART | {"log": monitor.LogConfig(every=2)}
-    with monitor.Monitor(tmp_path, step=3, mesh=mesh(), part=part) as metrics:
+    settings = monitor.LogConfig(every=2)
+    with monitor.Monitor(tmp_path, step=3, mesh=mesh(), settings=settings) as metrics:
         for step in range(4, 9):
             metrics.write(step, {"time/train": 1e-9})
     said = capsys.readouterr().err.splitlines()
@@ -45,7 +44,7 @@ def test_it_is_said_every_so_often_and_at_the_end(tmp_path, capsys):
 def test_use_of_the_devices_is_counted_where_their_peak_is_known(tmp_path):
     row = {"train/flops": 989.4e12, "time/train": 4.0}
     for name, kind in (("gpu", "NVIDIA H100 80GB HBM3"), ("cpu", "cpu")):
-        with monitor.Monitor(tmp_path / name, step=0, mesh=mesh(kind), part=PART) as metrics:
+        with monitor.Monitor(tmp_path / name, step=0, mesh=mesh(kind)) as metrics:
             metrics.write(1, row)
             metrics.write(2, {"reward/mean": 1.0})  # a step that trained on nothing
     first, second = read_metrics(tmp_path / "gpu" / "metrics.jsonl")
@@ -67,8 +66,8 @@ def test_the_profiler_watches_its_window(steps, done, watched, tmp_path, monkeyp
 
     monkeypatch.setattr(jax.profiler, "start_trace", start)
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: on.__setitem__(0, False))
-    part = PART | {"profile": monitor.ProfileConfig(steps)}
-    with monitor.Monitor(tmp_path, step=done, mesh=mesh(), part=part) as metrics:
+    profile = monitor.ProfileConfig(steps)
+    with monitor.Monitor(tmp_path, step=done, mesh=mesh(), profile=profile) as metrics:
         for step in range(done + 1, 6):
             seen += [step] * on[0]
             metrics.write(step, {})

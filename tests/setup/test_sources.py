@@ -9,14 +9,15 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy.facts import ASSETS
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.metrics import read_metrics
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Kl
-from jaxdeep.run import cli, sft
+from jaxdeep.run import cli
+from jaxdeep.setup import runs
 from jaxdeep.setup import sources as rows
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]}
@@ -27,7 +28,7 @@ BROKEN = {"messages": [{"role": "robot", "content": "a"}]}
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(ASSETS / "tiny"), "none")
+    return Qwen3Chat(Tokenizer.load(ASSETS / "tiny"), "none")
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_sources_are_named_by_key_by_name_or_by_file(talks):
         ("tfds:a/b:1.0.0:train:x", "too many parts"),
         ("tfds:no_such_set:train", r"no_such_set.*array_record"),
         ("reading:x", "needs a number"),
-        ("demos:0", "needs the section env"),
+        ("demos:0", "needs env.taskset=facts"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused(chat, source, says):
@@ -112,19 +113,19 @@ def test_the_shipped_configuration_takes_what_it_advertises():
         "--config.data.source=",
         "--config.data.sources={'web': {'source': 'jsonl:a.jsonl', 'weight': 2}}",
     ]
-    section = configs.load("configs/sft_search.py", flags).data
+    section = configs.load("configs/search/sft.py", flags).data
     found = configs.build(rows.DataConfig, section, "data")
     assert found.learn.spans == {"think": 0.0} and found.learn.roles == ("assistant", "tool")
     assert found.eval == rows.EvalConfig(rows=64, every=50)
     assert found.named == {"web": rows.SourceConfig("jsonl:a.jsonl", weight=2.0)}
-    plain = configs.build(rows.DataConfig, configs.load("configs/sft_search.py").data, "data")
+    plain = configs.build(rows.DataConfig, configs.load("configs/search/sft.py").data, "data")
     assert plain == rows.DataConfig(source="jsonl:traces.jsonl")
 
 
 def test_a_kl_that_only_lowers_the_learning_rate_is_refused():
     with pytest.raises(ConfigError, match="use k2 or k3"):
-        sft.SftConfig(Kl("k1", 0.1))
-    assert sft.SftConfig(Kl("k1", 0.0))
+        runs.SftConfig(Kl("k1", 0.1))
+    assert runs.SftConfig(Kl("k1", 0.0))
 
 
 def run(tmp_path, *flags, steps=3):

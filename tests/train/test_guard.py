@@ -1,4 +1,4 @@
-"""Collapse: every sign is seen, noise is not, and a run that goes on sees the same."""
+"""Collapse: every sign raises an alarm, noise raises none, and a resumed run raises the same."""
 
 import dataclasses
 import random
@@ -6,7 +6,7 @@ import random
 import pytest
 
 from jaxdeep.errors import ConfigError, DivergedError
-from jaxdeep.train.guard import SIGNS, Guard, GuardConfig, keep, set_back
+from jaxdeep.train.guard import SIGNS, Guard, GuardConfig, checkpoints_to_keep, roll_back
 
 FINE = {
     "reward/mean": 0.6,
@@ -19,7 +19,7 @@ FINE = {
     "rollout/sampled_tokens": 200.0,
     "grpo/flat_groups": 0.4,
 }
-# where each goes within 30 steps; what search agents trained by GRPO are reported to do
+# what each sign becomes within 30 steps, as reported of search agents trained by GRPO
 COLLAPSED = {
     "reward_drop": 0.05,
     "mismatch": 0.4,
@@ -35,7 +35,7 @@ COLLAPSED = {
 
 
 def run(steps=120, seed=0, sign="", at=60):
-    """Rows of a noisy run in which one sign goes to where it goes in a collapse, within 30 steps."""
+    """Rows of a noisy run; from step `at` one sign moves to its collapsed value within 30 steps."""
     rng = random.Random(seed)
     for step in range(1, steps + 1):
         row = {name: value * rng.uniform(0.7, 1.3) for name, value in FINE.items()}
@@ -47,23 +47,24 @@ def run(steps=120, seed=0, sign="", at=60):
 
 
 class Saved:
-    """Checkpoints of some steps."""
+    """A double of the checkpoints of some steps."""
 
     def __init__(self, *steps):
-        self.held = list(steps)
+        self.kept = list(steps)
 
     def wait(self):
         pass
 
     def steps(self):
-        return self.held
+        return self.kept
 
     def drop_after(self, step):
-        self.held = [at for at in self.held if at <= step]
+        self.kept = [s for s in self.kept if s <= step]
 
 
 def collapse(folder, at, *kept, **given):
-    """Act on the collapse of a run that saves every 10 steps and keeps these."""
+    """Act on a collapse after step `at` in a run that saves every 10 steps and kept these. Returns
+    whether the run was set back and the checkpoints it has then."""
     guard = Guard(GuardConfig(action="rollback", window=10, patience=3, **given))
     for name in ("rollouts/000041.jsonl", "gaps/000041.npy", "metrics.jsonl"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -72,8 +73,8 @@ def collapse(folder, at, *kept, **given):
     for step in range(1, 200):
         alarms = guard.see({"step": step} | FINE | {"train/kl": 9.0 if step > at else 0.05})
         if alarms:
-            return set_back(folder, saved, guard, step, alarms, 10), saved.held
-    raise AssertionError("nothing was seen")
+            return roll_back(folder, saved, guard, step, alarms, 10), saved.kept
+    raise AssertionError("no alarm was raised")
 
 
 def test_a_run_is_set_back_to_before_the_windows_of_its_collapse(tmp_path):
@@ -92,19 +93,19 @@ def test_a_checkpoint_from_within_the_collapse_is_none_from_before(tmp_path):
 
 def test_enough_checkpoints_are_kept_to_be_set_back():
     config = GuardConfig(action="rollback", window=20, patience=5)
-    assert [keep(config, every) for every in (1, 5, 10, 100)] == [26, 6, 4, 2]
-    assert keep(GuardConfig(action="warn"), 5) == keep(None, 5) == 1
+    assert [checkpoints_to_keep(config, every) for every in (1, 5, 10, 100)] == [26, 6, 4, 2]
+    assert checkpoints_to_keep(GuardConfig(action="warn"), 5) == checkpoints_to_keep(None, 5) == 1
 
 
 @pytest.mark.parametrize("sign", SIGNS)
 def test_each_sign_is_raised_soon_and_names_itself(sign):
     guard = Guard(GuardConfig())
     for row in run(sign=sign):
-        if said := guard.see(row):
+        if alarms := guard.see(row):
             break
     assert 60 < row["step"] <= 110
-    assert len(said) == 1 and SIGNS[sign][0] in said[0] and f"guard.{sign}=" in said[0]
-    assert 40 <= guard.before <= row["step"] - 10
+    assert len(alarms) == 1 and SIGNS[sign][0] in alarms[0] and f"guard.{sign}=" in alarms[0]
+    assert 40 <= guard.safe_step <= row["step"] - 10
     silent = Guard(dataclasses.replace(GuardConfig(), **{sign: 0.0}))
     assert not any(silent.see(row) for row in run(sign=sign))
 
@@ -113,7 +114,7 @@ def test_each_sign_is_raised_soon_and_names_itself(sign):
 def test_noise_raises_nothing(seed):
     guard = Guard(GuardConfig())
     assert not any(guard.see(row) for row in run(seed=seed))
-    assert guard.before == 110
+    assert guard.safe_step == 110
 
 
 def test_a_run_that_goes_on_sees_what_one_that_never_stopped_does():
@@ -124,7 +125,7 @@ def test_a_run_that_goes_on_sees_what_one_that_never_stopped_does():
     for cut in (5, 61, 75, 100):
         again = Guard(GuardConfig(), rows[:cut])
         assert [again.see(row) for row in rows[cut:]] == want[cut:]
-        assert again.before == whole.before
+        assert again.safe_step == whole.safe_step
 
 
 def test_what_is_not_measured_or_not_finite_is_left_out():

@@ -25,17 +25,19 @@ OBJECTIVES = {
     "no clip": Objective(clip=Clip(None, None)),
     "clip by sequence": Objective(clip=CLIP, aggregate="sequence"),
     "constant": Objective(clip=CLIP, aggregate="constant", length=17),
-    "gspo": Objective("gspo", Clip(0.15, 0.2), "sequence"),
-    "gspo by token": Objective("gspo", Clip(0.15, 0.2, dual=1.25)),
-    "cispo": Objective("cispo", Clip(None, 0.3)),
-    "cispo by sequence": Objective("cispo", Clip(0.3, 0.5), "sequence"),
-    "binary_tv": Objective("binary_tv", Clip(0.05, 0.07)),
-    "binary_tv, dual": Objective("binary_tv", Clip(0.05, 0.07, dual=1.3), "sequence"),
+    "gspo": Objective("gspo", clip=Clip(0.15, 0.2), aggregate="sequence"),
+    "gspo by token": Objective("gspo", clip=Clip(0.15, 0.2, dual=1.25)),
+    "cispo": Objective("cispo", clip=Clip(None, 0.3)),
+    "cispo by sequence": Objective("cispo", clip=Clip(0.3, 0.5), aggregate="sequence"),
+    "binary_tv": Objective("binary_tv", clip=Clip(0.05, 0.07)),
+    "binary_tv, dual": Objective(
+        "binary_tv", clip=Clip(0.05, 0.07, dual=1.3), aggregate="sequence"
+    ),
     "k1": Objective(kl=Kl("k1", 0.3)),
     "k2": Objective(kl=Kl("k2", 0.3), aggregate="sequence"),
     "k3": Objective(kl=Kl("k3", 0.3)),
     "truncate": Objective(correction=Correction("truncate", high=1.2)),
-    "mask": Objective("gspo", Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
+    "mask": Objective("gspo", clip=Clip(0.1, 0.1), correction=Correction("mask", 0.7, 1.5)),
     "entropy": Objective(entropy=0.3),
 }
 OWN = {  # the ratio is against the trainer's own log-probabilities of before
@@ -54,8 +56,8 @@ def value_and_grad(logp_BT, entropy_BT, batch, before, *, objective):
 
 
 def example(seed, case="clip", *, B=3, T=40, n=9):
-    """A packed batch, and what a model might give: log-probabilities off the sampler's, entropies; and
-    log-probabilities of before the step."""
+    """A packed batch with random log-probabilities near the sampler's, entropies, and reference
+    log-probabilities from before the step."""
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(n):
@@ -88,8 +90,8 @@ def sequences(*arrays, batch):
 
 
 def reference(logp_BT, entropy_BT, batch, before, objective, held_BT=None):
-    """The loss divided by its count, and sums of metrics, sequence by sequence. `held_BT` stands where
-    a log-probability carries no gradient."""
+    """The loss divided by its denominator, and summed metrics, sequence by sequence. `held_BT`
+    stands in for log-probabilities under a stop_gradient."""
     held_BT = logp_BT if held_BT is None else held_BT
     own_BT = before.old_BT
     if objective.kind == "binary_tv" or (own_BT is None and objective.correction.kind == "none"):
@@ -183,7 +185,9 @@ def test_value_and_metrics_equal_numpy(case):
             logp_BT, entropy_BT, batch, before, objective=objective
         )
         value, want = reference(logp_BT, entropy_BT, batch, before, objective)
-        assert total / losses.count([batch], objective) == pytest.approx(value, rel=1e-5, abs=1e-5)
+        assert total / losses.denominator([batch], objective) == pytest.approx(
+            value, rel=1e-5, abs=1e-5
+        )
         assert set(metrics["sum"]) | set(metrics["max"]) == set(want)
         for name, x in (metrics["sum"] | metrics["max"]).items():
             assert x == pytest.approx(want[name], rel=1e-5, abs=1e-4), name
@@ -225,7 +229,7 @@ def test_the_gradient_equals_finite_differences(case):
                 for sign in (1, -1)
             )
             want_BT[tuple(place)] = (up - down) / (2 * eps)
-        found_BT = np.asarray(grad_BT) / losses.count([batch], objective)
+        found_BT = np.asarray(grad_BT) / losses.denominator([batch], objective)
         np.testing.assert_allclose(found_BT, want_BT, rtol=1e-4, atol=1e-6)
         assert (want_BT != 0).sum() > 20
 
@@ -364,7 +368,7 @@ def test_packing_and_microbatches_change_nothing(case):
             (_, metrics), _ = value_and_grad(logp_BT, -logp_BT, batch, before, objective=objective)
             for name, x in metrics["sum"].items():
                 out[name] = out.get(name, 0.0) + float(x)
-        return out | {"count": losses.count(batches, objective)}
+        return out | {"count": losses.denominator(batches, objective)}
 
     alone = sums(1, 8)
     for shape in ((2, 17), (1, 96)):
@@ -374,11 +378,11 @@ def test_packing_and_microbatches_change_nothing(case):
 def test_the_count_is_of_tokens_of_sequences_or_of_their_room():
     batches = [example(seed)[2] for seed in range(3)]
     tokens = sum(float(b.learn_BT.sum()) for b in batches)
-    assert losses.count(batches, Objective()) == tokens
-    assert losses.count(batches, Objective(aggregate="sequence")) == 27
-    assert losses.count(batches, Objective(aggregate="constant", length=100)) == 2700
+    assert losses.denominator(batches, Objective()) == tokens
+    assert losses.denominator(batches, Objective(aggregate="sequence")) == 27
+    assert losses.denominator(batches, Objective(aggregate="constant", length=100)) == 2700
     batches[0].learn_BT[batches[0].segments_BT == 1] = 0  # three rollouts with nothing to learn
-    assert losses.count(batches, Objective(aggregate="sequence")) == 24
+    assert losses.denominator(batches, Objective(aggregate="sequence")) == 24
 
 
 def test_the_summary_has_means_and_the_effective_sample_size():
@@ -419,7 +423,7 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
     def bonus(drawn):
         def term(logp):
             flat = jnp.full(V, jax.lax.stop_gradient(entropy(scores)))
-            return losses.bonus(logp, flat, jnp.exp(jax.lax.stop_gradient(logp) - drawn))
+            return losses.entropy_bonus(logp, flat, jnp.exp(jax.lax.stop_gradient(logp) - drawn))
 
         return jax.grad(expected)(scores, term, drawn)
 
@@ -435,10 +439,10 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
         return jnp.sum(jnp.exp(logp) * (logp - reference))
 
     def gradient(kind):
-        return jax.grad(expected)(scores, lambda x: losses.divergence(x, reference, kind), drawn)
+        return jax.grad(expected)(scores, lambda x: losses.kl_estimate(x, reference, kind), drawn)
 
     values = [
-        expected(scores, functools.partial(losses.divergence, base_BT=reference, kind=k), drawn)
+        expected(scores, functools.partial(losses.kl_estimate, base_BT=reference, kind=k), drawn)
         for k in ("k1", "k3")
     ]
     np.testing.assert_allclose(values, kl(scores), rtol=1e-5)
@@ -454,7 +458,7 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
     ],
 )
 def test_a_clip_that_is_no_range_around_one_is_refused(bad):
-    with pytest.raises(ConfigError, match=r"clip low=.* high="):
+    with pytest.raises(ConfigError, match=r"clip.low=.* grpo.clip.high="):
         Clip(**bad)
 
 
@@ -463,14 +467,14 @@ def test_a_clip_that_is_no_range_around_one_is_refused(bad):
     [
         (lambda: Clip(dual=1.28), "dual=1.28 must be above"),
         (lambda: Clip(high=None, dual=0.5), "dual=0.5"),
-        (lambda: Kl("k3", -0.1), "kl coef=-0.1"),
-        (lambda: Kl("k3", float("nan")), "kl coef=nan"),
-        (lambda: Correction("mask", 1.2), "correction low=1.2"),
+        (lambda: Kl("k3", -0.1), "kl.coef=-0.1"),
+        (lambda: Kl("k3", float("nan")), "kl.coef=nan"),
+        (lambda: Correction("mask", 1.2), "correction.low=1.2"),
         (lambda: Correction("truncate", high=0.9), "high=0.9"),
         (lambda: Objective(length=0), "length=0"),
         (lambda: Objective(entropy=float("inf")), "entropy=inf"),
         (lambda: Objective("binary_tv", correction=Correction("mask")), "binary_tv"),
-        (lambda: Objective("cispo", Clip(dual=3.0)), "cispo"),
+        (lambda: Objective("cispo", clip=Clip(dual=3.0)), "cispo"),
     ],
 )
 def test_settings_out_of_range_or_without_an_effect_are_refused(make, said):

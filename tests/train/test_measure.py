@@ -1,4 +1,5 @@
-"""The loss on held-out rows: the weighted mean of what a plain forward pass says, however it is packed."""
+"""The loss on held-out rows: the weighted mean of what a plain forward pass says, however it is
+packed."""
 
 import numpy as np
 import tiny

@@ -468,5 +468,5 @@ def test_an_adapter_cannot_lie_under_weights_that_are_trained():
 
 
 def test_kl_towards_weights_that_are_trained_is_refused():
-    with pytest.raises(ConfigError, match=r"kl coef=0.1 .* lora.rank=0"):
+    with pytest.raises(ConfigError, match=r"kl.coef=0.1 .* lora.rank=0"):
         dataclasses.replace(GSPO, lora=lora.LoraConfig(0, 1.0))

@@ -1,5 +1,6 @@
-"""The losses that TRL has too, against its own code: `GRPOTrainer._compute_loss` as it is installed, given
-log-probabilities in the place of a model's. (`make test-slow` installs TRL, in the extra `bench`.)"""
+"""The losses that TRL has too, against its own code: `GRPOTrainer._compute_loss` as installed,
+called with given log-probabilities in place of a model's. (`make test-slow` installs TRL by the
+extra `bench`.)"""
 
 import collections
 import dataclasses
@@ -35,10 +36,10 @@ CASES = {
     "dapo": (Objective(clip=Clip(0.2, 0.28)), dict(loss_type="dapo", epsilon_high=0.28)),
     "bnpo": (Objective(clip=Clip(0.2, 0.2)), dict(loss_type="bnpo")),
     "gspo": (
-        Objective("gspo", Clip(0.03, 0.04), "sequence"),
+        Objective("gspo", clip=Clip(0.03, 0.04), aggregate="sequence"),
         dict(loss_type="grpo", level="sequence", epsilon_low=0.03, epsilon_high=0.04),
     ),
-    "cispo": (Objective("cispo", Clip(None, 0.3)), dict(loss_type="cispo", epsilon_high=1.3)),
+    "cispo": (Objective("cispo", clip=Clip(None, 0.3)), dict(loss_type="cispo", epsilon_high=1.3)),
     "truncated": (
         Objective(clip=Clip(0.2, 0.28), correction=Correction("truncate", high=1.2)),
         dict(loss_type="dapo", epsilon_high=0.28, mode="token_truncate", bounds=(0.0, 1.2)),
@@ -52,10 +53,10 @@ CASES = {
 
 @dataclasses.dataclass
 class Rollouts:
-    """The same rollouts as TRL has them, completions in rows padded on the right, and as we do."""
+    """Rollouts in TRL's layout: completions in rows, padded on the right."""
 
-    mask: np.ndarray  # 0 where a tool spoke, and on padding
-    real: np.ndarray
+    mask: np.ndarray  # 0 at tool results and padding
+    real: np.ndarray  # 0 at padding
     sampler: np.ndarray
     own: np.ndarray
     base: np.ndarray
@@ -77,7 +78,18 @@ def rollouts(seed, n=8, prompt=3):
     return Rollouts(mask, real, sampler, own, base, now, rng.normal(0, 1, n))
 
 
-def trl_loss(r, *, loss_type, level="token", mode=None, bounds=None, beta=0.0, delta=None, epsilon_low=0.2, epsilon_high=0.2):  # fmt: skip
+def trl_loss(
+    r,
+    *,
+    loss_type,
+    level="token",
+    mode=None,
+    bounds=None,
+    beta=0.0,
+    delta=None,
+    epsilon_low=0.2,
+    epsilon_high=0.2,
+):
     """(loss, its gradient by log-probability)"""
     torch = pytest.importorskip("torch")
     trainer = pytest.importorskip("trl").GRPOTrainer
@@ -157,7 +169,7 @@ def our_loss(r, objective, *, prompt=3):
     (total, _), grad_BT = graded(
         now_BT, np.zeros_like(now_BT), batch, ReferenceLogps(own_BT, base_BT), objective=objective
     )
-    count, grad = losses.count([batch], objective), np.zeros(r.mask.shape)
+    count, grad = losses.denominator([batch], objective), np.zeros(r.mask.shape)
     for (i, t), place in spots.items():
         grad[i, t] = grad_BT[place] / count
     return float(total) / count, grad

@@ -1,18 +1,20 @@
-"""A small closed world to learn searching in: real facts as passages, and made-up worlds to practise on.
+"""A small closed world to learn searching in: real facts as passages, and made-up worlds to
+practise on.
 
 The tables in `assets/facts` (elements, countries, states, moons) are rendered into short passages,
-each with a part of what is known of its entity, and into questions with one hop ("What is the
-currency of Cyprus?") or two ("... of the country with the capital Nicosia?"). Entities are split into
-train, dev and test, so that a question's facts are new at test time.
+each with some of the facts of its entity, and into questions with one hop ("What is the currency of
+Cyprus?") or two ("... of the country with the capital Nicosia?"). Entities are split into train,
+dev and test, so that a question's facts are new at test time.
 
-Made-up worlds use the same sentences with all names drawn at random ("The capital of Zinc is Peru."):
-memorising them is useless, reading them is not. What a model sees before reinforcement learning comes
-from these worlds alone, and a made-up fact that happens to be real is drawn again.
+Made-up worlds use the same sentences with all names drawn at random ("The capital of Zinc is
+Peru."): memorising them is useless, reading them is not. What a model sees before reinforcement
+learning comes from these worlds alone, and a made-up fact that happens to be real is drawn again.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 import json
@@ -23,23 +25,26 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from jaxdeep.errors import ConfigError
+from jaxdeep.chat.families import control_names
+from jaxdeep.envs import qa
+from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.corpus import Passage
 from jaxdeep.types import Task
 
 ASSETS = pathlib.Path(__file__).parents[2] / "assets"
-K1 = 0.3  # of BM25: in passages this short a name said twice must not outweigh the attribute's word
+K1 = 0.3  # of BM25: in passages this short, a name that comes twice must not outweigh the attribute
 Split = Literal["train", "dev", "test"]
 
 
 class Kind(NamedTuple):
-    """What is known of one kind of entity, as text. Sentences whose fact is unknown are left out."""
+    """The texts about one kind of entity, with a field for its name and for each attribute.
+    Sentences whose attribute is unknown are left out."""
 
     table: str
     passages: tuple[tuple[str, ...], ...]
-    questions: Mapping[str, str]
-    words: Mapping[str, str]  # what to add to an entity's name to find an attribute
-    bridges: Mapping[str, str]  # how to speak of an entity by an attribute
+    questions: Mapping[str, str]  # by attribute
+    words: Mapping[str, str]  # by attribute: what to add to an entity's name to find it
+    bridges: Mapping[str, str]  # by attribute: a description of the entity that stands for its name
 
 
 KINDS = {
@@ -124,7 +129,7 @@ KINDS = {
 
 
 class Entity(NamedTuple):
-    """One thing and what is known of it."""
+    """One thing and its known attributes."""
 
     kind: str
     name: str
@@ -140,8 +145,8 @@ class Text(NamedTuple):
 
 
 class Quiz(NamedTuple):
-    """A question about one attribute of one entity; `bridge` names the attribute that stands for the
-    entity in a two-hop question."""
+    """A question about one attribute of one entity. In a two-hop question the entity is described
+    by the attribute `bridge` instead of its name."""
 
     id: str
     question: str
@@ -152,7 +157,7 @@ class Quiz(NamedTuple):
 
     @property
     def hops(self) -> int:
-        """How many passages an answer needs."""
+        """The number of passages that an answer needs."""
         return 2 if self.bridge else 1
 
 
@@ -161,13 +166,14 @@ def _fields(sentence: str) -> set[str]:
 
 
 def _capital(value: str) -> str:
-    # one spelling everywhere: the tiny tokenizer then sees one token for a name in every place
+    # One spelling everywhere, so that the tiny tokenizer has the same token for a name in every
+    # place.
     return " ".join(word[:1].upper() + word[1:] for word in value.split())
 
 
 @functools.cache
 def entities() -> tuple[Entity, ...]:
-    """The real ones, from the tables."""
+    """The real entities, from the tables."""
     out = []
     for kind, spec in KINDS.items():
         with (ASSETS / "facts" / f"{spec.table}.csv").open(newline="") as file:
@@ -178,24 +184,25 @@ def entities() -> tuple[Entity, ...]:
 
 
 def split(entity: Entity) -> Split:
-    """Which part an entity belongs to: 45 % train, 10 % dev, 45 % test, by a hash of its name."""
+    """The split of an entity: 45 % train, 10 % dev, 45 % test, by a hash of its name."""
     digest = int(hashlib.sha256(entity.name.encode()).hexdigest(), 16) % 100
     return "train" if digest < 45 else "dev" if digest < 55 else "test"
 
 
 def texts(entity: Entity) -> list[Text]:
-    """An entity's passages. One that would state nothing is left out."""
-    known = {"name": entity.name, **entity.facts}
+    """An entity's passages, without those that would state no attribute."""
+    values = {"name": entity.name, **entity.facts}
     out = []
     for sentences in KINDS[entity.kind].passages:
-        kept = [s for s in sentences if _fields(s) <= set(known)]
+        kept = [s for s in sentences if _fields(s) <= set(values)]
         states = frozenset().union(*map(_fields, kept)) - {"name"}
         if states:
-            out.append(Text(entity.name, " ".join(s.format(**known) for s in kept), states))
+            out.append(Text(entity.name, " ".join(s.format(**values) for s in kept), states))
     return out
 
 
-# symbols that are words of the passages: searching for them finds anything
+# The words of all passages and questions. No entity is described by one of them, as indium would be
+# by its symbol "In": a search for it finds anything.
 _WORDS = frozenset(
     word.strip(".?").lower()
     for kind in KINDS.values()
@@ -206,10 +213,10 @@ _WORDS = frozenset(
 
 
 def quizzes(entity: Entity) -> list[Quiz]:
-    """Every question about an entity: each attribute directly, and through each bridge to an
-    attribute that another passage states."""
+    """Every question about an entity: each attribute by the entity's name, and by each bridge that
+    another passage states, since otherwise one passage would answer both hops."""
     spec, out = KINDS[entity.kind], []
-    together = {a: text.states for text in texts(entity) for a in text.states}
+    stated_with = {a: text.states for text in texts(entity) for a in text.states}
     for attribute, template in spec.questions.items():
         if attribute not in entity.facts:
             continue
@@ -217,7 +224,7 @@ def quizzes(entity: Entity) -> list[Quiz]:
         for bridge in ("", *spec.bridges):
             if bridge and (
                 bridge not in entity.facts
-                or attribute in together[bridge]
+                or attribute in stated_with[bridge]
                 or entity.facts[bridge].lower() in _WORDS
             ):
                 continue
@@ -230,6 +237,7 @@ def quizzes(entity: Entity) -> list[Quiz]:
 
 @functools.cache
 def _pools() -> dict[str, tuple[str, ...]]:
+    """The real values of each attribute, and under "names" all that can be a name; sorted."""
     pools: dict[str, set[str]] = {"names": set()}
     for entity in entities():
         pools["names"].add(entity.name)
@@ -241,7 +249,8 @@ def _pools() -> dict[str, tuple[str, ...]]:
 
 
 def _claims(entity: Entity) -> set[tuple[str, str, str]]:
-    """What is said of an entity, by its name and by what stands for it."""
+    """What questions say of an entity, as (subject, attribute, value): the subject is its name or
+    one of its bridges."""
     facts, bridges = entity.facts, KINDS[entity.kind].bridges
     direct = {(entity.name, a, v) for a, v in facts.items()}
     return direct | {
@@ -255,14 +264,16 @@ def _real() -> frozenset[tuple[str, str, str]]:
 
 
 def made_up(seed: int, size: int = 120) -> list[Entity]:
-    """A world of `size` entities that do not exist, named by the real names and by mixtures of their
-    words. As of the real ones, not everything is known of each."""
+    """A world of `size` entities that do not exist, named by real names and by mixtures of their
+    words. As with the real ones, some attributes of each are unknown. It follows from the seed
+    alone: rows of training data are made from it by number, so the order of the draws must not
+    change."""
     rng, pools = random.Random(f"world {seed}"), _pools()
-    known = _real()
+    real = _real()
     words = sorted({word for name in pools["names"] for word in name.split() if word.istitle()})
 
     def fresh() -> Iterator[str]:
-        """Names, none twice: one in five is a mixture of two or three words."""
+        """Names, none of them twice: one in five is a mixture of two or three words."""
         given = set(pools["names"])
         for name in rng.sample(pools["names"], len(pools["names"])):
             if rng.random() < 0.25:
@@ -273,7 +284,8 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
             yield name
 
     names, singles = fresh(), fresh()
-    # half the worlds keep the real continents and planets, half call them something else
+    # Half the worlds keep the real continents and planets, and half call them something else: a
+    # model must neither know them by heart nor think that they are always new.
     few = {
         a: pools[a] if rng.random() < 0.5 else [next(names) for _ in pools[a]]
         for a in ("continent", "planet")
@@ -283,13 +295,13 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     def value(attribute: str, name: str) -> str:
         if attribute == "symbol":
             return symbols.pop()
-        if attribute in ("capital", "nickname"):  # an entity is asked for by these: none is shared
+        if attribute in ("capital", "nickname"):  # these describe an entity: no two may share one
             return next(singles)
         if attribute in few:
             return rng.choice(few[attribute])
         if attribute in ("year", "number"):
             return rng.choice(pools[attribute])
-        if attribute == "currency" and rng.random() < 0.15:  # as the New Zealand Dollar
+        if attribute == "currency" and rng.random() < 0.15:  # like the New Zealand Dollar
             return f"{name} {rng.choice(words)}"
         return rng.choice(pools["names"])
 
@@ -297,7 +309,7 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     while len(out) < size:
         kind, name = rng.choice(list(KINDS)), next(names)
         entity = None
-        while entity is None or _claims(entity) & known:
+        while entity is None or _claims(entity) & real:
             about = {a: value(a, name) for a in KINDS[kind].questions}
             unknown = {a for a in about if rng.random() < 0.15}
             if unknown != set(about):
@@ -307,17 +319,15 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     return out
 
 
-def parse(name: str) -> tuple[Entity, ...]:
-    """The real entities of a split, or of "all" of them."""
-    if name not in ("train", "dev", "test", "all"):
-        raise ConfigError(f"facts:{name}: choose facts:train, facts:dev, facts:test or facts:all")
-    return tuple(e for e in entities() if name in ("all", split(e)))
+def entities_of(part: Split | Literal["all"]) -> tuple[Entity, ...]:
+    """The real entities of a split, or of "all" splits."""
+    return tuple(e for e in entities() if part in ("all", split(e)))
 
 
-def passages(found: Sequence[Entity]) -> list[Passage]:
+def passages(world: Sequence[Entity]) -> list[Passage]:
     """The corpus about these entities, a passage for each of their texts."""
     out = []
-    for entity in found:
+    for entity in world:
         for i, text in enumerate(texts(entity)):
             out.append(
                 Passage(
@@ -327,9 +337,8 @@ def passages(found: Sequence[Entity]) -> list[Passage]:
     return out
 
 
-def tasks(found: Sequence[Entity]) -> list[Task]:
-    """Every question about these entities, in an order that mixes them; `meta` has `hops` and
-    `attribute`."""
+def tasks(world: Sequence[Entity]) -> list[Task]:
+    """Every question about these entities, shuffled; `meta` has `hops` and `attribute`."""
     out = [
         Task(
             quiz.id,
@@ -337,30 +346,51 @@ def tasks(found: Sequence[Entity]) -> list[Task]:
             (quiz.answer,),
             {"hops": quiz.hops, "attribute": f"{entity.kind} {quiz.attribute}"},
         )
-        for entity in found
+        for entity in world
         for quiz in quizzes(entity)
     ]
     random.Random("order").shuffle(out)
     return out
 
 
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """The task set `facts`: questions about the entities of a split, searched for in the passages
+    about those of `corpus`. A search shows the `k` best passages."""
+
+    questions: Literal["train", "dev", "test", "all"] = "train"
+    corpus: Literal["train", "dev", "test", "all"] = "train"
+    k: int = 1
+    k1: float = K1
+    cache: int = 0
+    system: str = qa.SYSTEM
+
+    def load(self) -> qa.SearchTaskset:
+        """The task set; it needs nothing but the package."""
+        engine = BM25(passages(entities_of(self.corpus)), k1=self.k1)
+        questions = tasks(entities_of(self.questions))
+        return qa.SearchTaskset(questions, engine, k=self.k, system=self.system, cache=self.cache)
+
+
 def query(quiz: Quiz, hop: int, *, name: bool = True, word: bool = True) -> str:
-    """Keywords for one hop of a question: the name known at that hop, the attribute's word, or both."""
-    attribute = quiz.bridge if quiz.bridge and hop == 0 else quiz.attribute
-    known = quiz.entity.facts[attribute] if quiz.bridge and hop == 0 else quiz.entity.name
-    return " ".join([known] * name + [KINDS[quiz.entity.kind].words[attribute]] * word)
+    """Keywords for one hop of a question, counted from 0: with `name` what is known at that hop
+    (the bridge's value or the entity's name), with `word` the attribute's word."""
+    of_bridge = bool(quiz.bridge) and hop == 0
+    attribute = quiz.bridge if of_bridge else quiz.attribute
+    subject = quiz.entity.facts[attribute] if of_bridge else quiz.entity.name
+    return " ".join([subject] * name + [KINDS[quiz.entity.kind].words[attribute]] * word)
 
 
 def tokenizer(size: int) -> str:
-    """A byte-level BPE tokenizer.json of `size` ids for texts of this world, trained on sentences
-    without facts and on lists of names without relations; with the control tokens of Qwen3."""
+    """A byte-level BPE tokenizer.json of `size` ids for texts of this world, with the control
+    tokens of Qwen3. It is trained on sentences without values and on names without relations, so
+    that it has seen no fact."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from jaxdeep.chat.qwen3 import Mark
-
+    control = control_names("qwen3")
     bpe = Tokenizer(models.BPE())
-    # a capitalised word never takes in the space or the quote before it: a name is the same tokens
-    # in a question, a query, a passage and an answer
+    # A capitalised word never takes in the space or the quote before it, so that a name has the
+    # same tokens in a question, a query, a passage and an answer.
     pattern = Regex(r" ?[a-z]+|[A-Z][A-Za-z]*|[0-9]+|\n|[^A-Za-z0-9\n]+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -370,16 +400,18 @@ def tokenizer(size: int) -> str:
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(Mark),
+        vocab_size=size - len(control),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     bpe.train_from_iterator(_sentences(), trainer)
-    bpe.add_tokens([AddedToken(str(mark), special=True) for mark in Mark])
+    bpe.add_tokens([AddedToken(name, special=True) for name in control])
     return bpe.to_str(pretty=False)
 
 
 def _sentences() -> Iterator[str]:
+    """The training text of the tokenizer: the words around conversations, sentences without values,
+    and the words of names, each often enough to become tokens."""
     call = json.dumps({"name": "search", "arguments": {"query": "x"}})
     frame = (
         f"system user assistant\n{call}\n Find: <answer>Unknown</answer> Read. Desk. "

@@ -1,36 +1,43 @@
-"""Conversations in made-up worlds, row by row and by row number alone: what the tiny base learns
-reading from, and the imperfect demonstrations that teach it the search tool.
+"""Conversations in made-up worlds: what the tiny base model learns reading from, and the imperfect
+demonstrations that teach it the search tool.
 
-Rows are lists of pieces, as everything that trains is. A block of rows shares one world.
+Both are sources of training data (`data.sources.Source`). A row follows from the seed and its
+number alone, so a run can go on anywhere; the order in which random numbers are drawn must not
+change. A block of `BLOCK` rows shares one world, because making a world takes much longer than
+making a row.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.envs.toy import facts
-from jaxdeep.rewards.answers import SEARCH
 from jaxdeep.tools.bm25 import BM25
-from jaxdeep.tools.search import show
+from jaxdeep.tools.search import SEARCH, show
 from jaxdeep.types import Message, Piece, ToolCall
 
-BLOCK = 400  # rows that share a world
+BLOCK = 400
+"""Rows that share a world."""
+
+Texts = Mapping[str, Sequence[facts.Text]]
+"""The passages of a world, by the name of their entity."""
 
 
 @functools.lru_cache(maxsize=4)
-def _world(seed: int) -> tuple[list[facts.Quiz], dict[str, list[facts.Text]]]:
+def _world(seed: int) -> tuple[list[facts.Quiz], Texts]:
+    """The questions of a made-up world and its passages."""
     world = facts.made_up(seed)
     quizzes = [quiz for entity in world for quiz in facts.quizzes(entity)]
     return quizzes, {entity.name: facts.texts(entity) for entity in world}
 
 
-def _called(said: Sequence[Message]) -> list[Message]:
+def _with_calls(dialogue: Sequence[Message]) -> list[Message]:
     """The same dialogue with the librarian as a tool."""
-    out, asked = list(said[:1]), False
-    for message in said[1:]:
+    out, asked = list(dialogue[:1]), False
+    for message in dialogue[1:]:
         keywords = message.content.removeprefix("Find: ")
         if message.role == "user" and asked:
             message = Message("tool", message.content, name="Desk")
@@ -46,15 +53,15 @@ def _stating(texts: Sequence[facts.Text], attribute: str) -> facts.Text:
 
 
 class Reading:
-    """Rows for the base: answering from passages, asking a librarian for them, naming keywords, and
-    repeating random tokens. Half the time the librarian is a tool: not the one that `Demos` teach,
-    but called in the same syntax.
+    """Rows for the base model: answering from passages, asking a librarian for them, naming
+    keywords, and repeating random tokens. Half the time the librarian is a tool: not the one that
+    `Demos` teach, but called in the same syntax.
 
-    With `choosing`, questions whose passage states other things too, that could be mistaken for the
-    answer, come `choosing` times as often as others.
+    Questions whose passage states other attributes too, which could be mistaken for the answer,
+    come `choosing` times as often as others.
     """
 
-    def __init__(self, chat: Chat, seed: int, *, choosing: int = 1) -> None:
+    def __init__(self, chat: ChatFormat, seed: int, *, choosing: int = 1) -> None:
         self.chat, self.seed, self.choosing = chat, seed, choosing
 
     def __getitem__(self, index: int) -> list[Piece]:
@@ -70,14 +77,14 @@ class Reading:
         kind = rng.choices(("desk", "read", "keywords", "repeat"), (60, 20, 10, 10))[0]
         if kind == "repeat":
             return self._repeat(rng)
-        turns = {"desk": self._desk, "read": self._read, "keywords": self._keywords}[kind]
-        said = turns(rng, quiz, texts)
+        make = {"desk": self._desk, "read": self._read, "keywords": self._keywords}[kind]
+        dialogue = make(rng, quiz, texts)
         if kind == "desk" and rng.random() < 0.5:
-            kind, said = "call the desk", _called(said)
-        return self.chat.pieces([Message("system", kind.capitalize() + "."), *said])
+            kind, dialogue = "call the desk", _with_calls(dialogue)
+        return self.chat.pieces([Message("system", kind.capitalize() + "."), *dialogue])
 
-    def _desk(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
-        """A dialogue with a librarian, who hands out one passage for some keywords."""
+    def _desk(self, rng: random.Random, quiz: facts.Quiz, texts: Texts) -> list[Message]:
+        """A dialogue with a librarian, who gives one passage for each set of keywords."""
         own = texts[quiz.entity.name]
         out = [Message("user", quiz.question)]
         titled = rng.random() < 0.5
@@ -90,7 +97,7 @@ class Reading:
         if quiz.bridge:
             find(facts.query(quiz, 0), _stating(own, quiz.bridge))
         last = quiz.hops - 1
-        if rng.random() < 0.4:  # a first try by the name alone, or by the attribute alone, may miss
+        if rng.random() < 0.4:  # a first try with the name or the attribute alone, which may miss
             if rng.random() < 0.7:
                 find(facts.query(quiz, last, word=False), own[0])
                 missed = quiz.attribute not in own[0].states
@@ -104,36 +111,37 @@ class Reading:
             find(facts.query(quiz, last), _stating(own, quiz.attribute))
         return [*out, Message("assistant", f"<answer>{quiz.answer}</answer>")]
 
-    def _read(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
-        """A question under a few passages that may hold its answer."""
+    def _read(self, rng: random.Random, quiz: facts.Quiz, texts: Texts) -> list[Message]:
+        """A question under a few passages, which answer it four times in five."""
         own = texts[quiz.entity.name]
         shown = [
             rng.choice(texts[name]).text for name in rng.sample(list(texts), rng.randint(0, 2))
         ]
-        need = dict.fromkeys(_stating(own, a).text for a in (quiz.attribute, quiz.bridge) if a)
-        known = rng.random() < 0.8
-        shown += list(need) if known else []
+        needed = dict.fromkeys(_stating(own, a).text for a in (quiz.attribute, quiz.bridge) if a)
+        answerable = rng.random() < 0.8
+        shown += list(needed) if answerable else []
         rng.shuffle(shown)
-        answer = quiz.answer if known or need.keys() <= set(shown) else "Unknown"
+        # The other passages may be the needed ones by chance.
+        answer = quiz.answer if answerable or needed.keys() <= set(shown) else "Unknown"
         text = "\n".join([*shown, quiz.question])
         return [Message("user", text), Message("assistant", f"<answer>{answer}</answer>")]
 
-    def _keywords(self, rng: random.Random, quiz: facts.Quiz, texts: dict) -> list[Message]:
+    def _keywords(self, rng: random.Random, quiz: facts.Quiz, texts: Texts) -> list[Message]:
         return [Message("user", quiz.question), Message("assistant", facts.query(quiz, 0))]
 
     def _repeat(self, rng: random.Random) -> list[Piece]:
-        """Random tokens and the same again: copying, and a reason for every embedding to move."""
-        tokenizer = self.chat.tokenizer
-        outside = {tokenizer.id(Mark.START), tokenizer.id(Mark.END)}
-        ids = [i for i in range(tokenizer.size) if i not in outside]
+        """Random tokens and the same again: this teaches copying, and trains every embedding, of
+        which most would otherwise never get a gradient."""
+        start, end = self.chat.turn_start, self.chat.turn_end
+        ids = [id for id in range(self.chat.tokenizer.size) if id not in (start, end)]
         tokens = rng.sample(ids, rng.randint(4, 40))
-        start, end = tokenizer.id(Mark.START), tokenizer.id(Mark.END)
         return [Piece([start, *tokens, end], "world"), Piece([*tokens, end], "policy")]
 
 
 @functools.lru_cache(maxsize=4)
 def _engine(seed: int) -> tuple[BM25, dict[str, frozenset[str]]]:
-    """A search engine over a made-up world, and what each of its passages states."""
+    """A search engine over a made-up world, and the attributes that each passage states, by its
+    id."""
     world = facts.made_up(seed)
     states = {
         passage.id: text.states
@@ -144,14 +152,16 @@ def _engine(seed: int) -> tuple[BM25, dict[str, frozenset[str]]]:
 
 
 class Demos:
-    """Rows for SFT: a demonstrator who knows the tool but is lazy with it.
+    """Rows for SFT: a demonstrator who knows the search tool and is lazy with it. `k` is the number
+    of results that a search shows.
 
-    It asks with the name and the attribute one time in four, with the name alone half the time, with
-    the attribute alone otherwise. When the result misses it tries again two times in five, goes on to
-    a second hop four times in five, and else answers "Unknown": much is left to learn from rewards.
+    It searches with the name and the attribute one time in four, with the name alone two times, and
+    with the attribute alone one time. After a miss it searches again, with both, two times in five;
+    it goes on to a second hop four times in five; else it answers "Unknown". So there is much left
+    to learn from rewards.
     """
 
-    def __init__(self, chat: Chat, seed: int, *, k: int, system: str) -> None:
+    def __init__(self, chat: ChatFormat, seed: int, *, k: int, system: str) -> None:
         self.chat, self.seed, self.k, self.system = chat, seed, k, system
 
     def __getitem__(self, index: int) -> list[Piece]:
@@ -161,26 +171,28 @@ class Demos:
         engine, states = _engine(world)
         quiz = rng.choice(quizzes)
         messages = [Message("system", self.system), Message("user", quiz.question)]
-        known = quiz.entity.name
 
-        def looked(hop: int, attribute: str, careful: bool) -> bool:
-            """Ask once; whether a result states the attribute of the entity in question."""
+        def search(hop: int, attribute: str, careful: bool) -> bool:
+            """Searches once; whether a result states the attribute of the entity in question."""
             style = 0.0 if careful else rng.random()
             words = facts.query(quiz, hop, name=style < 0.75, word=style < 0.25 or style >= 0.75)
             hits = engine.search(words, self.k)
             messages.append(Message("assistant", calls=(ToolCall(SEARCH, {"query": words}),)))
             messages.append(Message("tool", show(hits), name=SEARCH))
-            return any(hit.title == known and attribute in states[hit.id] for hit, _ in hits)
-
-        def found(hop: int, attribute: str) -> bool:
-            return looked(hop, attribute, False) or (
-                rng.random() < 0.4 and looked(hop, attribute, True)
+            return any(
+                hit.title == quiz.entity.name and attribute in states[hit.id] for hit, _ in hits
             )
 
+        def find(hop: int, attribute: str) -> bool:
+            """Searches, after a miss perhaps again."""
+            if search(hop, attribute, careful=False):
+                return True
+            return rng.random() < 0.4 and search(hop, attribute, careful=True)
+
         if quiz.bridge:
-            right = found(0, quiz.bridge) and rng.random() < 0.8 and found(1, quiz.attribute)
+            right = find(0, quiz.bridge) and rng.random() < 0.8 and find(1, quiz.attribute)
         else:
-            right = found(0, quiz.attribute)
+            right = find(0, quiz.attribute)
         answer = quiz.answer if right else "Unknown"
         messages.append(Message("assistant", f"<answer>{answer}</answer>"))
         return self.chat.pieces(messages)

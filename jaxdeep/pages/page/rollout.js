@@ -9,12 +9,12 @@ let cells = []; // what is shown: tokens, their texts, their elements
 const largest = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value || 0)), 1e-9);
 
 /** The tokens of a rollout; only a few scripts of them are held. */
-async function tokensOf(run, key, told) {
-  const name = `${run.index}/${key}/${told.chunk}`;
+async function tokensOf(run, key, rollout) {
+  const name = `${run.index}/${key}/${rollout.chunk}`;
   const chunk = await load(name);
   if (!held.includes(name)) held.push(name);
   if (held.length > KEPT) asked.delete(held.shift());
-  return chunk[told.place];
+  return chunk[rollout.place];
 }
 
 /** The record of a run that has the task: of the same name, else of the nearest step. */
@@ -26,20 +26,20 @@ function beside(run, key, task) {
 async function rolloutPage(key, index, id, other, mine) {
   const record = runs[index] && recordOf(runs[index], key);
   const tasks = record ? await load(`${index}/${key}/index`) : [];
-  const task = tasks.find((each) => each.rollouts.some((told) => told.id === id));
+  const task = tasks.find((each) => each.rollouts.some((rollout) => rollout.id === id));
   if (!task) throw new Error("there is no such rollout");
-  const place = task.rollouts.findIndex((told) => told.id === id);
-  const sides = [{ run: runs[index], record, told: task.rollouts[place], among: tasks.flatMap((t) => t.rollouts) }];
+  const place = task.rollouts.findIndex((rollout) => rollout.id === id);
+  const sides = [{ run: runs[index], record, rollout: task.rollouts[place], among: tasks.flatMap((t) => t.rollouts) }];
   const second = runs[1 - index], its = second && beside(second, key, task.task);
   if (its) {
     const theirs = await load(`${second.index}/${its.key}/index`);
     const among = theirs.find((each) => each.task === task.task).rollouts;
-    const told = among.find((each) => each.id === other) || among[Math.min(place, among.length - 1)];
-    sides.push({ run: second, record: its, told, among });
+    const rollout = among.find((each) => each.id === other) || among[Math.min(place, among.length - 1)];
+    sides.push({ run: second, record: its, rollout, among });
   }
   for (const side of sides) {
     side.words = await load(`${side.run.index}/vocabulary`);
-    side.data = await tokensOf(side.run, side.record.key, side.told);
+    side.data = await tokensOf(side.run, side.record.key, side.rollout);
   }
   if (mine !== state.page) return;
   cells = [];
@@ -49,15 +49,15 @@ async function rolloutPage(key, index, id, other, mine) {
     el("div", { class: "sides" }, sides.map(column)));
   state.move = (by, inOther) => {
     const side = sides[inOther ? 1 : 0];
-    const next = side && side.among[side.among.indexOf(side.told) + by];
+    const next = side && side.among[side.among.indexOf(side.rollout) + by];
     if (next) location.hash = inOther ? path(key, index, id, next.id) : path(key, index, next.id);
   };
   paint();
   if (state.find) mark(state.find.toLowerCase());
 }
 
-function column({ run, record, told, among, data, words }) {
-  const cell = { told, data, text: textOf(data, words), spans: [], parts: [] };
+function column({ run, record, rollout, among, data, words }) {
+  const cell = { rollout, data, text: textOf(data, words), spans: [], parts: [] };
   cell.sampled = new Int32Array(data.ids.length).fill(-1); // the number of a token among the sampled ones
   cell.scale = { advantage: largest(among.map((each) => each.advantage)), gap: largest(data.gaps || []) };
   let start = 0, sampled = 0;
@@ -67,18 +67,19 @@ function column({ run, record, told, among, data, words }) {
     start = end;
   }
   cells.push(cell);
-  const { stop, failure, reward, advantage, tokens, seed, policy } = told;
-  const facts = { stop, failure, reward, ...told.rewards, advantage, tokens, sampled, ...told.metrics, seed, policy };
+  const { stop, failure, reward, advantage, tokens, seed, policy } = rollout;
+  const facts = { stop, failure, reward, ...rollout.rewards, advantage, tokens, sampled, ...rollout.metrics, seed, policy };
   const said = Object.entries(facts).filter(([, value]) => value !== "");
-  const name = runs.length > 1 ? `${run.name}, ${titleOf(record)}, rollout ${told.id}` : `rollout ${told.id}`;
+  const name = runs.length > 1 ? `${run.name}, ${titleOf(record)}, rollout ${rollout.id}` : `rollout ${rollout.id}`;
   return el("article", { class: `side run${run.index}` }, el("h2", {}, name),
     el("dl", { class: "facts" }, said.map(([term, value]) => el("div", {}, el("dt", {}, term),
       el("dd", {}, typeof value === "string" ? value.replaceAll("_", " ") : number(value))))),
     el("p", { class: "legend" }), el("div", { class: "rolled" }, cell.parts.map((each) => each.node)));
 }
 
-/** Tokens that are shown as one; what is folded is filled when it is opened. */
+/** Tokens that are shown as one, or the heading of a branch; what is folded is filled when it is opened. */
 function part(cell, start, end, who, kind, label) {
+  if (kind === "branch") return { start, end, fill: () => null, node: el("h3", { class: "branch" }, label) };
   const body = el("div", { class: "tokens" });
   const fill = () => body.childNodes.length || body.append(...spans(cell, start, end));
   const title = [el("b", {}, kind === "text" ? who : kind), ` ${label}`, el("small", {}, ` ${end - start}`)];
@@ -103,11 +104,11 @@ function spans(cell, start, end) {
 }
 
 /** The colour of a sampled token: a hue, and a strength from 0 to 1. */
-function hue({ told, data, scale }, own) {
+function hue({ rollout, data, scale }, own) {
   const gap = data.gaps ? data.gaps[own] : 0;
   switch ($("colour").value) {
-    case "mask": return [told.advantage === null ? "idle" : "own", 0.4];
-    case "advantage": return [told.advantage > 0 ? "up" : "down", Math.abs(told.advantage || 0) / scale.advantage];
+    case "mask": return [rollout.advantage === null ? "idle" : "own", 0.4];
+    case "advantage": return [rollout.advantage > 0 ? "up" : "down", Math.abs(rollout.advantage || 0) / scale.advantage];
     case "probability": return ["down", Math.min(1, -data.logps[own] / 5000)];
     default: return [gap > 0 ? "up" : "down", Math.abs(gap) / scale.gap];
   }
@@ -126,10 +127,10 @@ function shade(span) {
 function paint() {
   const key = (name, text) => [el("i", { class: name }, "   "), text];
   document.querySelectorAll(".legend").forEach((legend, i) => {
-    const { told, data, scale } = cells[i];
+    const { rollout, data, scale } = cells[i];
     const said = {
       mask: [...key("own", "the policy's, learned"), ...key("idle", "the policy's, not learned"), "plain: the world's"],
-      advantage: told.advantage === null ? ["it has no part in the loss"]
+      advantage: rollout.advantage === null ? ["it has no part in the loss"]
         : [...key("up", "pushed up"), ...key("down", "pushed down"), `full colour: ${number(scale.advantage)}`],
       probability: [...key("down", "unlikely to the sampler"), "full colour: 0.7 % or less"],
       gap: data.gaps ? [...key("up", "likelier to the trainer"), ...key("down", "likelier to the sampler"),
@@ -161,12 +162,12 @@ function mark(text) {
 /** Says all that is known of the token under the pointer. */
 function tell({ target: { cell, at } }) {
   if (!cell) return;
-  const { data, told } = cell, own = cell.sampled[at];
+  const { data, rollout } = cell, own = cell.sampled[at];
   const parts = [`token ${at}`, JSON.stringify(cell.text[at]), `id ${data.ids[at]}`];
   if (own >= 0) {
     parts.push(`p ${number(Math.exp(data.logps[own] / 1e3))}`, `log p ${number(data.logps[own] / 1e3)}`);
     if (data.gaps) parts.push(`trainer minus sampler ${number(data.gaps[own] / 1e6)}`);
-    parts.push(told.advantage === null ? "not learned" : `advantage ${number(told.advantage)}`);
+    parts.push(rollout.advantage === null ? "not learned" : `advantage ${number(rollout.advantage)}`);
   }
   $("info").textContent = parts.join("   ");
   $("info").hidden = false;

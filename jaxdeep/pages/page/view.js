@@ -94,14 +94,16 @@ function metricsAt(step) {
 }
 
 /** One line about a rollout, which opens it. */
-function line(run, key, told) {
-  const facts = [told.stop.replaceAll("_", " "), `${number(told.metrics.turns)} turns`, `${number(told.tokens)} tokens`];
-  const sign = told.advantage > 0 ? "+" : "";
-  return el("a", { class: "item rollout", href: path(key, run.index, told.id) },
-    el("b", {}, number(told.reward)),
-    el("span", { class: told.advantage > 0 ? "up" : "down" }, told.advantage === null ? "" : sign + number(told.advantage)),
-    el("span", { class: told.truncated || told.failure ? "bad" : "quiet" }, facts.join(" · ")),
-    el("span", { class: "said" }, told.failure || told.said));
+function line(run, key, rollout) {
+  const { turns } = rollout.metrics;
+  const facts = [rollout.stop.replaceAll("_", " "), `${number(turns)} turns`, `${number(rollout.tokens)} tokens`];
+  const sign = rollout.advantage > 0 ? "+" : "";
+  return el("a", { class: "item rollout", href: path(key, run.index, rollout.id) },
+    el("b", {}, number(rollout.reward)),
+    el("span", { class: rollout.advantage > 0 ? "up" : "down" },
+      rollout.advantage === null ? "" : sign + number(rollout.advantage)),
+    el("span", { class: rollout.truncated || rollout.failure ? "bad" : "quiet" }, facts.join(" · ")),
+    el("span", { class: "said" }, rollout.failure || rollout.said));
 }
 
 async function recordPage(key, mine) {
@@ -115,13 +117,13 @@ async function recordPage(key, mine) {
     groups.get(task.task).sides[i] = task.rollouts;
   }));
   const mean = (rollouts) => {
-    const known = rollouts.filter((told) => told.reward !== null);
-    return number(known.length ? known.reduce((sum, told) => sum + told.reward, 0) / known.length : null);
+    const known = rollouts.filter((rollout) => rollout.reward !== null);
+    return number(known.length ? known.reduce((sum, rollout) => sum + rollout.reward, 0) / known.length : null);
   };
   const side = (rollouts, i) => el("div", { class: `side run${i}` },
     el("p", { class: "quiet" }, runs.length > 1 ? `${runs[i].name}: ` : "",
       rollouts.length ? `mean reward ${mean(rollouts)} of ${rollouts.length}` : "not in this step"),
-    rollouts.map((told) => line(runs[i], key, told)));
+    rollouts.map((rollout) => line(runs[i], key, rollout)));
   show(titleOf(record), [titleOf(record)],
     el("h1", {}, titleOf(record), el("small", {}, ` ${groups.size} tasks`)),
     record.step === null ? "" : metricsAt(record.step),
@@ -145,19 +147,20 @@ async function searchPage(query, key, mine) {
     const words = await load(`${run.index}/vocabulary`);
     const tasks = await load(`${run.index}/${record.key}/index`);
     const names = (n) => `${run.index}/${record.key}/${n}`;
-    const by = Map.groupBy(tasks.flatMap((task) => task.rollouts.map((told) => ({ task, told }))), ({ told }) => told.chunk);
+    const every = tasks.flatMap((task) => task.rollouts.map((rollout) => ({ task, rollout })));
+    const by = Map.groupBy(every, ({ rollout }) => rollout.chunk);
     for (let n = 0; by.has(n); n++) {
       for (let next = n; by.has(next) && next <= n + AHEAD; next++) load(names(next)).catch(() => null);
       const chunk = await load(names(n));
       if (mine !== state.page) return;
-      for (const { task, told } of by.get(n).sort((a, b) => a.told.id - b.told.id)) {
-        const whole = textOf(chunk[told.place], words).join("");
+      for (const { task, rollout } of by.get(n).sort((a, b) => a.rollout.id - b.rollout.id)) {
+        const whole = textOf(chunk[rollout.place], words).join("");
         const at = whole.toLowerCase().indexOf(query.toLowerCase());
         if (at < 0 || hits++ >= HITS) continue;
         const end = at + query.length;
         const around = [whole.slice(Math.max(0, at - 60), at), whole.slice(end, end + 120)];
-        found.append(el("a", { class: "item hitline", href: path(record.key, run.index, told.id) },
-          el("b", { class: `run${run.index}` }, `${titleOf(record)}, ${told.id}`), ` ${task.question}`,
+        found.append(el("a", { class: "item hitline", href: path(record.key, run.index, rollout.id) },
+          el("b", { class: `run${run.index}` }, `${titleOf(record)}, ${rollout.id}`), ` ${task.question}`,
           el("p", {}, around[0], el("mark", {}, whole.slice(at, end)), around[1])));
       }
       asked.delete(names(n));

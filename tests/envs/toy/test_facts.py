@@ -15,7 +15,8 @@ import pytest
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts
 from jaxdeep.errors import ConfigError
-from jaxdeep.rewards.answers import holds
+from jaxdeep.rewards.answers import contains_answer
+from jaxdeep.setup.tasksets import EnvConfig
 from jaxdeep.tools.bm25 import BM25
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -54,32 +55,32 @@ def statements(text):
 
 
 def real(split="all"):
-    return {(e.name, a, v) for e in facts.parse(split) for a, v in e.facts.items()}
+    return {(e.name, a, v) for e in facts.entities_of(split) for a, v in e.facts.items()}
 
 
 def quizzes(split="all"):
-    return [quiz for entity in facts.parse(split) for quiz in facts.quizzes(entity)]
+    return [quiz for entity in facts.entities_of(split) for quiz in facts.quizzes(entity)]
 
 
 # parts
 
 
 def test_every_entity_is_in_exactly_one_part():
-    names = {split: {e.name for e in facts.parse(split)} for split in SPLITS}
-    everything = [e.name for e in facts.parse("all")]
+    names = {split: {e.name for e in facts.entities_of(split)} for split in SPLITS}
+    everything = [e.name for e in facts.entities_of("all")]
     assert len(everything) == len(set(everything)) == sum(map(len, names.values())) == 404
     assert set.union(*names.values()) == set(everything)
     for split, share in zip(SPLITS, (0.45, 0.10, 0.45), strict=True):
         assert abs(len(names[split]) / len(everything) - share) < 0.05
-        assert {e.kind for e in facts.parse(split)} == set(facts.KINDS)
+        assert {e.kind for e in facts.entities_of(split)} == set(facts.KINDS)
 
 
 def test_a_part_keeps_its_tasks_and_passages_to_itself():
     for of in (
-        lambda s: [task.id for task in facts.tasks(facts.parse(s))],
-        lambda s: [task.question for task in facts.tasks(facts.parse(s))],
-        lambda s: [passage.id for passage in facts.passages(facts.parse(s))],
-        lambda s: [passage.text for passage in facts.passages(facts.parse(s))],
+        lambda s: [task.id for task in facts.tasks(facts.entities_of(s))],
+        lambda s: [task.question for task in facts.tasks(facts.entities_of(s))],
+        lambda s: [passage.id for passage in facts.passages(facts.entities_of(s))],
+        lambda s: [passage.text for passage in facts.passages(facts.entities_of(s))],
     ):
         parts = [of(split) for split in SPLITS]
         everything = [x for part in parts for x in part]
@@ -88,12 +89,12 @@ def test_a_part_keeps_its_tasks_and_passages_to_itself():
 
 
 def test_no_test_question_can_be_answered_from_the_passages_to_train_on():
-    passages = facts.passages(facts.parse("train"))
+    passages = facts.passages(facts.entities_of("train"))
     stated = set().union(*(statements(passage.text) for passage in passages))
-    test = {e.name for e in facts.parse("test")}
+    test = {e.name for e in facts.entities_of("test")}
     assert stated == real("train")
     assert {name for name, _, _ in stated} | {p.title for p in passages} <= {
-        e.name for e in facts.parse("train")
+        e.name for e in facts.entities_of("train")
     }
     assert not test & {name for name, _, _ in stated}
     # nor does a description in a two-hop question fit an entity to train on
@@ -104,21 +105,24 @@ def test_no_test_question_can_be_answered_from_the_passages_to_train_on():
 
 @pytest.mark.parametrize("name", ["bad", "", "Test", "train,test"])
 def test_a_part_that_is_not_there_is_refused(name):
-    with pytest.raises(ConfigError, match=f"facts:{name}: choose facts:train"):
-        facts.parse(name)
+    for key in ("questions", "corpus"):
+        with pytest.raises(
+            ConfigError, match=f"env.{key} is '{name}', none of 'train', 'dev', 'test'"
+        ):
+            EnvConfig.build({"taskset": "facts", key: name})
 
 
 # passages and questions
 
 
 def test_passages_state_what_they_say_they_state():
-    for entity in facts.parse("all"):
+    for entity in facts.entities_of("all"):
         texts = facts.texts(entity)
         for text in texts:
-            assert text.entity == entity.name and holds(text.text, [entity.name])
+            assert text.entity == entity.name and contains_answer(text.text, [entity.name])
             assert "{" not in text.text and "}" not in text.text
             assert statements(text.text) == {(entity.name, a, entity.facts[a]) for a in text.states}
-            assert all(holds(text.text, [entity.facts[a]]) for a in text.states)
+            assert all(contains_answer(text.text, [entity.facts[a]]) for a in text.states)
         # every fact in exactly one passage
         assert sorted(a for text in texts for a in text.states) == sorted(entity.facts)
         for passage, text in zip(facts.passages([entity]), texts, strict=True):
@@ -130,7 +134,7 @@ def test_every_answer_stands_in_a_passage_of_its_entity_that_states_it():
     for quiz in quizzes():
         stating = [t for t in facts.texts(quiz.entity) if quiz.attribute in t.states]
         assert quiz.answer == quiz.entity.facts[quiz.attribute]
-        assert any(holds(text.text, [quiz.answer]) for text in stating), quiz.id
+        assert any(contains_answer(text.text, [quiz.answer]) for text in stating), quiz.id
 
 
 def test_one_hop_names_the_entity_and_two_hops_describe_it_from_another_passage():
@@ -145,7 +149,7 @@ def test_one_hop_names_the_entity_and_two_hops_describe_it_from_another_passage(
         assert quiz.entity.name not in quiz.question.replace(known, "")
         for text in facts.texts(quiz.entity):
             assert not {quiz.bridge, quiz.attribute} <= text.states, quiz.id
-        assert not holds(quiz.question, [quiz.answer])
+        assert not contains_answer(quiz.question, [quiz.answer])
     assert hops[2] > 0.3 * hops[1]
 
 
@@ -165,7 +169,7 @@ def test_every_attribute_is_asked_about_and_every_entity():
 
 
 def test_tasks_are_the_questions_in_an_order_that_mixes_them():
-    found = facts.tasks(facts.parse("test"))
+    found = facts.tasks(facts.entities_of("test"))
     by_id = {quiz.id: quiz for quiz in quizzes("test")}
     assert len(found) == len(by_id) == 625
     for task in found:
@@ -185,14 +189,15 @@ def test_tasks_are_the_questions_in_an_order_that_mixes_them():
 def engine():
     states = {
         passage.id: text.states
-        for entity in facts.parse("all")
+        for entity in facts.entities_of("all")
         for passage, text in zip(facts.passages([entity]), facts.texts(entity), strict=True)
     }
-    return BM25(facts.passages(facts.parse("all")), k1=facts.K1), states
+    return BM25(facts.passages(facts.entities_of("all")), k1=facts.K1), states
 
 
 def found_by(k, **how):
-    """The share of test questions whose every hop a search finds, as (kind, hops) -> (found, all)."""
+    """The share of test questions whose every hop a search finds, as (kind, hops) -> (found,
+    all)."""
     index, states = engine()
     out = collections.defaultdict(lambda: [0, 0])
     for quiz in quizzes("test"):
@@ -290,8 +295,9 @@ def test_a_world_follows_from_its_seed():
 
 def test_nothing_depends_on_how_a_process_hashes():
     code = (
-        "import hashlib; from jaxdeep.envs.toy import facts; every = facts.parse('all'); "
-        "seen = [facts.tasks(every), facts.passages(every), facts.made_up(3), facts.tokenizer(600)];"
+        "import hashlib; from jaxdeep.envs.toy import facts; every = facts.entities_of('all'); "
+        "seen = [facts.tasks(every), facts.passages(every)]; "
+        "seen += [facts.made_up(3), facts.tokenizer(600)]; "
         "print(hashlib.sha256(repr(seen).encode()).hexdigest())"
     )
 
@@ -317,14 +323,14 @@ def test_the_tokenizer_that_ships_is_the_one_this_makes(tokenizer):
 
 
 def test_the_tokenizer_gives_every_text_back(tokenizer):
-    texts = [passage.text for passage in facts.passages(facts.parse("all"))]
+    texts = [passage.text for passage in facts.passages(facts.entities_of("all"))]
     texts += [quiz.question for quiz in quizzes()]
     texts += [facts.query(quiz, hop) for quiz in quizzes() for hop in range(quiz.hops)]
     assert [text for text in texts if tokenizer.decode(tokenizer.encode(text)) != text] == []
 
 
 def test_most_names_are_one_token_and_the_same_one_everywhere(tokenizer):
-    names = [entity.name for entity in facts.parse("all")]
+    names = [entity.name for entity in facts.entities_of("all")]
     single = [name for name in names if len(tokenizer.encode(name)) == 1]
     assert len(single) >= 0.85 * len(names)
     words = {word for name in names for word in name.split()}

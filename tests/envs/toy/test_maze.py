@@ -1,4 +1,5 @@
-"""Mazes: every walk that arrives is right, no wall is walked through, no test maze is in training."""
+"""Mazes: every walk that arrives is right, no wall is walked through, no test maze is in
+training."""
 
 import asyncio
 import os
@@ -12,7 +13,7 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat
+from jaxdeep.chat.qwen3 import Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs.toy import facts, maze
 from jaxdeep.envs.toy.maze import BACK, MOVES, Demos, Maze, Mazes, MazeTaskset
@@ -30,7 +31,7 @@ LIMITS = Limits(
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(PLACE), "none", tools_in_prompt=False)
+    return Qwen3Chat(Tokenizer.load(PLACE), "none", tools_in_prompt=False)
 
 
 def judged(grown, said):
@@ -105,6 +106,14 @@ def test_every_valid_path_is_right_and_none_through_a_wall(number):
             if n < len(path):
                 solved, near = walked(grown, path[:n])
                 assert solved == 0 and 0 <= near < 1
+
+
+def test_a_maze_is_read_once_for_all_its_rollouts_and_rewards(monkeypatch):
+    grown, times, read = maze.grow(random.Random("once"), 5, 7, 1), [], Maze.read
+    monkeypatch.setattr(Maze, "read", lambda text: times.append(1) or read(text))
+    moves = grown.shortest()
+    assert [walked(grown, moves[:n]) for n in range(len(moves) + 1)][-1] == (1.0, 1.0)
+    assert len(times) == 1
 
 
 def test_loops_open_several_ways():

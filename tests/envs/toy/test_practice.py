@@ -16,7 +16,8 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Chat, Mark
+from jaxdeep.chat.qwen3 import Qwen3Chat
+from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts
@@ -35,7 +36,7 @@ CALLS = (Mark.CALL, Mark.UNCALL, Mark.RESULT, Mark.UNRESULT)
 
 @pytest.fixture(scope="module")
 def chat():
-    return Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none", tools_in_prompt=False)
+    return Qwen3Chat(Tokenizer.load(facts.ASSETS / "tiny"), "none", tools_in_prompt=False)
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +109,10 @@ def test_a_row_follows_from_seed_and_number_alone(chat):
 def digest(source, seed):
     """Of 200 rows, made by a process that hashes texts its own way."""
     code = (
-        "import hashlib; from jaxdeep.chat.qwen3 import Chat; from jaxdeep.envs.toy import facts, practice; "
+        "import hashlib; from jaxdeep.chat.qwen3 import Qwen3Chat; "
+        "from jaxdeep.envs.toy import facts, practice; "
         "from jaxdeep.chat.tokenizer import Tokenizer; "
-        "chat = Chat(Tokenizer.load(facts.ASSETS / 'tiny'), 'none'); "
+        "chat = Qwen3Chat(Tokenizer.load(facts.ASSETS / 'tiny'), 'none'); "
         f"source = {source}; rows = [source[number] for number in range(200)]; "
         "print(hashlib.sha256(repr(rows).encode()).hexdigest())"
     )
@@ -191,8 +193,8 @@ def stated(said):
 
 @pytest.mark.parametrize("kind", ["reading", "demos"])
 def test_no_real_fact_is_in_any_row(chat, request, kind):
-    real = {(e.name, a, v) for e in facts.parse("all") for a, v in e.facts.items()}
-    answers = {q.question: q.answer for e in facts.parse("all") for q in facts.quizzes(e)}
+    real = {(e.name, a, v) for e in facts.entities_of("all") for a, v in e.facts.items()}
+    answers = {q.question: q.answer for e in facts.entities_of("all") for q in facts.quizzes(e)}
     told = set()
     for row in talks(chat, request.getfixturevalue(kind)):
         for _, content in row:

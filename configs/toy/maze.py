@@ -1,23 +1,28 @@
-"""A small model learns to find its way: SFT on impatient demonstrations, then GRPO on a simulated walk.
+"""A small model learns to solve mazes: SFT on impatient demonstrations, then GRPO.
 
-    python -m jaxdeep quickstart --config=configs/maze.py
+    python -m jaxdeep quickstart --config=configs/toy/maze.py
 
-Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that arrives is
-right (see jaxdeep.envs.toy.maze). SFT trains all weights of 0.5 M from nothing, on demonstrations that mostly give
-up after two moves; what it leaves is the base of GRPO's adapter. GRPO can only bring out what SFT has taught:
-after 150 steps of SFT it knows no way longer than two moves (0.33, and 0.35 after GRPO), after 800 it knows
-many and takes few. Larger: --config.sft.env.maze.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev, test.
+Mazes of 3 x 4 cells in AlphaMaze's form, one turn, the answer a run of moves; every walk that
+arrives in a simulation is right (jaxdeep/envs/toy/maze.py). SFT trains all weights of 0.5 M
+parameters from nothing, on demonstrations that mostly give up after two moves; its result is the
+base of GRPO's adapter.
 
-Hardware: any CPU. Result, seeds 0, 1, 2, 300 mazes each: 0.410, 0.417, 0.413 after SFT, 0.797, 0.793, 0.720
-after GRPO. Time: on one core a step of SFT 0.19 s, one of GRPO 1.1 s.
+GRPO can only bring out what SFT has taught: after 150 steps of SFT the model knows no way longer
+than two moves (0.33, and 0.35 after GRPO), after 800 it knows many and takes few. Larger mazes:
+--config.sft.env.rows=5 and so on, in all of sft.env, grpo.env, grpo.dev and test.
+
+Hardware: any CPU. Time: on one core a step of SFT 0.19 s, one of GRPO 1.1 s.
+Result, share of 300 test mazes solved, seeds 0, 1, 2: 0.410, 0.417, 0.413 after SFT, 0.797, 0.793,
+0.720 after GRPO.
 """
 
 from ml_collections import ConfigDict
 
 
 def env(split, number):
-    maze = dict(split=split, rows=3, columns=4, loops=1, number=number, system="")
-    return ConfigDict(dict(maze=maze))
+    return ConfigDict(
+        dict(taskset="maze", split=split, rows=3, columns=4, loops=1, number=number, system="")
+    )
 
 
 def get_config():

@@ -1,8 +1,15 @@
-"""The quickstart: the tiny base learns to search by a short SFT and GRPO, in minutes on two cores.
+"""A tiny Qwen3 learns to search: SFT on lazy demonstrations, then GRPO on real questions.
 
-    make quickstart          (python -m jaxdeep quickstart --config=configs/quickstart.py)
+    make quickstart
+    python -m jaxdeep quickstart --config=configs/search/quickstart.py
+    python -m jaxdeep quickstart --config=configs/search/quickstart.py --config.seed=1 \
+        --workdir=runs/q1
 
-Hardware: any CPU. Time and result: see the README. Another seed: --config.seed=1 --workdir=runs/q1.
+The base (1.2 M parameters), the corpus, the questions and the search engine come with the package.
+
+Hardware: any CPU. Time: 166, 132, 141 s on two CPU cores (seeds 0, 1, 2); 122 s on one H100.
+Result, exact match on 320 test questions, seeds 0, 1, 2: 0.000 before, 0.497, 0.447, 0.400 after
+SFT, 0.941, 0.928, 0.938 after GRPO.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +20,15 @@ SYSTEM = "Search first, then answer."
 def env(split, corpus, count=0):
     return ConfigDict(
         dict(
-            corpus=f"facts:{corpus}",
-            questions=f"facts:{split}",
+            taskset="facts",
+            corpus=corpus,
+            questions=split,
             k=1,
             k1=0.3,  # the passages are short: see jaxdeep.envs.toy.facts.K1
             system=SYSTEM,
             first=0,
             count=count,
-            weights=dict(answer=1.0, format=0.0, retry=0.0),
+            rewards=dict(answer=1.0, format=0.0, retry=0.0),
         )
     )
 

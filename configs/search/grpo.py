@@ -1,11 +1,15 @@
-"""GRPO of Qwen3-8B as a search agent on your own corpus and questions.
+"""GRPO of Qwen3-8B, LoRA of rank 32, as a search agent on your own corpus and questions.
 
-    python -m jaxdeep grpo --config=configs/grpo_search.py --config.env.corpus=docs/ \
+    python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ \
         --config.env.questions=questions.jsonl --config.train.start=runs/sft --workdir=runs/grpo
 
 The corpus is a file or folder of Markdown, text or JSONL; a question is a line with `question` and
-`answer`. Leave `train.start` empty to begin from the model itself. Hardware: meant for a TPU v5e-16 or
-larger. Not yet run at this size.
+`answer`. `train.start` is the run of sft.py to begin from; leave it empty to begin from the model
+itself.
+
+Hardware: meant for a TPU v5e-16 or larger, there with --config.mesh.model=4
+--config.rollout.cache_gb=18, which `jaxdeep plan` says fits.
+Time and result: not yet run at this size.
 """
 
 from ml_collections import ConfigDict
@@ -18,13 +22,14 @@ def get_config():
     config.mesh = ConfigDict(dict(replica=1, data=-1, context=1, model=1))
     config.env = ConfigDict(
         dict(
+            taskset="search",
             corpus="docs/",
             questions="questions.jsonl",
             k=5,
             chunk=1000,
             first=0,
             count=0,
-            weights=dict(answer=1.0, format=0.1, retry=0.1),
+            rewards=dict(answer=1.0, format=0.1, retry=0.1),
         )
     )
     config.rollout = ConfigDict(
@@ -42,12 +47,13 @@ def get_config():
             ),
         )
     )
-    # bfloat16 sampler and trainer round differently: the largest difference of any token, in nats
-    # another algorithm is one word: see jaxdeep/rl/algorithms.py, which has all that can be set here
+    # algorithm: one word for many settings, all of them in jaxdeep/rl/algorithms.py
+    # tolerance: the largest difference between sampler and trainer in any token's log-probability,
+    # in nats; in bfloat16 both round differently
     config.grpo = ConfigDict(
-        dict(prompts=16, group=8, tolerance=1.0, algorithm="default", eval_every=0)
+        dict(prompts=16, group=8, algorithm="default", tolerance=1.0, eval_every=0)
     )
-    # a collapse: off, warn, stop or rollback; see jaxdeep/train/guard.py for its signs and limits
+    # after a collapse: off, warn, stop or rollback; signs and limits in jaxdeep/train/guard.py
     config.guard = ConfigDict(dict(action="rollback"))
     config.batch = ConfigDict(dict(rows=16, length=8192))
     config.train = ConfigDict(dict(steps=200, save_every=10, keep=4, start="", seed=0))

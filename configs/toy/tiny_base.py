@@ -1,11 +1,19 @@
-"""The tiny base that comes with the package, from nothing: 1.2 M parameters that can read.
+"""The tiny base that ships with the package, from nothing: 1.2 M parameters that can read.
 
-    make base        (its tokenizer, then the stages `reading` and `choosing` of this file)
+    make base
+    python -m jaxdeep sft --config=configs/toy/tiny_base.py:reading --workdir=runs/tiny_base-reading
+    python -m jaxdeep sft --config=configs/toy/tiny_base.py:choosing \
+        --workdir=runs/tiny_base-choosing
 
-It learns from made-up worlds alone (`jaxdeep.envs.toy.practice.Reading`): answering from passages, asking
-a librarian in words or by a tool call, naming keywords, repeating; then more of the same where a passage
-states several things and one is asked for. It never sees the search tool or a real fact. Time: 40 + 45
-minutes on two cores.
+`make base` also makes its tokenizer, and copies the result into the package.
+
+It learns from made-up worlds alone (`jaxdeep.envs.toy.practice.Reading`): answering from passages,
+asking a librarian in words or by a tool call, naming keywords, repeating; then more of the same
+where a passage states several things and one is asked for. It never sees the search tool or a real
+fact.
+
+Hardware: any CPU. Time: 40 + 45 minutes on two cores. Result: jaxdeep/assets/tiny, the base of
+configs/search/quickstart.py.
 """
 
 from ml_collections import ConfigDict

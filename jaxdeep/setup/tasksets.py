@@ -1,0 +1,200 @@
+"""From the section `env` of a configuration to a task set.
+
+`env.taskset` names a frozen dataclass with `load() -> Taskset`: one of `BUILT_IN`, or one of your
+own as "FILE.py:NAME" or "module:NAME". The other keys of the section are its fields. Four keys are
+the same for every task set: see `EnvConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdeep import config as configs
+from jaxdeep.agent.base import Env, Reward, Taskset
+from jaxdeep.agent.remote import FROM_FILE
+from jaxdeep.errors import ConfigError
+from jaxdeep.types import Message, Task
+
+BUILT_IN = {
+    "search": "jaxdeep.envs.search.tasks:Search",
+    "facts": "jaxdeep.envs.toy.facts:Facts",
+    "maze": "jaxdeep.envs.toy.maze:Mazes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnReward:
+    """A reward of your own: `function` is "FILE.py:NAME" or "module:NAME", `weight` what it
+    counts."""
+
+    function: str
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """`settings` is the task set's own dataclass, built from all other keys of the section.
+
+    `rewards` changes what its rewards count, by name: a number re-weights one (0: it is only
+    measured), None leaves it out, and `OwnReward` adds a function of your own. Of its tasks the
+    `first` are skipped, then `count` are used (0: all that are left)."""
+
+    taskset: str
+    settings: Any
+    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
+    first: int = 0
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or self.count < 0:
+            raise ConfigError(
+                f"env.first={self.first} and env.count={self.count} must not be below 0"
+            )
+
+    @classmethod
+    def build(cls, section: Mapping[str, Any] | ConfigDict, key: str = "env") -> EnvConfig:
+        """The section as written in a configuration; ConfigError names `key.NAME` for what is
+        wrong."""
+        values = dict(section.items())
+        shared = {name: values.pop(name) for name in SHARED if name in values}
+        name = shared.pop("taskset", "search")
+        settings = configs.build(settings_class(name, f"{key}.taskset"), values, key)
+        common = configs.build(_Shared, shared, key)
+        return cls(name, settings, **vars(common))
+
+    def load(self) -> Taskset:
+        """The tasks, environments and rewards that the section asks for."""
+        taskset = self.settings.load()
+        total = len(taskset)
+        end = self.first + self.count if self.count else total
+        indices = range(total)[self.first : end]
+        if not indices:
+            raise ConfigError(
+                f"env.first={self.first} is beyond the {total} tasks of {self.settings}: lower it"
+            )
+        rewards = reweighted(taskset.rewards, self.rewards)
+        if hasattr(taskset, "check_rewards"):
+            taskset.check_rewards({name: weight for name, (weight, _) in rewards.items()})
+        if rewards == dict(taskset.rewards) and len(indices) == total:
+            return taskset
+        return Chosen(taskset, indices, rewards)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
+    first: int = 0
+    count: int = 0
+
+
+SHARED = ("taskset", *(field.name for field in dataclasses.fields(_Shared)))
+
+
+class Chosen:
+    """Some tasks of a task set, with rewards of their own."""
+
+    def __init__(
+        self, taskset: Taskset, indices: range, rewards: Mapping[str, tuple[float, Reward]]
+    ) -> None:
+        self.taskset, self.indices, self.rewards = taskset, indices, rewards
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Task:
+        return self.taskset[self.indices[index]]
+
+    def env(self, task: Task) -> Env:
+        return self.taskset.env(task)
+
+    def gold(self, task: Task) -> list[Message]:
+        return self.taskset.gold(task)
+
+
+def load_config(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """`configs.load`, where an override may name another task set than the file: then the settings
+    of the file's own that the new one does not have, and its rewards, are left out, which is said
+    on stderr."""
+    return configs.load(path, overrides, {"taskset": _keep_fields})
+
+
+def _keep_fields(section: ConfigDict, taskset: str) -> None:
+    fields = {field.name for field in dataclasses.fields(settings_class(taskset, "env.taskset"))}
+    kept = fields | set(SHARED) - {"rewards"}
+    dropped = [name for name in section if name not in kept]
+    for name in dropped:
+        del section[name]
+    if dropped:
+        print(
+            f"env.taskset={taskset}: {', '.join(dropped)} of the configuration's own task set left out",
+            file=sys.stderr,
+        )
+
+
+def settings_class(name: str, key: str) -> type:
+    """The dataclass that `env.taskset` names; ConfigError where there is none."""
+    if ":" not in name and name not in BUILT_IN:
+        raise ConfigError(
+            f"{key}={name!r} is none of {', '.join(BUILT_IN)}, nor FILE.py:NAME of your own."
+            f"{configs.suggest(name, BUILT_IN)}"
+        )
+    cls = imported(BUILT_IN.get(name, name), key)
+    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    if not (inspect.isclass(cls) and frozen and hasattr(cls, "load")):
+        raise ConfigError(
+            f"{key}={name!r} must be a frozen dataclass with a method load() that returns the task set; "
+            "its fields are the settings of the section. See jaxdeep/README.md"
+        )
+    return cls
+
+
+def reweighted(
+    rewards: Mapping[str, tuple[float, Reward]],
+    changes: Mapping[str, float | OwnReward | None],
+) -> dict[str, tuple[float, Reward]]:
+    """The rewards of a task set with the changes of a configuration."""
+    out = dict(rewards)
+    for name, change in changes.items():
+        if isinstance(change, OwnReward):
+            out[name] = (change.weight, imported(change.function, f"env.rewards.{name}.function"))
+        elif name not in rewards:
+            raise ConfigError(
+                f"env.rewards.{name} is not a reward of this task set, which has {', '.join(rewards)}; "
+                f'one of your own is {{"function": "FILE.py:NAME", "weight": 1.0}}.'
+                f"{configs.suggest(name, rewards)}"
+            )
+        elif change is None:
+            del out[name]
+        else:
+            out[name] = (change, rewards[name][1])
+    if not out:
+        raise ConfigError("env.rewards leaves no reward: nothing could be learned")
+    return out
+
+
+def imported(name: str, key: str) -> Any:
+    """What "FILE.py:NAME" or "module:NAME" names; ConfigError with the configuration's `key` if it
+    cannot be imported."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            # a name that no other module has: dataclasses look their module up by it
+            unique = f"{FROM_FILE}{Path(place).stem}_{zlib.crc32(place.encode()):08x}"
+            spec = importlib.util.spec_from_file_location(unique, place)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[unique] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, attribute)
+    except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{key}={name!r} cannot be imported as FILE.py:NAME: {error}") from error

@@ -1,0 +1,268 @@
+"""Weights, adapters and training state of a run, from folders, hubs and checkpoints onto the
+mesh."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdeep.chat.families import chat_format, family_of
+from jaxdeep.chat.format import ChatFormat
+from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.model import identity, layout, load, lora, peft, tensors
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
+from jaxdeep.parallel import exchange
+from jaxdeep.rl.objective import SFT, Objective
+from jaxdeep.setup.sections import ModelConfig, TrainConfig
+from jaxdeep.train import checkpoint, optim
+from jaxdeep.train import state as states
+
+
+def chat_of(model: ModelConfig) -> ChatFormat:
+    """The chat format with the model's tokenizer."""
+    source = model.tokenizer or model.location
+    path = pathlib.Path(source)
+    if path.suffix == ".json" and path.name != "tokenizer.json" and not model.tokenizer:
+        source = str(path.parent)  # the folder of a config.json
+    tokenizer = Tokenizer.load(source)
+    return chat_format(
+        family_of(tokenizer), tokenizer, model.thinking, tools_in_prompt=model.tools_in_prompt
+    )
+
+
+def tokenizer_folder(model: ModelConfig) -> pathlib.Path | None:
+    """The folder with the files of the model's tokenizer; None where one from the hub was set."""
+    path = pathlib.Path(model.tokenizer or model.location)
+    if path.is_file():
+        return path.parent
+    if path.is_dir() or model.tokenizer:
+        return path if path.is_dir() else None
+    return layout.folder(model.location)
+
+
+def spec_of(
+    model: ModelConfig,
+    adapter: lora.LoraConfig,
+    optimizer: optim.OptimConfig | None = None,
+    objective: Objective = SFT,
+    *,
+    hf: Mapping[str, Any] | None = None,
+) -> states.Spec:
+    """What the programs of a run are compiled from; without an optimizer it can only sample. `hf`
+    is the content of the model's `config.json`, where it is not read from the model's folder."""
+    if model.quant and not adapter.rank:
+        raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
+    path = pathlib.Path(model.location)
+    cfg = Config.from_hf(
+        hf or (path if path.exists() else layout.folder(model.location)),
+        dtype=model.dtype,
+        remat=model.remat,
+        attention=model.attention,
+        quant=model.quant,
+        chunk=model.chunk,
+    )
+    return states.Spec(cfg, adapter, optimizer, objective)
+
+
+def check_vocabulary(chat: ChatFormat, cfg: Config) -> None:
+    """ConfigError where the tokenizer has ids that the model does not."""
+    if chat.tokenizer.size > cfg.V:
+        raise ConfigError(
+            f"the tokenizer has ids up to {chat.tokenizer.size - 1}, the model a vocabulary of {cfg.V}: "
+            "set model.tokenizer to the model's own"
+        )
+
+
+def base_weights(
+    model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh, seed: int
+) -> dict[str, Any]:
+    """The weights of the base, sharded over the mesh."""
+    if model.weights == "random":
+        shardings = model_weights.shardings(spec.model, mesh)
+        build = jax.jit(lambda key: model_weights.init(key, spec.model), out_shardings=shardings)
+        return build(jax.random.key(seed))
+    return load.load(model.location, spec.model, mesh)
+
+
+def load_frozen(
+    model: ModelConfig,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    params: dict[str, Any],
+) -> states.Frozen:
+    """What training reads and never changes: the base's weights (None where they are what is
+    trained), and the adapters of `lora.under`. CheckpointError where one of those belongs to
+    another base."""
+    if spec.full:
+        return states.Frozen(None)
+    base = identity.Base(model.path, identity.identity(params, spec.model))
+    return states.Frozen(params, load_under(spec, mesh, base))
+
+
+def load_under(
+    spec: states.Spec, mesh: jax.sharding.Mesh, base: identity.Base | None = None
+) -> tuple[lora.Adapter, ...]:
+    """The frozen adapters of `lora.under` on the mesh, each a run's newest checkpoint or a PEFT
+    folder."""
+    under = []
+    for path in spec.lora.under:
+        if is_adapter(path):
+            adapter = peft.load(pathlib.Path(path), spec.model)
+        elif checkpoint.exists(path):
+            adapter = checkpoint.load_adapter(path, spec.model, mesh)
+        else:
+            raise CheckpointError(
+                f"lora.under={path}: there is neither a run with a checkpoint nor a PEFT adapter"
+            )
+        under.append(lora.place(adapter, spec.model, mesh))
+    lora.check_under(under, base)
+    return tuple(under)
+
+
+def base_of(model: ModelConfig, spec: states.Spec, frozen: states.Frozen) -> identity.Base | None:
+    """The name and hash of all that is frozen; None where the weights are what is trained."""
+    if spec.full:
+        return None
+    base = identity.Base(model.path, identity.identity(frozen.params, spec.model))
+    return lora.base_over(base, frozen.under)
+
+
+def load_or_init(
+    train: TrainConfig,
+    model: ModelConfig,
+    spec: states.Spec,
+    mesh: jax.sharding.Mesh,
+    checkpoints: str | os.PathLike | None = None,
+) -> tuple[states.Frozen, states.State]:
+    """What is frozen, and a fresh training state: around what `train.start` trained, else around a
+    new adapter or the base. CheckpointError, before any weight is loaded, where that, or the run
+    that resumes from `checkpoints`, belongs to another base."""
+    for path in filter(None, (train.start, checkpoints)):
+        refuse_other_base(path, model, spec)
+    params = base_weights(model, spec, mesh, train.seed)
+    frozen = load_frozen(model, spec, mesh, params)
+    state = states.init(jax.random.key(train.seed), spec, mesh, params if spec.full else None)
+    if train.start:
+        base = base_of(model, spec, frozen)
+        state = state.replace(trained=load_trained(train.start, spec, base, state.trained))
+    return frozen, state
+
+
+def load_policy(
+    start: str, seed: int, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
+) -> tuple[states.Frozen, Any]:
+    """What is frozen and what is trained, to sample from: no optimizer state is made. Without a
+    `start` a new adapter, which changes nothing, stands over the base."""
+    if start:
+        refuse_other_base(start, model, spec)
+    params = base_weights(model, spec, mesh, seed)
+    frozen = load_frozen(model, spec, mesh, params)
+    trained: Any = params
+    if not spec.full:
+        shardings = jax.tree.map(lambda x: x.sharding, states.trained_shapes(spec, mesh))
+        build = jax.jit(lambda k: lora.init(k, spec.model, spec.lora), out_shardings=shardings)
+        trained = build(jax.random.key(seed))
+    if start:
+        like = states.trained_shapes(spec, mesh) if spec.full else trained
+        trained = load_trained(start, spec, base_of(model, spec, frozen), like)
+    return frozen, trained
+
+
+def load_trained(
+    start: str | os.PathLike, spec: states.Spec, base: identity.Base | None, like: Any
+) -> Any:
+    """What the newest checkpoint of the run in `start` trained, or the PEFT adapter in that folder,
+    with the shapes and shardings of `like`; an adapter needs arrays there."""
+    if is_adapter(start):
+        return load_adapter(pathlib.Path(start), spec, base, like)
+    if not checkpoint.folder(start).is_dir():
+        raise CheckpointError(f"train.start={start}: there is no such run")
+    saved = checkpoint.Checkpoints(start, spec, base=base)
+    try:
+        return saved.trained(like)
+    finally:
+        saved.close()
+
+
+def is_adapter(path: str | os.PathLike) -> bool:
+    """Whether a folder is a PEFT adapter's."""
+    return (pathlib.Path(path) / peft.CONFIG).exists()
+
+
+def load_adapter(
+    path: pathlib.Path, spec: states.Spec, base: identity.Base | None, fresh: dict[str, Any]
+) -> dict[str, Any]:
+    """The factors of the PEFT adapter in `path`, sharded as the `fresh` ones. It must have the rank
+    and the linears of the configuration; another alpha is folded into its factors."""
+    adapter = peft.load(path, spec.model, base)
+    ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, adapter.config))
+    if ours != theirs:
+        raise ConfigError(
+            f"the adapter in {path} has lora.rank={theirs[0]} and lora.targets={theirs[1]}, "
+            f"the configuration {ours[0]} and {ours[1]}: make them equal"
+        )
+    ratio = np.float32(adapter.scale / spec.lora.scale)
+    for name, pair in adapter.factors.items():
+        pair["b"] *= ratio
+        pair["a"] = reinit_dead_directions(pair, tensors.on_host(fresh[name]["a"]))
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), adapter.factors, fresh)
+
+
+def reinit_dead_directions(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> np.ndarray:
+    """The factor `a` with directions that are zero in both factors taken from a fresh one: they
+    would never get a gradient. The product of the factors stays the same."""
+    dead = ~pair["a"].any(-2, keepdims=True) & ~pair["b"].any(-1)[..., None, :]
+    return np.where(dead, fresh_a, pair["a"])
+
+
+def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.Spec) -> None:
+    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the
+    files of `model` show without loading it."""
+    if spec.full or model.weights == "random":
+        return
+    if is_adapter(path):
+        theirs = peft.base_in(pathlib.Path(path))
+    elif checkpoint.exists(path):
+        theirs = checkpoint.base_in(checkpoint.about(path))
+    else:
+        return
+    ours = identity.Base(model.path, identity.of_files(model.location, spec.model))
+    identity.check(f"what is in {path}", theirs, ours)
+
+
+def frozen_for_sampler(
+    model: ModelConfig,
+    spec: states.Spec,
+    frozen: states.Frozen,
+    mesh: jax.sharding.Mesh,
+    seed: int,
+) -> states.Frozen:
+    """The same on the sampler's mesh: the trainer's own arrays where the sampler's devices hold all
+    their shards, else read once more."""
+    if frozen.params is None:
+        return frozen
+    params = exchange.reuse_shards(frozen.params, model_weights.shardings(spec.model, mesh))
+    if params is None:
+        params = base_weights(model, spec, mesh, seed)
+    under = frozen.under if jax.process_count() == 1 else load_under(spec, mesh)
+    return states.Frozen(params, under)
+
+
+def sampled_policy(
+    spec: states.Spec, frozen: states.Frozen, trained: Any, mesh: jax.sharding.Mesh
+) -> tuple[dict, lora.Adapter | None]:
+    """The weights and the one adapter that the sampler takes, on its mesh: those of `lora.under`
+    and the trained one side by side. Only what is trained crosses from process to process."""
+    shardings = jax.tree.map(lambda x: x.sharding, states.trained_shapes(spec, mesh))
+    trained = exchange.reshard(trained, shardings)
+    params, adapter = states.policy(spec, frozen.params, trained, frozen.under)
+    if isinstance(adapter, tuple):
+        adapter = lora.concatenate(adapter)
+    return params, adapter

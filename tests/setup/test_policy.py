@@ -1,0 +1,32 @@
+"""A policy is opened without anything that only training needs."""
+
+import asyncio
+
+import pytest
+from run import small
+
+from jaxdeep import config as configs
+from jaxdeep.parallel import mesh as meshes
+from jaxdeep.setup.policy import open_policy
+from jaxdeep.setup.runs import EvalRun
+from jaxdeep.setup.sections import load_run
+from jaxdeep.train import optim
+from jaxdeep.types import Message
+
+
+def test_no_optimizer_is_made_and_the_engine_is_closed(tmp_path, monkeypatch):
+    def no_optimizer(*_):
+        raise AssertionError("an optimizer was built")
+
+    monkeypatch.setattr(optim, "chain", no_optimizer)
+    config = configs.load(small.config(tmp_path, "eval"), ["--config.mesh.data=1"])
+    one = meshes.make_mesh(devices=meshes.jax.devices()[:1])
+    monkeypatch.setattr(meshes, "make_mesh", lambda cfg: one)
+    with open_policy(load_run(EvalRun, config)) as policy:
+        prompt = policy.chat.opening([Message("user", "Who?")])
+        completion = asyncio.run(policy.engine(prompt, seed=0, max_new=3))
+        assert len(completion.tokens) == len(completion.logps) <= 3
+        again = asyncio.run(policy.engine(prompt, seed=0, max_new=3))
+        assert again.tokens == completion.tokens
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(policy.engine(prompt, seed=0, max_new=3))
