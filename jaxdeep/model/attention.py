@@ -100,8 +100,8 @@ def attend(
 def kv_heads(N: int, K: int, model: int, index: int | jax.Array) -> np.ndarray | jax.Array:
     """The kv heads that the query heads of device `index` of `model` devices read, where K kv heads
     do not divide over them: one if all its query heads share it, else one for each query head."""
-    held, group = N // model, N // K
-    return (index * held + np.arange(held if group % held else 1)) // group
+    heads, group = N // model, N // K  # query heads of a device, and of a kv head
+    return (index * heads + np.arange(heads if group % heads else 1)) // group
 
 
 def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
@@ -198,8 +198,7 @@ def _keys(k_BSKH, v_BSKH, segments_BS, block: int):
 
 def _reach(segments_Bq, index_q, segments_zBs) -> tuple[jax.Array, jax.Array]:
     """The range of blocks of keys that these queries may see, from the first that may hold one of
-    their segments to the one of the last query. In rows of several sequences it is a small part of
-    all."""
+    their segments to the one of the last query. In rows of several sequences these are few."""
     low_zB, high_zB = segments_zBs.min(2), segments_zBs.max(2)
     shared_zB = (low_zB <= segments_Bq.max(1)) & (high_zB >= segments_Bq.min(1))
     return jnp.argmax(shared_zB.any(1)), index_q.max() // segments_zBs.shape[2] + 1

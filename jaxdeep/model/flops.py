@@ -35,8 +35,7 @@ PEAK = {
     "NVIDIA H200": 989.4e12,
     "NVIDIA A100": 312e12,
 }
-"""Dense bfloat16 FLOP/s of a device, by the beginning of its kind; from the vendors' data
-sheets."""
+"""Dense bfloat16 FLOP/s of a device by the beginning of its kind, from the vendors' data sheets."""
 
 
 def peak(kind: str) -> float | None:

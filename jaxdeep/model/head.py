@@ -60,8 +60,7 @@ def token_logps(
     inverse_BCt = jnp.argsort(order_BCt, axis=-1)
 
     def split(x: jax.Array) -> jax.Array:
-        """[B, T, ...] as chunks in front, [chunks, B, C, chunk, ...], the wanted positions
-        first."""
+        """[B, T, ...] in chunks, [chunks, B, C, chunk, ...], the wanted positions first."""
         rest = x.shape[2:]
         x = meshes.constrain(x.reshape(B, C, T // C, *rest), meshes.ROWS, "context")
         x = _reorder(x, order_BCt, inverse_BCt)

@@ -81,8 +81,8 @@ def slots(cfg: Config, shards: int = 1) -> dict[str, Slot]:
     E / shards consecutive ones: a group is moved at once, so that every device gets (or gives) one.
     """
     tree = model_weights.published(cfg)
-    held = cfg.E // shards
-    experts = [shard * held + i for i in range(held) for shard in range(shards)]
+    per_shard = cfg.E // shards
+    experts = [shard * per_shard + i for i in range(per_shard) for shard in range(shards)]
     out = {TOP["embed"]: Slot("embed", None, None, tree["embed"].shape, False)}
     for layer in range(cfg.L):
         for name, leaf in tree["layers"].items():

@@ -1,5 +1,4 @@
-"""The linears of a layer: a frozen weight, in the model's dtype or int8, and the adapters beside
-it."""
+"""The linears of a layer: weights, in the model's dtype or int8, and the adapters beside them."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from jaxdeep.parallel import mesh as meshes
 
 @jax.custom_vjp
 def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """`x @ a @ b` in the precision of `x`, [..., out]; gradients of the factors are in their
-    own."""
+    """`x @ a @ b` in the dtype of `x`, [..., out]; the factors' gradients are in their own."""
     return _low_rank_forward(x, a, b)[0]
 
 

@@ -48,8 +48,7 @@ IN_FLIGHT = 256 * 2**20  # bytes read that may still be on their way to a device
 
 def load(name: str, cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """The weights of checkpoint `name` (a folder or hub id) on the mesh, in `cfg.dtype`, or with
-    `cfg.quant` as int8. Meanwhile the host holds one tensor (of experts: one a device) and 256
-    MB."""
+    `cfg.quant` as int8. The host holds at most one tensor (of experts: one a device) and 256 MB."""
     shardings = model_weights.shardings(cfg, mesh)
     shards = mesh.shape["model"] if cfg.E else 1  # experts are sharded over this axis
     plan = layout.slots(cfg, shards)
@@ -104,8 +103,8 @@ def _groups(plan: Mapping[str, Slot], shards: int) -> Iterator[list[str]]:
 def _indices(slot: Slot, cfg: Config, shards: int) -> tuple[np.int32, np.int32]:
     """The layer of a group, and the place of its experts in each shard. As arrays they are data:
     one program serves all layers."""
-    held = cfg.E // shards or 1
-    return np.int32(slot.layer), np.int32((slot.expert or 0) % held)
+    per_shard = cfg.E // shards or 1
+    return np.int32(slot.layer), np.int32((slot.expert or 0) % per_shard)
 
 
 def _read(

@@ -30,8 +30,7 @@ LIVE_BLOCK_SCOPE = "live_block"  # plan/hlo.py finds the conditional around a bl
 
 
 def route(x_BTD: jax.Array, router_DE: jax.Array, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """The weight and the number of each of a token's experts, both [B, T, top_k]; softmax in
-    float32."""
+    """The weight (a float32 softmax) and the number of each expert of a token, [B, T, top_k]."""
     scores_BTE = jnp.einsum("btd,de->bte", x_BTD, router_DE, preferred_element_type=jnp.float32)
     weight_BTk, expert_BTk = jax.lax.top_k(jax.nn.softmax(scores_BTE, axis=-1), cfg.top_k)
     if cfg.norm_top_k:
@@ -139,7 +138,7 @@ def _experts(
     """
     B, T, D = x_BTD.shape
     k, n = expert_BTk.shape[-1], expert_BTk.size
-    held = jax.tree.leaves(weights)[0].shape[0]
+    held = jax.tree.leaves(weights)[0].shape[0]  # experts of this device
     expert_n = expert_BTk.reshape(-1) - first
     expert_n = jnp.where((expert_n >= 0) & (expert_n < held), expert_n, held)
     order_n = jnp.argsort(expert_n, stable=True)

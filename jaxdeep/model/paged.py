@@ -27,9 +27,7 @@ from jaxdeep.parallel.mesh import ROWS
 
 BLOCK = 64  # slots that the plain computation reads together
 GROUP = 16  # rows that go through as many blocks as the longest of them needs
-GPU_BLOCK = (
-    512  # there in large blocks, all rows as one group: small steps are bound by their launch
-)
+GPU_BLOCK = 512  # on GPUs, for all rows at once: many small steps take longer to launch than to run
 TPU_BLOCK = 512  # slots that the TPU kernel reads together
 
 
@@ -107,20 +105,19 @@ def extend(
     args = (q_BTNH, k_BTKH, v_BTKH, pages.kv_LPSJH, pages.table_BX, pages.held_B, count_B, layer)
     if mesh.empty or mesh.size == 1:
         return local(*args)
-    heads, rows, held = P(ROWS, None, "model"), P(ROWS), P(None, ROWS, None, "model")
+    heads, rows, paged = P(ROWS, None, "model"), P(ROWS), P(None, ROWS, None, "model")
     kv = heads if K % model == 0 else rows
     # check_vma is off: the kernel does not declare over which axes its results vary
     return jax.shard_map(
         local,
-        in_specs=(heads, kv, kv, held, rows, rows, rows, P()),
-        out_specs=(heads, held),
+        in_specs=(heads, kv, kv, paged, rows, rows, rows, P()),
+        out_specs=(heads, paged),
         check_vma=False,
     )(*args)
 
 
 def write(kv_LPSJH, k_BTKH, v_BTKH, table_BX, held_B, count_B, layer) -> jax.Array:
-    """The pages with the first `count_B` new keys and values of each row written after its
-    tokens."""
+    """The pages, the first `count_B` keys and values of each row written after its tokens."""
     B, T, K, H = k_BTKH.shape
     S = kv_LPSJH.shape[2]
     new_BTJH = jnp.stack((k_BTKH, v_BTKH), axis=3).reshape(B, T, 2 * K, H)
@@ -212,8 +209,7 @@ def _blocks(
 def kernel(
     q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
 ) -> jax.Array:
-    """As `plain`, by the kernel for TPUs: to it each row is a sequence whose last T tokens are
-    queries."""
+    """As `plain`, by the kernel for TPUs, to which a row's last T tokens are its queries."""
     B, T, N, H = q_BTNH.shape
     S, X = kv_PSJH.shape[1], table_BX.shape[1]
     out = ragged_paged_attention(

@@ -104,8 +104,7 @@ def save(
 
 
 def _plan(cfg: Config, spec: lora.LoraConfig, targets: list[str]) -> dict[str, tuple]:
-    """For each tensor to write, by name: its shape, linear, factor ("a" or "b"), layer and
-    expert."""
+    """By name of a tensor to write: its shape, linear, factor ("a" or "b"), layer, expert."""
     shapes = lora.leaves(cfg, lora.LoraConfig(spec.rank, spec.alpha, tuple(targets)))
     plan = {}
     for name in targets:

@@ -31,8 +31,7 @@ BLOCK = 32 * 2**20  # bytes of a file that are read at one time
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: its file, the offset of its first byte, its shape and safetensors
-    dtype."""
+    """Where a tensor lies: its file, the offset of its first byte, shape and safetensors dtype."""
 
     file: pathlib.Path
     start: int
@@ -70,8 +69,8 @@ def header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 def read(entry: Entry, slices: Sequence[slice] | None = None) -> np.ndarray:
-    """The tensor, or a part of it: one slice for each dimension. CheckpointError if the file ends
-    early."""
+    """The tensor, or the part that `slices`, one a dimension, choose. CheckpointError if the file
+    ends early."""
     dtype, shape = DTYPES[entry.dtype], entry.shape
     slices = slices or [slice(None)] * len(shape)
     bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]

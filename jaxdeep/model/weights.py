@@ -87,14 +87,12 @@ def _quantized(leaf: Leaf) -> dict[str, Leaf]:
 
 
 def is_leaf(x: Any) -> bool:
-    """The `is_leaf` of jax.tree functions over `leaves`: a Leaf is a tuple, which they would
-    enter."""
+    """For jax.tree functions over `leaves`, which would otherwise enter a Leaf, a tuple."""
     return isinstance(x, Leaf)
 
 
 def divisible_shape(cfg: Config, leaf: Leaf) -> tuple[int, ...]:
-    """The sizes that a mesh must divide: a dimension of heads counts whole heads, which are never
-    split."""
+    """The sizes that a mesh must divide: heads are counted whole, since none is ever split."""
     width = {"heads": cfg.H, "kv_heads": cfg.H}
     return tuple(n // width.get(axis, 1) for n, axis in zip(leaf.shape, leaf.axes, strict=True))
 

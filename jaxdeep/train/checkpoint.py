@@ -94,8 +94,7 @@ class Checkpoints:
     ) -> None:
         """Write the state after `step`, and the `position` in the data, in the background. It is
         complete after the next `save`, `wait` or `close`, which also raise what went wrong. The
-        best checkpoint has the highest `score`. A step that is already saved is not written
-        again."""
+        best checkpoint has the highest `score`. A step that is saved already stays."""
         if step == self.latest():
             return
         about = {

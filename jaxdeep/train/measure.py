@@ -15,8 +15,7 @@ from jaxdeep.types import Batch
 
 
 class Measure:
-    """One compiled program. Call it with the state, what is frozen, and numpy batches of one
-    shape."""
+    """One compiled program, for the state, what is frozen, and numpy batches of one shape."""
 
     def __init__(self, spec: states.Spec, mesh: jax.sharding.Mesh) -> None:
         def sums(trained: Any, frozen: states.Frozen, batch: Batch) -> tuple[jax.Array, jax.Array]:

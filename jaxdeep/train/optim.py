@@ -56,8 +56,7 @@ def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:
 
 def chain(cfg: OptimConfig) -> optax.GradientTransformation:
     """The optax transformation that `cfg` describes. It is built inside the jitted functions: as a
-    static argument it would compile them again each time, since no two transformations are
-    equal."""
+    static argument it would compile them again each time, as no two transformations are equal."""
     adamw = optax.adamw(schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
     if cfg.name == "adamw":
         return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)

@@ -52,8 +52,7 @@ class Frozen:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What the programs of a step are compiled from: hashable, and a static argument of them
-    all."""
+    """What the programs of a step are compiled from; hashable, a static argument of them all."""
 
     model: Config
     lora: lora.LoraConfig
@@ -136,8 +135,7 @@ def policy(
 
 
 class Programs(NamedTuple):
-    """The jitted functions of a step; `start` makes the zeros that `accumulate` adds gradients
-    to."""
+    """The jitted functions of a step. `start` makes the zeros that `accumulate` adds to."""
 
     start: Any
     accumulate: Any

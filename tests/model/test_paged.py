@@ -157,7 +157,8 @@ for name in sys.argv[1:]:
             rest = (i(B, T), i(B), how) if T > 1 else (i(B), how)
             program = (prefill if T > 1 else decode).lower(params, None, kv, i(B, X), i(B), *rest)
             program.compile()
-            # of what was lowered: what a newer chip compiled to, this version may not be able to print
+            # of what was lowered: what a newer chip compiled to, this version may not be able to
+            # print
             print(name, T, "ragged", "ragged_paged_attention" in program.as_text(), flush=True)
 """
 
