@@ -62,8 +62,8 @@ class Spec:
     def __post_init__(self) -> None:
         if self.objective.kl.coef and self.full:
             raise ConfigError(
-                f"grpo.kl.coef or sft.kl.coef={self.objective.kl.coef} is towards the frozen base, and lora.rank=0 "
-                "trains it: set the coefficient to 0, or train an adapter"
+                f"grpo.kl.coef or sft.kl.coef={self.objective.kl.coef} is towards the frozen base, "
+                "and lora.rank=0 trains it: set the coefficient to 0, or train an adapter"
             )
 
     @property
