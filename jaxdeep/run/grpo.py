@@ -3,10 +3,10 @@
     P tasks -> P x G rollouts through the tool loop -> rewards -> group advantages -> packed batches
     -> one optimizer pass, or several -> the new adapter to the sampler, and again
 
-`grpo.algorithm` says by which rules (`rl.algorithms`). At the first step of every run the trainer's
-log-probabilities must equal the sampler's, or the run stops with both numbers. Each step writes a
-row of `metrics.jsonl` and its rollouts to `rollouts/`; the same command resumes a run that was
-stopped. With `grpo.ahead` rollouts of the next steps are sampled while the trainer updates
+`grpo.algorithm` says by which rules (`rl.algorithms`). At the first update of every run the
+trainer's log-probabilities must be within `grpo.tolerance` of the sampler's, or the run stops. Each
+step writes a row of `metrics.jsonl` and its rollouts to `rollouts/`; the same command resumes a run
+that was stopped. With `grpo.ahead` rollouts of the next steps are sampled while the trainer updates
 (`setup.explore`).
 
 Several processes (`parallel.hosts`) share the tasks of a step: each has an engine and tool loops of
@@ -104,7 +104,7 @@ def improve(t: Training, ending: Termination) -> bool:
     back."""
     steps, save_every = t.run.train.steps, t.run.train.save_every
     for n in range(t.done + 1, steps + 1):
-        before = t.explorer.position()
+        position = t.explorer.position()
         groups = t.sample(n, ending)
         if groups is None:  # SIGTERM
             break
@@ -113,7 +113,7 @@ def improve(t: Training, ending: Termination) -> bool:
         if data.rows:
             update = t.update(data.batches)
             if update.trouble:
-                t.keep(n - 1, update.state, before)
+                t.save_good(n - 1, update.state, position)
                 if t.set_back(n, [update.trouble]):
                     return False
                 raise DivergedError(f"step {n}: {update.trouble}")
@@ -171,10 +171,11 @@ class Training:
     bar: Any
     done: int
     compared: bool = False  # whether trainer and sampler have been compared in this process
-    void: int = 0  # steps in a row without a reward
+    void_steps: int = 0  # in a row without any reward
 
     def __post_init__(self) -> None:
         self.own = self.workdir.of_process(jax.process_index())
+        self.writes_rollouts = self.own == self.workdir  # the first process, for all of them
         self.step = states.Step(self.spec, self.mesh)
         self.version = version_of(self.state, self.run)
         self.rules = self.run.grpo.rules(self.run.rollout.limits)
@@ -195,13 +196,13 @@ class Training:
             rewards = advantages.assign_advantages(groups, self.rules)
             rows = advantages.to_rows(groups)
             shares = summary.advantage_metrics(groups, rewards, self.rules)
-            if self.own == self.workdir:
+            if self.writes_rollouts:
                 # gaps of an earlier try at this step, which the guard set back
                 self.workdir.gaps(n).unlink(missing_ok=True)
-                every = [t for group in groups for t in group]
+                every = [trajectory for group in groups for trajectory in group]
                 record.write(self.workdir.rollouts(n), every, self.chat.tokenizer)
             batches = batches_of(rows, self.run.batch, shares["grpo/loss_tokens"])
-        self.void = summary.refuse_void(groups, self.void, n)
+        self.void_steps = summary.refuse_void(groups, self.void_steps, n)
         return StepData(rows, batches, shares | {"grpo/epochs": self.explorer.walk.epochs})
 
     def describe(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
@@ -225,11 +226,11 @@ class Training:
     ) -> dict[str, float]:
         """Metrics of the update, with how far trainer and sampler are apart; writes the gaps
         down."""
-        every = [t for group in groups for t in group]
+        every = [trajectory for group in groups for trajectory in group]
         with self.timer("data"):
             logps = [tensors.on_host(x) for x in update.logps]
             gaps = summary.gaps_of(every, rows, logps, self.run.batch.length)
-            if self.own == self.workdir:
+            if self.writes_rollouts:
                 record.write_gaps(self.workdir.gaps(n), every, gaps)
         metrics = update.metrics | summary.staleness(every, gaps, self.version)
         return {f"train/{name}": value for name, value in metrics.items()}
@@ -246,8 +247,8 @@ class Training:
     def evaluate(self, n: int) -> float | None:
         """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is
         not due."""
-        every = self.run.grpo.eval_every
-        if self.dev is None or not every or n % every:
+        eval_every = self.run.grpo.eval_every
+        if self.dev is None or not eval_every or n % eval_every:
             return None
         indices = exchange.my_items(range(len(self.dev)))
         limits, slots = self.run.rollout.limits, self.run.rollout.slots
@@ -270,7 +271,7 @@ class Training:
             with self.timer("checkpoint"):
                 self.saved.save(n, self.state, self.explorer.position(), score=score)
 
-    def keep(self, n: int, state: states.State | None, position: dict[str, Any]) -> None:
+    def save_good(self, n: int, state: states.State | None, position: dict[str, Any]) -> None:
         """The last good state before an update that failed, where there still is one."""
         if state is not None:
             self.saved.save(n, state, position)

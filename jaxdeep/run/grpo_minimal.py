@@ -2,25 +2,28 @@
 
     python -m jaxdeep.run.grpo_minimal --config=configs/search/grpo.py --workdir=runs/minimal
 
-No resume, guard, boards, trace or several processes. What is left is the algorithm: sample a group
-of rollouts for each task, score them, compare each with its group, take one optimizer step, hand
-the new adapter to the sampler. The tests run it."""
+What is left is the algorithm: sample a group of rollouts for each task, score them, compare each
+with its group, update the adapter, hand it to the sampler. Left out: resuming, the guard, boards
+and traces, records of rollouts, evaluation on `dev`, a curriculum, tasks drawn again
+(`flat=resample`), rollouts ahead, several processes. The last state is saved, so that
+`train.start` and `export` take it. The tests run it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
-
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.data.pack import pack
+from jaxdeep.errors import DataError, DivergedError, JaxdeepError
 from jaxdeep.metrics import Metrics
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
@@ -30,50 +33,62 @@ from jaxdeep.setup import weights
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import load_run
 from jaxdeep.setup.tasksets import load_config
+from jaxdeep.train import checkpoint, passes
 from jaxdeep.train import state as states
-from jaxdeep.types import Batch, Sampling, Trajectory
+from jaxdeep.types import Sampling, Trajectory
+from jaxdeep.workdir import Workdir
 
 Groups = list[list[Trajectory]]
 
 
 def train(run: GrpoRun, workdir: Path) -> states.State:
-    """Takes `run.train.steps` steps, writes their metrics to the workdir and returns the final
-    state."""
+    """Takes `run.train.steps` steps, writes metrics and the last checkpoint to the workdir, and
+    returns the final state. DataError where another run has written there."""
+    if Workdir(workdir).metrics.exists():
+        raise DataError(f"{workdir} holds a run: choose another --workdir, this one cannot resume")
+
     # what is talked about, and in which format
     taskset, chat = run.env.load(), weights.chat_of(run.model)
 
-    # frozen weights and a trainable adapter, sharded over the mesh; nothing is copied for the
-    # sampler
+    # frozen weights and a trainable adapter, sharded over the mesh; nothing is copied for sampling
     mesh, spec = meshes.make_mesh(run.mesh), run.spec()
     frozen, state = weights.load_or_init(run.train, run.model, spec, mesh)
     step = states.Step(spec, mesh)
-    params, _ = weights.sampled_policy(spec, frozen, state.trained, mesh)
+    params, adapter = weights.sampled_policy(spec, frozen, state.trained, mesh)
     engine = Engine(params, spec.model, mesh, run.rollout.engine())
 
     order = list(range(len(taskset)))
     random.Random(run.train.seed).shuffle(order)
+    rules, tolerance = run.grpo.rules(run.rollout.limits), run.grpo.tolerance
     try:
         with Metrics(workdir, step=0) as metrics:
             for n in range(1, run.train.steps + 1):
                 # the policy of this step samples every token of this step: on-policy, ratio 1
-                params, adapter = weights.sampled_policy(spec, frozen, state.trained, mesh)
                 engine.follow(params, adapter, n - 1)
-
                 tasks = [order[i % len(order)] for i in places(n, run.grpo.prompts)]
                 groups = asyncio.run(sample(taskset, tasks, engine, chat, run, seed=n))
 
                 # advantage = reward less the mean of its group; groups of equal rewards drop out
-                rules = run.grpo.rules(run.rollout.limits)
                 rewards = assign_advantages(groups, rules)
                 rows = to_rows(groups)
                 row = summary.summarize(groups)
                 row |= summary.advantage_metrics(groups, rewards, rules)
+
                 if rows:
                     batches = pack(rows, B=run.batch.rows, T=run.batch.length)
-                    state, learned = update(step, state, frozen, batches)
+                    state, learned, trouble = passes.learn(
+                        step, state, frozen, batches, tolerance, run.grpo.passes
+                    )
+                    if trouble:
+                        raise DivergedError(f"step {n}: {trouble}")
                     row |= {f"train/{name}": value for name, value in learned.items()}
+                    tolerance = None  # trainer and sampler agreed once
+                    params, adapter = weights.sampled_policy(spec, frozen, state.trained, mesh)
                 metrics.write(n, row)
                 print(f"step {n}: reward {row['reward/mean']:.3f}")
+        base = weights.base_of(run.model, spec, frozen)
+        with contextlib.closing(checkpoint.Checkpoints(workdir, spec, base=base)) as saved:
+            saved.save(run.train.steps, state, {})
     finally:
         engine.close()
     return state
@@ -113,24 +128,17 @@ async def sample(
     return await asyncio.gather(*(one(index) for index in tasks))
 
 
-def update(
-    step: states.Step, state: states.State, frozen: states.Frozen, batches: Sequence[Batch]
-) -> tuple[states.State, dict[str, float]]:
-    """One optimizer step over all microbatches, and its metrics. AssertionError where the trainer's
-    log-probabilities are far from the sampler's: the gradient would be of another policy."""
-    grads, metrics = step.gradients(state, frozen, batches)
-    metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    assert np.isfinite(metrics["loss"]), metrics
-    state, _ = step.update(state, grads)
-    return state, metrics
-
-
 def main(argv: Sequence[str]) -> None:
-    """`--config=FILE.py`, overrides and `--workdir=DIR`, as for every verb."""
-    flags = dict(word.removeprefix("--").split("=", 1) for word in argv)
-    path, workdir = flags.pop("config"), Path(flags.pop("workdir"))
-    config = load_config(path, [f"--{key}={value}" for key, value in flags.items()])
-    train(load_run(GrpoRun, algorithms.expand(config)), workdir)
+    """`--config=FILE.py`, overrides such as `--config.optim.lr=1e-4`, and `--workdir=DIR`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", required=True, type=Path)
+    flags, overrides = parser.parse_known_args(argv)
+    config = algorithms.expand(load_config(flags.config, overrides))
+    try:
+        train(load_run(GrpoRun, config), flags.workdir)
+    except JaxdeepError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -195,6 +195,11 @@ def imported(name: str, key: str) -> Any:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
+        if not hasattr(module, attribute):
+            names = [name for name in vars(module) if not name.startswith("_")]
+            raise ConfigError(
+                f"{key}={name!r}: {place} has no {attribute!r}.{configs.suggest(attribute, names)}"
+            )
         return getattr(module, attribute)
     except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}={name!r} cannot be imported as FILE.py:NAME: {error}") from error

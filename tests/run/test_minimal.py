@@ -1,16 +1,18 @@
-"""The loop to read, `grpo_minimal`, does what it says: the same parts, the same numbers as the
-verb."""
+"""The loop to read, `grpo_minimal`, does what it says."""
 
+import jax
 import numpy as np
 import pytest
 from run import small
 
 from jaxdeep import config as configs
+from jaxdeep.errors import DataError
 from jaxdeep.metrics import read_metrics
 from jaxdeep.model import load
 from jaxdeep.run import grpo_minimal
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import load_run
+from jaxdeep.train import checkpoint
 
 
 def test_it_trains_on_what_it_samples(tmp_path):
@@ -19,7 +21,7 @@ def test_it_trains_on_what_it_samples(tmp_path):
     config = configs.load(small.config(tmp_path, "grpo"), overrides)
     run = load_run(GrpoRun, config)
     meshes = grpo_minimal.meshes
-    one = meshes.make_mesh(devices=grpo_minimal.jax.devices()[:1])
+    one = meshes.make_mesh(devices=jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "make_mesh", lambda cfg: one)
         state = grpo_minimal.train(run, tmp_path / "run")
@@ -32,3 +34,7 @@ def test_it_trains_on_what_it_samples(tmp_path):
     moved = {name: load.on_host(pair["b"]) for name, pair in state.trained.items()}
     assert all(np.abs(b).max() > 1e-5 for b in moved.values())
     assert int(load.on_host(state.step)) == 3
+    saved = checkpoint.about(tmp_path / "run")
+    assert saved["lora"]["rank"] == 4  # export and train.start take it
+    with pytest.raises(DataError, match="holds a run"):
+        grpo_minimal.train(run, tmp_path / "run")

@@ -153,7 +153,7 @@ def test_names():
         ("faqts", "none of search, facts, maze"),
         ("{own}:make", "must be a frozen dataclass with a method load"),
         ("{own}:Thawed", "must be a frozen dataclass"),
-        ("{own}:Nothing", "cannot be imported"),
+        ("{own}:Nothing", "has no .Nothing."),
         ("no/such.py:Adding", "cannot be imported"),
         ("json:loads", "must be a frozen dataclass"),
     ],
