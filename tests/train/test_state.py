@@ -149,7 +149,12 @@ MESHES = [
     dict(data=2, context=2, model=2),
 ]
 SPECS = {"sft": SFT, "grpo": GRPO, "gspo": GSPO, "full": FULL}
-CASES = [*itertools.product(("sft", "grpo"), MESHES), ("gspo", MESHES[4]), ("full", MESHES[3])]
+# each mesh with one objective, each objective on a mesh; the other pairs take minutes
+QUICK = [("sft", 0), ("grpo", 1), ("sft", 2), ("grpo", 3), ("full", 3), ("gspo", 4)]
+CASES = [
+    pytest.param(name, MESHES[n], marks=() if (name, n) in QUICK else pytest.mark.slow)
+    for name, n in [*itertools.product(("sft", "grpo"), range(5)), ("gspo", 4), ("full", 3)]
+]
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES, ids=str)
@@ -377,8 +382,14 @@ def under():
     return tuple(found)
 
 
-@pytest.mark.parametrize("shape", [None, dict(data=2, context=2, model=2)], ids=str)
-@pytest.mark.parametrize("spec", [SFT, GSPO], ids=["sft", "gspo"])
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        pytest.param(SFT, None, id="sft"),
+        pytest.param(GSPO, dict(data=2, context=2, model=2), id="gspo on a mesh"),
+        pytest.param(GSPO, None, id="gspo", marks=pytest.mark.slow),
+    ],
+)
 def test_training_over_frozen_adapters_is_training_over_the_base_they_are_merged_into(spec, shape):
     mesh = meshes.make_mesh(meshes.MeshConfig(**shape)) if shape else tiny.one_device()
     params = jax.device_put(tiny.params(), model_weights.shardings(tiny.CFG, mesh))
