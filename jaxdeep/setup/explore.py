@@ -1,13 +1,13 @@
-"""The rollouts of a run, step by step: tasks are drawn, talked through and scored, and all
-processes know of all.
+"""The scored rollouts of each step of a GRPO run, of all processes together.
 
     explorer.groups(n, ending)      the scored groups of step n
 
-Conversations go on in a thread of their own, so that they can be those of later steps while the
-trainer is at work: step n is begun when the update of step n - 1 - `grpo.ahead` is made, and none
-of its tokens is from a policy more than `grpo.ahead` updates old. Tasks are drawn, and processes
-speak with each other, in `groups` alone: everywhere in the same order. What a curriculum knows is
-as old as the policy may be."""
+Conversations run in an asyncio loop in a thread of its own, so that those of later steps can go on
+while the trainer works: the rollouts of step n begin once update n - 1 - `grpo.ahead` is made, and
+none of their tokens is from a policy more than `grpo.ahead` updates old. Tasks are drawn, and
+processes communicate, only inside `groups`: every process does both in the same order. The solve
+rates of a curriculum may be `grpo.ahead` updates old.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ Groups = list[list[Trajectory]]
 
 
 class Explorer:
-    """The rollouts of the steps after `done` of a run. `position` is that of a run that goes on
-    here; one that was set back `rollbacks` times draws other samples. Close it when done: what is
-    begun is dropped."""
+    """The rollouts of the steps after `done`. `position` is given to a run that resumes; after
+    `rollbacks` of the guard other samples are drawn. Close it at the end: rollouts that are still
+    in progress are dropped."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Explorer:
         self._thread.start()
 
     def groups(self, n: int, ending: Termination) -> Groups | None:
-        """The groups of step n: `settings.prompts` of them; where groups of equal rewards are to be
-        replaced, more, until so many have something to teach, or tasks were drawn `settings.tries`
-        times. None where SIGTERM came to one of the processes."""
+        """The groups of step n, `grpo.prompts` of them. With `grpo.flat=resample` tasks are drawn
+        again until that many groups have unequal rewards, at most `grpo.tries` times: then there
+        are more groups. None after SIGTERM to any of the processes."""
         settings = self.settings
         while self._begun < min(n + settings.ahead, self._last):
             self._begun += 1
@@ -95,13 +95,13 @@ class Explorer:
             work = self._begin(n, tasks)
 
     def position(self) -> dict[str, Any]:
-        """Where the walk stands, and the tasks that were drawn for steps to come: a run that goes
-        on from here leaves none out and takes none twice."""
+        """The position in the order of tasks, and the tasks already drawn for later steps: a run
+        that resumes from here skips none and takes none twice."""
         flying = [list(tasks) for tasks, _ in self._flying]
         return self.walk.position() | {"drawn": [*flying, *map(list, self._drawn)]}
 
     def close(self) -> None:
-        """Cancel what is begun; its environments are closed when this returns."""
+        """Cancel the rollouts in progress; their environments are closed when this returns."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._runner.close()

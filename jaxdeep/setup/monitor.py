@@ -24,8 +24,8 @@ from jaxdeep.workdir import Workdir
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Every so many steps it is said where their time went. `wandb` is a project's name; empty:
-    none."""
+    """A line about where the time went every `every` steps. `wandb` is the name of a Weights &
+    Biases project; empty: not sent there."""
 
     every: int = 25
     wandb: str = ""
@@ -56,12 +56,11 @@ class ProfileConfig:
 
 
 class Monitor(Metrics):
-    """Rows as `metrics.Metrics` writes them, with `time/total` and, where the devices' peak is
-    known, `mfu`: the share of it that `train/flops` were in `time/train`. They go to the boards
-    too.
+    """`metrics.jsonl` with more in each row, sent to the boards as well: `time/total` in seconds,
+    and on devices with a known peak `mfu`, `train/flops` over `time/train` as a share of that peak.
 
-    A row ends its step: the profiler starts and stops between rows, and what is done after one,
-    such as a checkpoint, counts to the next."""
+    Writing a row ends its step: the profiler starts and stops there, and time spent after it, such
+    as for a checkpoint, counts to the next step."""
 
     def __init__(
         self,

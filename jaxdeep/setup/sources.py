@@ -53,8 +53,8 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """The loss on rows that are not trained on, every `every` steps (0: only at the end). `source`
-    names them, of which the first `rows` are used; empty: so many are held out of each source."""
+    """The loss on held-out rows, measured every `every` steps (0: only at the end). `source` names
+    them, and its first `rows` are used; empty: `rows` rows are held out of each training source."""
 
     source: str = ""
     rows: int = 64
@@ -140,7 +140,7 @@ def source_of(
     if kind not in KINDS or not rest:
         known = ", ".join(KINDS.values())
         raise ConfigError(
-            f"{name!r} is no source of data.{configs.suggest(kind, KINDS) if colon else ''} "
+            f"{name!r} is not a source of data.{configs.suggest(kind, KINDS) if colon else ''} "
             f"Write its kind before a colon: {known}"
         )
     check = data.bad_rows == "refuse"
@@ -178,8 +178,7 @@ def source_of(
 
 
 def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:
-    """The rows to measure the loss on, packed; what training would leave out is left out here
-    too."""
+    """The held-out rows, packed. Rows too long or malformed are treated as in training."""
     rows = []
     for source in held:
         size = mix.WeightedSource(source).size
@@ -196,7 +195,7 @@ def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) ->
 
 
 def due(settings: EvalConfig, step: int, steps: int) -> bool:
-    """Whether the loss is measured after this step of so many."""
+    """Whether the loss is measured after `step` of `steps`."""
     return step == steps or bool(settings.every and step % settings.every == 0)
 
 
@@ -210,7 +209,7 @@ def counts(position: mix.Position) -> dict[str, int]:
 
 
 def summary(position: mix.Position, T: int) -> list[str]:
-    """What people should know about the rows that were not used as they are."""
+    """A line for each source of which rows were cut, left out or skipped."""
     out = []
     for name, tally in position.tallies.items():
         said = [

@@ -30,7 +30,8 @@ def chat_of(model: ModelConfig) -> ChatFormat:
     source = model.tokenizer or model.location
     path = pathlib.Path(source)
     if path.suffix == ".json" and path.name != "tokenizer.json" and not model.tokenizer:
-        source = str(path.parent)  # the folder of a config.json
+        # models/a/config.json: a model with random weights, its tokenizer beside it
+        source = str(path.parent)
     tokenizer = Tokenizer.load(source)
     return chat_format(
         family_of(tokenizer), tokenizer, model.thinking, tools_in_prompt=model.tools_in_prompt
@@ -58,7 +59,9 @@ def spec_of(
     """What the programs of a run are compiled from; without an optimizer it can only sample. `hf`
     is the content of the model's `config.json`, where it is not read from the model's folder."""
     if model.quant and not adapter.rank:
-        raise ConfigError(f"model.quant={model.quant!r} freezes what lora.rank=0 would train")
+        raise ConfigError(
+            f"model.quant={model.quant!r} holds frozen weights, and lora.rank=0 trains them: set lora.rank"
+        )
     path = pathlib.Path(model.location)
     cfg = Config.from_hf(
         hf or (path if path.exists() else layout.folder(model.location)),
@@ -97,8 +100,8 @@ def load_frozen(
     mesh: jax.sharding.Mesh,
     params: dict[str, Any],
 ) -> states.Frozen:
-    """What training reads and never changes: the base's weights (None where they are what is
-    trained), and the adapters of `lora.under`. CheckpointError where one of those belongs to
+    """What training reads and never changes: the base's weights (None with lora.rank=0, which
+    trains them), and the adapters of `lora.under`. CheckpointError if one of those belongs to
     another base."""
     if spec.full:
         return states.Frozen(None)
@@ -127,7 +130,7 @@ def load_under(
 
 
 def base_of(model: ModelConfig, spec: states.Spec, frozen: states.Frozen) -> identity.Base | None:
-    """The name and hash of all that is frozen; None where the weights are what is trained."""
+    """The name and hash of all that is frozen; None with lora.rank=0, where nothing is."""
     if spec.full:
         return None
     base = identity.Base(model.path, identity.identity(frozen.params, spec.model))
@@ -141,9 +144,10 @@ def load_or_init(
     mesh: jax.sharding.Mesh,
     checkpoints: str | os.PathLike | None = None,
 ) -> tuple[states.Frozen, states.State]:
-    """What is frozen, and a fresh training state: around what `train.start` trained, else around a
-    new adapter or the base. CheckpointError, before any weight is loaded, where that, or the run
-    that resumes from `checkpoints`, belongs to another base."""
+    """What is frozen, and a training state at step 0. What is trained begins as the result of the
+    run or adapter in `train.start`; without one as a new adapter, or with lora.rank=0 as the base.
+    CheckpointError, before any weight is loaded, if `train.start`, or the run in `checkpoints` that
+    will be resumed, belongs to another base."""
     for path in filter(None, (train.start, checkpoints)):
         refuse_other_base(path, model, spec)
     params = base_weights(model, spec, mesh, train.seed)
@@ -158,8 +162,8 @@ def load_or_init(
 def load_policy(
     start: str, seed: int, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
 ) -> tuple[states.Frozen, Any]:
-    """What is frozen and what is trained, to sample from: no optimizer state is made. Without a
-    `start` a new adapter, which changes nothing, stands over the base."""
+    """What is frozen, and the result of the run or adapter in `start`, to sample from: no optimizer
+    state is made. Without a `start`, a new adapter, which changes nothing."""
     if start:
         refuse_other_base(start, model, spec)
     params = base_weights(model, spec, mesh, seed)
@@ -179,7 +183,7 @@ def load_trained(
     start: str | os.PathLike, spec: states.Spec, base: identity.Base | None, like: Any
 ) -> Any:
     """What the newest checkpoint of the run in `start` trained, or the PEFT adapter in that folder,
-    with the shapes and shardings of `like`; an adapter needs arrays there."""
+    with the shapes and shardings of `like`: arrays for an adapter, shapes are enough for a run."""
     if is_adapter(start):
         return load_adapter(pathlib.Path(start), spec, base, like)
     if not checkpoint.folder(start).is_dir():
@@ -200,7 +204,7 @@ def load_adapter(
     path: pathlib.Path, spec: states.Spec, base: identity.Base | None, fresh: dict[str, Any]
 ) -> dict[str, Any]:
     """The factors of the PEFT adapter in `path`, sharded as the `fresh` ones. It must have the rank
-    and the linears of the configuration; another alpha is folded into its factors."""
+    and the linears of the configuration; another alpha is folded into its factor `b`."""
     adapter = peft.load(path, spec.model, base)
     ours, theirs = ((c.rank, tuple(sorted(c.targets))) for c in (spec.lora, adapter.config))
     if ours != theirs:
@@ -223,8 +227,8 @@ def reinit_dead_directions(pair: dict[str, np.ndarray], fresh_a: np.ndarray) -> 
 
 
 def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.Spec) -> None:
-    """CheckpointError where the adapter or the run in `path` belongs to another base, as far as the
-    files of `model` show without loading it."""
+    """CheckpointError if the adapter or the run in `path` belongs to another base than `model`.
+    Only the small tensors of the model's files are compared, before anything is loaded."""
     if spec.full or model.weights == "random":
         return
     if is_adapter(path):
@@ -246,8 +250,8 @@ def frozen_for_sampler(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> states.Frozen:
-    """The same on the sampler's mesh: the trainer's own arrays where the sampler's devices hold all
-    their shards, else read once more."""
+    """`frozen` on the sampler's mesh: the trainer's own arrays if the sampler's devices hold all
+    their shards; otherwise the weights are loaded (or initialised from `seed`) a second time."""
     if frozen.params is None:
         return frozen
     params = exchange.reuse_shards(frozen.params, model_weights.shardings(spec.model, mesh))

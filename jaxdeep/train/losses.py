@@ -39,8 +39,9 @@ MAX_LOG_RATIO = 20.0  # nats: exp(20) is 5e8, finite in float32, and so is its s
 
 
 class ReferenceLogps(NamedTuple):
-    """Log-probabilities of a batch's tokens, [B, T], from before the step: the trainer's, and the
-    base's. None if the loss does not need them."""
+    """Log-probabilities of a batch's tokens, [B, T]: `old_BT` by the trainer before the updates of
+    this step, `base_BT` by the reference policy of the KL term. None if the loss does not need
+    them."""
 
     old_BT: jax.Array | None = None
     base_BT: jax.Array | None = None
@@ -50,8 +51,8 @@ NO_REFERENCE = ReferenceLogps()
 
 
 def score(params: dict, adapter: Any, batch: Batch, *, cfg: Config) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and entropy in nats of each learned token of a packed batch, both [B, T]. Of
-    other tokens they may be 0."""
+    """Log-probability and entropy in nats of each learned token of a packed batch, both [B, T]. At
+    other positions the values are arbitrary."""
     hidden_BTD, _ = decoder.forward(
         params,
         adapter,
@@ -186,8 +187,8 @@ def policy_loss(
 def clipped_surrogate(
     ratio_BT: jax.Array, advantage_BT: jax.Array, clip: Clip
 ) -> tuple[jax.Array, jax.Array]:
-    """min(r A, clip(r) A), with r at most `dual` where A < 0; and where r is beyond a bound, so
-    that the gradient is 0. Both [B, T]."""
+    """Two arrays [B, T]: the surrogate min(r A, clip(r) A), and a mask of the tokens whose gradient
+    the clip sets to 0. Where A < 0, r is first capped at `clip.dual`."""
     low, high = clip_range(clip)
     negative_BT = advantage_BT < 0
     cut_BT = jnp.where(negative_BT, ratio_BT < low, (ratio_BT > high) & (advantage_BT > 0))
@@ -202,8 +203,8 @@ def clipped_surrogate(
 def clip_by_probability(
     ratio_BT: jax.Array, prob_gap_BT: jax.Array, advantage_BT: jax.Array, clip: Clip
 ) -> tuple[jax.Array, jax.Array]:
-    """r A, and 0 where the probability has moved further than `clip` in the direction that A pushes
-    it; and where the gradient is 0. Both [B, T]."""
+    """Two arrays [B, T]: the surrogate r A, 0 where the probability has already moved further than
+    `clip` in the direction of A; and a mask of the tokens whose gradient is 0."""
     surrogate_BT, cut_BT = clipped_surrogate(
         ratio_BT, advantage_BT, dataclasses.replace(clip, low=None, high=None)
     )
@@ -243,8 +244,8 @@ def mask_unlearned(x_BT: jax.Array, batch: Batch) -> jax.Array:
 
 
 def clamp_log_ratio(x: jax.Array) -> jax.Array:
-    """Clamp a log-ratio to +-MAX_LOG_RATIO, to keep its exponential finite; its gradient is 0
-    outside."""
+    """Clamp a log-ratio to +-MAX_LOG_RATIO, so that its exponential stays finite; beyond these
+    bounds the gradient is 0."""
     return jnp.clip(x, -MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
