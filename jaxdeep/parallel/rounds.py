@@ -23,11 +23,11 @@ class Rounds:
     """Calling it with a message (JSON) returns the messages of all processes, by process index.
 
     All processes must create the same `Rounds` in the same order and call each equally often; calls
-    may come from any thread. A process that does not come is waited for: `Heartbeat` ends the run
-    when it is dead.
+    may come from any thread. A call waits for every process without a timeout: if one is dead,
+    `Heartbeat` ends the run.
 
-    As a context manager: an error that leaves the block ends the waiting with InterruptedError,
-    because Python does not end a process before its threads.
+    As a context manager: if the block raises, a thread that still waits in a call gets an
+    InterruptedError, so that the process can exit.
     """
 
     def __init__(self, name: str) -> None:

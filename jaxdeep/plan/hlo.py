@@ -69,7 +69,7 @@ class Collective(NamedTuple):
     """A collective operation within groups of devices."""
 
     kind: str
-    size: float  # bytes on a device after it; of a reduce-scatter, before it
+    size: float  # bytes on one device: of the result, or for a reduce-scatter of the input
     group: tuple[int, ...]  # the devices of one of its groups
     trips: int  # times it runs
     hidden: bool  # whether it runs behind computation; else the device waits for it
@@ -275,8 +275,9 @@ class _CostWalk:
 
     @functools.cache  # noqa: B019 - lives as long as one call of `cost`
     def fused_traffic(self, name: str) -> tuple[dict[int, float], float | None]:
-        """Of a fused computation: bytes read of each parameter by its number (infinite: all of it),
-        and bytes read and written of a result that is an array updated in place (else None).
+        """Of a fused computation: the bytes it reads of each parameter, by the parameter's number,
+        where infinity stands for the whole array; and the bytes read and written of a result that
+        is an array updated in place, else None.
 
         A layer's weights are a slice of one stacked array, and a page is written in place: without
         this each layer would seem to read and write the arrays of all layers.

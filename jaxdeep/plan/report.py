@@ -41,7 +41,7 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 
 def advice(plan: Plan) -> list[str]:
-    """What would make it fit, each as a sentence; empty if it fits."""
+    """Changes that would make the plan fit, a sentence each; empty if it fits."""
     if plan.fits:
         return []
     memory, axes, out = plan.memory, plan.mesh, []
@@ -241,7 +241,7 @@ def comparison(
 
 def dollars_per_million_tokens(plan: Plan) -> float:
     """Cost of training on a million tokens at list price; infinite if the plan does not fit.
-    Without a known price it is a number that sorts after all prices, by chips and time."""
+    For chips without a known price a large number, so that these plans are listed last."""
     if not plan.fits or not plan.step:
         return float("inf")
     hours = 1e6 / plan.step["tokens_per_second_and_device"] / 3600
