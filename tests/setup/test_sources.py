@@ -71,8 +71,8 @@ def test_sources_are_named_by_key_by_name_or_by_file(talks):
     ("source", "says"),
     [
         ("josnl:a.jsonl", r'Did you mean "jsonl"\?.*jsonl:traces\.jsonl, json:.*hf:.*tfds:.*text:'),
-        ("traces.jsonl", "is no source.*jsonl:traces.jsonl"),
-        ("jsonl:", "is no source"),
+        ("traces.jsonl", "is not a source.*jsonl:traces.jsonl"),
+        ("jsonl:", "is not a source"),
         ("jsonl:nowhere.jsonl", "nowhere.jsonl cannot be read"),
         ("text:nowhere", "nowhere cannot be read"),
         ("hf:a:b:c:d", "too many parts"),
