@@ -1,6 +1,7 @@
 """Experts against a loop over tokens in float64, and spread over a mesh against one device."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -82,8 +83,20 @@ def loss(params, adapter, tokens=TOKENS):
     return -head.token_logps(params, hidden, tokens, cfg=CFG)[0].mean()
 
 
-@pytest.mark.parametrize("least", [1, 256], ids=["blocks", "at once"])
-@pytest.mark.parametrize("name", MESHES)
+QUICK = [("data=8", 256), ("data=2 model=4", 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        pytest.param(
+            *case,
+            marks=() if case in QUICK else pytest.mark.slow,
+            id=f"{case[0]}-{'blocks' if case[1] == 1 else 'at once'}",
+        )
+        for case in itertools.product(MESHES, (1, 256))
+    ],
+)
 def test_experts_on_a_mesh_equal_one_device(name, least, params, adapter, alone, monkeypatch):
     monkeypatch.setattr(moe, "MIN_BLOCK_ROWS", least)
     if least == 1 and MESHES[name].get("model"):

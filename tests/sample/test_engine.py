@@ -338,7 +338,14 @@ def test_a_stream_is_the_turn_in_parts():
     assert [x for p in parts for x in p.logps] == whole.logps
 
 
-@pytest.mark.parametrize("shape", [dict(data=8), dict(model=2, data=4), dict(replica=2, model=4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(dict(data=8), marks=pytest.mark.slow),
+        dict(model=2, data=4),
+        pytest.param(dict(replica=2, model=4), marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_samples_what_one_device_does(shape):
     mesh = meshes.make_mesh(meshes.MeshConfig(**({"data": -1} | shape)))
     asked = prompts(5, seed=3)
@@ -509,7 +516,7 @@ class Soak:
         return said, counts
 
 
-@pytest.mark.parametrize("requests", [150, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [100, pytest.param(5000, marks=pytest.mark.slow)])
 def test_whatever_happens_every_answer_is_right_and_every_page_comes_back(requests):
     soak = Soak(requests, seed=0)
     few = 30 * paged.page_bytes(tiny.CFG, tiny.one_device(), 4) / 1e9
