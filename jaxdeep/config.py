@@ -2,16 +2,13 @@
 
 A file defines `get_config()`, or `get_config(arg)` for `path.py:arg`, which returns a `ConfigDict`.
 The command line changes single values (`--config.train.steps=20`). `build` turns a section into the
-frozen dataclass that the code reads, and `save` records what was run. A configuration that cannot
-be run is refused with the key, the value and what was expected.
+frozen dataclass that the code reads (jaxdeep.settings), and `save` records what was run. A
+configuration that cannot be run is refused with the key, the value and what was expected.
 """
 
 from __future__ import annotations
 
 import ast
-import collections.abc
-import dataclasses
-import difflib
 import importlib.metadata
 import json
 import shlex
@@ -19,24 +16,24 @@ import subprocess
 import sys
 import traceback
 import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxdeep import __version__
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import build as build
+from jaxdeep.settings import convert
+from jaxdeep.settings import suggest as suggest
 from jaxdeep.workdir import Workdir, write_atomic
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-SECTIONS = (Mapping, ConfigDict)
-OPTIONAL = ("log", "profile")  # sections that need not be in a file to be set on the command line
+# sections that need not be in a file to be set on the command line
+OPTIONAL = ("dev", "env", "guard", "log", "profile", "sft")
 
 # Errors of a configuration file's own code, to be reported with its line. Errors of this package
 # that the file raises are none of these, and pass through.
@@ -53,16 +50,6 @@ FILE_ERRORS = (
     TypeError,
     ValueError,
 )
-
-
-def suggest(name: str, names: Iterable[str]) -> str:
-    """' Did you mean "..."?' with the closest of `names`, or '' if none is close. Dotted names with
-    the same last part are the closest."""
-    names = list(names)
-    last = name.rpartition(".")[2]
-    close = [other for other in names if other.rpartition(".")[2] == last]
-    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f' Did you mean "{close[0]}"?' if close else ""
 
 
 # From a file and the command line to a ConfigDict.
@@ -109,7 +96,7 @@ def _find(name: str) -> Path:
     paths = (ROOT / "configs").rglob("*.py")
     names = sorted(path.relative_to(ROOT).as_posix() for path in paths)
     listing = "; there are " + ", ".join(names) if names else ""
-    raise ConfigError(f"{name} does not exist{listing}.{suggest(name, names)}")
+    raise ConfigError(f"--config={name} does not exist{listing}.{suggest(name, names)}")
 
 
 def _run(path: Path, arg: str | None) -> ConfigDict:
@@ -204,7 +191,7 @@ def _elements(text: str, present: Sequence) -> list:
     if len(kinds) != 1:
         return list(value)
     (kind,) = kinds
-    return [_cast(element, kind, text) for element in value]
+    return [convert(element, kind, text) for element in value]
 
 
 def _literal(text: str) -> Any:
@@ -213,81 +200,6 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-# From a section to a frozen dataclass.
-
-
-def build(cls: type[T], section: Mapping | ConfigDict, key: str = "config") -> T:
-    """The dataclass `cls` with the values of the section, and of the sections inside it; lists
-    become tuples. ConfigError for an unknown key, a missing one without a default, or a value of
-    the wrong type; `key` is the section's own, to name them by."""
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    values = dict(section.items())
-    for name in values:
-        if name not in fields:
-            raise ConfigError(f"{key}.{name} is not a setting.{suggest(name, fields)}")
-    absent = dataclasses.MISSING
-    missing = [
-        f"{key}.{name}"
-        for name, field in fields.items()
-        if name not in values and field.default is absent and field.default_factory is absent
-    ]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} must be set")
-    values = {name: _cast(value, hints[name], f"{key}.{name}") for name, value in values.items()}
-    try:
-        return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key}: {error}") from error
-
-
-def _cast(value: Any, hint: Any, key: str) -> Any:
-    """The value in the type of an annotation. ConfigError if it is of another type."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or (origin is typing.Literal and value in args):
-        return value
-    if origin is typing.Literal:
-        raise ConfigError(
-            f"{key} is {value!r}, none of {', '.join(map(repr, args))}."
-            f"{suggest(str(value), map(str, args))}"
-        )
-    if origin in (typing.Union, types.UnionType):
-        choices = [arg for arg in args if arg is not type(None)]
-        if value is None and len(choices) < len(args):
-            return None
-        for choice in choices[:-1]:
-            try:
-                return _cast(value, choice, key)
-            except ConfigError:
-                continue
-        return _cast(value, choices[-1], key)
-    if dataclasses.is_dataclass(hint) and isinstance(value, SECTIONS):
-        return build(hint, value, key)
-    if (origin or hint) is tuple and isinstance(value, (tuple, list)):
-        return _cast_tuple(tuple(value), args, key)
-    if (origin or hint) in (dict, collections.abc.Mapping) and isinstance(value, SECTIONS):
-        kind = args[1] if args else Any
-        return {name: _cast(element, kind, f"{key}.{name}") for name, element in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # to Python a bool is an int, but True is never meant as a count or a size
-    if origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    expected = hint.__name__ if isinstance(hint, type) else hint
-    raise ConfigError(f"{key} is {value!r}, a {type(value).__name__}; expected {expected}")
-
-
-def _cast_tuple(value: tuple, args: tuple, key: str) -> tuple:
-    if not args:
-        return value
-    if args[-1] is Ellipsis:
-        args = args[:1] * len(value)
-    if len(args) != len(value):
-        raise ConfigError(f"{key} is {value!r}, of {len(value)} elements; expected {len(args)}")
-    pairs = enumerate(zip(value, args, strict=True))
-    return tuple(_cast(element, arg, f"{key}[{i}]") for i, (element, arg) in pairs)
 
 
 # What was run.

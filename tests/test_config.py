@@ -191,8 +191,8 @@ def test_build_makes_the_dataclass_with_its_types():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"bucket": 1}, r'train\.bucket is not a setting\. Did you mean "buckets"'),
-        ({"optim": {"lr": 1.0, "warmpu": 1}}, r'train\.optim\.warmpu .* "warmup"'),
+        ({"bucket": 1}, r'train\.bucket is not a setting\. Did you mean "train\.buckets"'),
+        ({"optim": {"lr": 1.0, "warmpu": 1}}, r'train\.optim\.warmpu .* "train\.optim\.warmup"'),
         ({"optim": {"warmup": 1}}, r"train\.optim\.lr must be set"),
         ({"optim": {"lr": "1"}}, r"train\.optim\.lr is '1', a str; expected float"),
         ({"optim": {"lr": True}}, r"train\.optim\.lr is True, a bool; expected float"),

@@ -14,6 +14,7 @@ DEVICE_LIBRARIES = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 COMMON = {
     "types",
     "errors",
+    "settings",
     "config",
     "trace",
     "workdir",
@@ -60,7 +61,8 @@ ROOTS = {
     "signals": {"errors"},
     "metrics": {"errors", "workdir"},
     "boards": {"errors", "workdir"},
-    "config": {"errors", "workdir"},
+    "settings": {"errors"},
+    "config": {"errors", "settings", "workdir"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

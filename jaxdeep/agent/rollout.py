@@ -29,7 +29,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -37,7 +37,8 @@ from jaxdeep import trace
 from jaxdeep.agent.base import Env, Policy, Reward, Taskset
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.errors import ConfigError, DataError, WorldError
+from jaxdeep.errors import DataError, WorldError
+from jaxdeep.settings import Above, AtLeast, section
 from jaxdeep.types import (
     Branch,
     Completion,
@@ -79,23 +80,23 @@ ENV_SEED = 2**31
 2, ..."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@section(slots=True)
 class Limits:
     """Bounds of one rollout, all inclusive. Those of turns, calls and seconds are over all
     branches."""
 
-    max_turns: int  # of the policy
-    max_calls: int  # of tools, unreadable ones included
-    turn_tokens: int  # sampled in one turn
-    max_tokens: int  # of each branch, its prompt included: what a row of a batch must hold
-    result_tokens: int  # of one tool result; the note that it was cut comes on top
-    seconds: float  # by the clock, for the conversation; opening and closing have as much each
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 0 or (value == 0 and name != "max_calls"):
-                least = "0 or more" if name == "max_calls" else "above 0"
-                raise ConfigError(f"rollout.limits.{name}={value} must be {least}")
+    max_turns: Annotated[int, AtLeast(1), "turns of the policy"]
+    max_calls: Annotated[int, AtLeast(0), "calls of tools, unreadable ones included"]
+    turn_tokens: Annotated[int, AtLeast(1), "tokens sampled in one turn"]
+    max_tokens: Annotated[
+        int, AtLeast(1), "tokens of each branch, its prompt included: a row of a batch holds it"
+    ]
+    result_tokens: Annotated[
+        int, AtLeast(1), "tokens of one tool result; the note that it was cut comes on top"
+    ]
+    seconds: Annotated[
+        float, Above(0), "by the clock, of the conversation; opening and closing have as much each"
+    ]
 
 
 async def rollout(

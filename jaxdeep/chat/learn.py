@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import AtLeast, section
 from jaxdeep.types import Role
 
 WeightedPart = tuple[str, float]
@@ -21,7 +22,7 @@ WeightedPart = tuple[str, float]
 TAG = re.compile(r"[A-Za-z][\w.-]*")
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class LearnConfig:
     """What is learned of a conversation.
 
@@ -36,9 +37,13 @@ class LearnConfig:
     ConfigError: a tag that is not a name, a negative weight, a span in both, no role.
     """
 
-    roles: tuple[Role, ...] = ("assistant",)
-    spans: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    world: tuple[str, ...] = ("tool_output", "tool_response")
+    roles: Annotated[tuple[Role, ...], "whose turns are learned"] = ("assistant",)
+    spans: Annotated[
+        Mapping[str, Annotated[float, AtLeast(0)]], "factors on the weight inside <TAG>, by tag"
+    ] = dataclasses.field(default_factory=dict)
+    world: Annotated[
+        tuple[str, ...], "tags of tool output inside an assistant's turn, which is not learned"
+    ] = ("tool_output", "tool_response")
 
     def __post_init__(self) -> None:
         for tag in (*self.spans, *self.world):
@@ -46,9 +51,7 @@ class LearnConfig:
                 raise ConfigError(
                     f"data.learn: {tag!r} is not the name of a tag, such as tool_output"
                 )
-        for tag, weight in self.spans.items():
-            if not 0 <= weight < math.inf:
-                raise ConfigError(f"data.learn.spans.{tag}={weight} must be 0 or more")
+        for tag in self.spans:
             if tag in self.world:
                 raise ConfigError(
                     f"data.learn.spans.{tag}: what is in data.learn.world is never learned"

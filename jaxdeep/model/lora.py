@@ -12,9 +12,8 @@ each row of a batch uses any weighted mixture), or a tuple of these, whose effec
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,25 +26,25 @@ from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.identity import Base, check, digest
 from jaxdeep.parallel import mesh as meshes
+from jaxdeep.settings import Above, AtLeast, section
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class LoraConfig:
-    """The adapter to train: its rank, alpha, and the linears it is added to. Rank 0 trains every
-    parameter of the base instead. `under` are frozen adapters that lie between the base and the
-    trained one: folders of runs or of PEFT adapters."""
+    """The adapter to train, and frozen ones under it."""
 
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = model_weights.LINEARS
-    under: tuple[str, ...] = ()
+    rank: Annotated[int, AtLeast(0), "its rank; 0 trains every weight of the base instead"]
+    alpha: Annotated[float, Above(0), "its scale times its rank"]
+    targets: Annotated[tuple[str, ...], "the linears that it is added to"] = model_weights.LINEARS
+    under: Annotated[
+        tuple[str, ...],
+        "frozen adapters between the base and the trained one: folders of runs or of PEFT adapters",
+    ] = ()
 
     def __post_init__(self) -> None:
         names = model_weights.LINEARS
         if not self.targets or not set(self.targets) <= set(names):
             raise ConfigError(f"lora.targets={self.targets}: choose some of {', '.join(names)}")
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank={self.rank} must be 0 (train the base itself) or more")
         if self.under and not self.rank:
             raise ConfigError(
                 f"lora.under={self.under} lies under an adapter, and lora.rank=0 trains none: "

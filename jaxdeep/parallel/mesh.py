@@ -19,12 +19,11 @@ collective.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -34,6 +33,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdeep.data.pack import check_batch
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import AtLeast, Or, section
 from jaxdeep.types import Batch
 
 AXES = ("replica", "data", "context", "model")
@@ -57,17 +57,24 @@ WHOLE_SLICE_CHIPS = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
 DISPATCH_LOCK = threading.RLock()
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class MeshConfig:
-    """Number of devices along each axis; `data=-1` takes all that the other axes leave."""
+    """The number of devices along each axis of the mesh; their product is the number of devices."""
 
-    replica: int = 1
-    data: int = -1
-    context: int = 1
-    model: int = 1
+    replica: Annotated[int, AtLeast(1), "copies of the weights, across slices"] = 1
+    data: Annotated[
+        int, AtLeast(1), Or(-1), "shards of rows and weights; -1: all that the other axes leave"
+    ] = -1
+    context: Annotated[int, AtLeast(1), "shards of the positions of a row"] = 1
+    model: Annotated[int, AtLeast(1), "shards of heads, mlp width, experts and vocabulary"] = 1
 
 
-def make_mesh(cfg: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+EVERYTHING_TO_DATA = MeshConfig()
+
+
+def make_mesh(
+    cfg: MeshConfig = EVERYTHING_TO_DATA, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """A mesh over `devices` (default: all devices); ConfigError where the sizes do not fit. With
     several slices, `replica` goes across them and the other axes stay within a slice, because the
     network between slices is much slower than the links inside one."""

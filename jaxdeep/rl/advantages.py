@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from jaxdeep.data.pack import to_row
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rl.shaping import Shaping, shaped
+from jaxdeep.settings import AtLeast, Finite, section
 from jaxdeep.types import Row, Trajectory
 
 EPS = 1e-6  # added to a standard deviation, so that equal rewards are not divided by 0
@@ -33,14 +34,14 @@ Level = Literal["group", "batch", "none"]
 Part = Literal["keep", "baseline", "drop"]
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Norm:
     """What is subtracted from a reward, and what the difference is divided by."""
 
-    mean: Level = "group"
-    std: Level = "none"
-    leave_one_out: bool = False  # the mean is over the other rollouts
-    unbiased: bool = True  # the variance divides by n - 1 rather than n
+    mean: Annotated[Level, "rollouts whose mean is subtracted"] = "group"
+    std: Annotated[Level, "rollouts whose standard deviation divides"] = "none"
+    leave_one_out: Annotated[bool, "the mean is over the other rollouts"] = False
+    unbiased: Annotated[bool, "the variance divides by n - 1 rather than n"] = True
 
     def __post_init__(self) -> None:
         if self.std == "group" and self.mean != "group":
@@ -55,26 +56,29 @@ class Norm:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class AdvantageSettings:
     """Which rollouts count, and how: the settings of the section `grpo` about it."""
 
     norm: Norm = dataclasses.field(default_factory=Norm)
-    # groups of equal rewards: out of the loss, in it, or out and other tasks drawn in their place
-    flat: Literal["drop", "keep", "resample"] = "drop"
-    # rollouts that a limit cut, and rollouts without a reward, which counts as 0 where they count:
-    # in baseline and loss ("keep"), in the baseline alone, or in neither ("drop")
-    truncated: Part = "keep"
-    failed: Part = "drop"
-    shaping: Shaping = dataclasses.field(default_factory=Shaping)  # see jaxdeep.rl.shaping
-    solved: float = 1.0  # a rollout with at least this reward solved its task
+    flat: Annotated[
+        Literal["drop", "keep", "resample"],
+        "groups of equal rewards: out of the loss, in it, or out with other tasks in their place",
+    ] = "drop"
+    truncated: Annotated[
+        Part,
+        "rollouts that a limit cut: in baseline and loss, in the baseline alone, or in neither",
+    ] = "keep"
+    failed: Annotated[Part, "rollouts without a reward; where they count it is 0"] = "drop"
+    shaping: Shaping = dataclasses.field(default_factory=Shaping)
+    solved: Annotated[float, Finite(), "the reward from which on a task counts as solved"] = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Rules(AdvantageSettings):
-    """The settings with the `limit` in tokens of a branch, which shaping compares lengths with."""
+    """The settings with a limit that shaping compares lengths with."""
 
-    limit: int = 0
+    limit: Annotated[int, AtLeast(0), "tokens of a branch, at most"] = 0
 
 
 RULES = Rules()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -19,6 +19,7 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.rl.advantages import AdvantageSettings, Rules
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import LossTerms, Objective
+from jaxdeep.settings import Above, AtLeast, section
 
 DEVIATION = dict(mean="group", std="group")
 
@@ -59,38 +60,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section(kw_only=True)
 class GrpoConfig(AdvantageSettings, LossTerms):
     """The section `grpo`: the settings of advantages and of the loss, and how a step is made of
     rollouts. What is not set here has the value that `algorithm` gives it."""
 
-    prompts: int  # tasks a step
-    group: int  # rollouts a task
-    # nats by which trainer and sampler may differ at the first step, at the token where most
-    tolerance: float
-    algorithm: str = "default"
-    eval_every: int = 0  # steps between evaluations of `dev`; 0: never
-    # updates that may be made between the begin of a step's rollouts and its own update; 0: all
-    # rollouts are of the present policy. See jaxdeep.setup.explore
-    ahead: int = 0
-    tries: int = 3  # times that tasks are drawn for a step, where flat="resample"
-    curriculum: SolveRateFilter | None = None  # see jaxdeep.rl.curriculum
-    objective: Literal["clip", "gspo", "cispo", "binary_tv"] = "clip"  # see jaxdeep.train.losses
-    length: int = 0  # of "constant"; 0: rollout.limits.max_tokens
-    passes: int = 1  # updates of the optimizer with the rollouts of a step
-
-    def __post_init__(self) -> None:
-        if self.prompts < 1 or self.group < 2:
-            raise ConfigError(
-                f"grpo.prompts={self.prompts} must be at least 1 and grpo.group={self.group} at "
-                "least 2: the baseline is the mean of the group"
-            )
-        if self.passes < 1 or self.tries < 1 or min(self.length, self.eval_every, self.ahead) < 0:
-            raise ConfigError(
-                f"grpo.passes={self.passes} and grpo.tries={self.tries} must be at least 1, "
-                f"grpo.length={self.length}, grpo.eval_every={self.eval_every} and "
-                f"grpo.ahead={self.ahead} not below 0"
-            )
+    prompts: Annotated[int, AtLeast(1), "tasks of a step"]
+    group: Annotated[int, AtLeast(2), "rollouts of a task; the baseline is their mean"]
+    tolerance: Annotated[
+        float,
+        Above(0),
+        "nats by which trainer and sampler may differ at the first step, in any token",
+    ]
+    algorithm: Annotated[Literal[*PRESETS], "a set of values for this section"] = "default"
+    eval_every: Annotated[int, AtLeast(0), "steps between evaluations of `dev`; 0: never"] = 0
+    ahead: Annotated[
+        int,
+        AtLeast(0),
+        "updates made between the begin of a step's rollouts and its own update, at most",
+    ] = 0
+    tries: Annotated[int, AtLeast(1), "times that a step draws tasks, where flat=resample"] = 3
+    curriculum: SolveRateFilter | None = None
+    objective: Annotated[
+        Literal["clip", "gspo", "cispo", "binary_tv"], "the loss of a token (jaxdeep.train.losses)"
+    ] = "clip"
+    length: Annotated[
+        int, AtLeast(0), "tokens, of aggregate=constant; 0: rollout.limits.max_tokens"
+    ] = 0
+    passes: Annotated[int, AtLeast(1), "updates with the rollouts of a step"] = 1
 
     def rules(self, limits: Limits) -> Rules:
         """How rollouts become advantages."""

@@ -6,30 +6,30 @@ everything that decides the next tasks, so a resumed run draws what it would hav
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.settings import Above, AtLeast, AtMost, section
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class SolveRateFilter:
     """Which tasks are worth drawing. Those never tried, and those whose last group was solved at a
     rate from `low` to `high`, are always taken. Others are taken with probability `rest`: the
     policy changes, and their rate is only known again once they are tried."""
 
-    low: float = 0.1
-    high: float = 0.9
-    rest: float = 0.1
+    low: Annotated[float, AtLeast(0), AtMost(1), "the lowest solve rate that is taken"] = 0.1
+    high: Annotated[float, AtLeast(0), AtMost(1), "the highest solve rate that is taken"] = 0.9
+    rest: Annotated[
+        float, Above(0), AtMost(1), "share taken of the others; with 0 none would be tried again"
+    ] = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 <= self.low <= self.high <= 1 and 0 < self.rest <= 1):
+        if self.low > self.high:
             raise ConfigError(
-                f"grpo.curriculum.low={self.low} and grpo.curriculum.high={self.high} must be in "
-                f"[0, 1] in this order, and grpo.curriculum.rest={self.rest} in (0, 1]: with 0 a "
-                "task would never be tried again"
+                f"grpo.curriculum.low={self.low} must not be above grpo.curriculum.high={self.high}"
             )
 
 

@@ -6,30 +6,28 @@ averaged.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import Above, AtLeast, Below, Finite, section
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Clip:
     """The range [1 - low, 1 + high] of the probability ratio; outside it a token has no gradient in
-    the direction that leads further out. None: no bound on that side. `binary_tv` reads both as
-    bounds on the difference of probabilities instead. `dual` bounds the ratio of tokens with a
-    negative advantage from above, which `high` does not do (arXiv 1912.09729)."""
+    the direction that leads further out. `binary_tv` reads both as bounds on the difference of
+    probabilities instead."""
 
-    low: float | None = 0.2
-    high: float | None = 0.28
-    dual: float | None = None
+    low: Annotated[float | None, Above(0), Below(1), "how far below 1; None: any"] = 0.2
+    high: Annotated[float | None, Above(0), "how far above 1; None: any"] = 0.28
+    dual: Annotated[
+        float | None,
+        Above(1),
+        "the largest ratio of tokens with a negative advantage, which `high` does not bound "
+        "(arXiv 1912.09729); None: any",
+    ] = None
 
     def __post_init__(self) -> None:
-        low, high = 0.5 if self.low is None else self.low, 1.0 if self.high is None else self.high
-        if not (0 < low < 1 and high > 0):
-            raise ConfigError(
-                f"grpo.clip.low={low} must be in (0, 1) and grpo.clip.high={high} above 0"
-            )
         if self.dual is not None and not self.dual > 1 + (self.high or 0.0):
             raise ConfigError(
                 f"grpo.clip.dual={self.dual} must be above 1 + grpo.clip.high="
@@ -37,59 +35,47 @@ class Clip:
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Kl:
     """A penalty `coef` x KL(policy | base), estimated at the sampled token from d = log p - log p
     of the base (Schulman, 2020): k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. On policy, the
     gradient of k2 is that of the KL itself and k3's is close to it while d is small. The expected
     gradient of k1 is zero: it measures the KL without reducing it."""
 
-    kind: Literal["k1", "k2", "k3"] = "k3"
-    coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.coef < float("inf"):
-            raise ConfigError(
-                f"grpo.kl.coef or sft.kl.coef={self.coef} must be a finite number, 0 or more"
-            )
+    kind: Annotated[Literal["k1", "k2", "k3"], "the estimate"] = "k3"
+    coef: Annotated[float, AtLeast(0), "its weight; 0: no penalty, and the base is not run"] = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Correction:
     """Importance weights for a sampler that differs from the trainer: a token's loss is multiplied
-    by p(trainer, before the step) / p(sampler). The weight is clipped to [low, high] ("truncate"),
-    or set to 0 outside that range ("mask")."""
+    by p(trainer, before the step) / p(sampler)."""
 
-    kind: Literal["none", "truncate", "mask"] = "none"
-    low: float = 0.0
-    high: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low < 1 < self.high:
-            raise ConfigError(
-                f"grpo.correction.low={self.low} must be in [0, 1) and "
-                f"grpo.correction.high={self.high} above 1"
-            )
+    kind: Annotated[
+        Literal["none", "truncate", "mask"],
+        "no weights, or weights clipped to [low, high], or set to 0 outside that range",
+    ] = "none"
+    low: Annotated[float, AtLeast(0), Below(1), "the smallest weight"] = 0.0
+    high: Annotated[float, Above(1), "the largest weight"] = 2.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section(kw_only=True)
 class LossTerms:
-    """What the loss of a step is made of, whatever its objective.
-
-    `aggregate` averages tokens: over all tokens ("token"), within each sequence and then over
-    sequences ("sequence"), or as their sum divided by sequences x `length` ("constant"). `entropy`
-    is the weight of an entropy bonus.
-    """
+    """What the loss of a step is made of, whatever its objective."""
 
     clip: Clip = Clip()
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    length: int = 1  # of "constant", in tokens
+    aggregate: Annotated[
+        Literal["token", "sequence", "constant"],
+        "the loss is the mean over all tokens, or within each sequence and then over sequences, or "
+        "the sum divided by sequences x length",
+    ] = "token"
+    length: Annotated[int, AtLeast(1), "tokens, of aggregate=constant"] = 1
     kl: Kl = Kl()
-    entropy: float = 0.0
+    entropy: Annotated[float, Finite(), "the weight of an entropy bonus"] = 0.0
     correction: Correction = Correction()
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Objective(LossTerms):
     """The loss of a step. It is hashed and compared by its settings: steps are compiled for it.
 
@@ -98,13 +84,11 @@ class Objective(LossTerms):
     stays with the sampler's.
     """
 
-    kind: Literal["likelihood", "clip", "gspo", "cispo", "binary_tv"] = "clip"
+    kind: Annotated[
+        Literal["likelihood", "clip", "gspo", "cispo", "binary_tv"], "the loss of a token"
+    ] = "clip"
 
     def __post_init__(self) -> None:
-        if self.length < 1 or not math.isfinite(self.entropy):
-            raise ConfigError(
-                f"grpo.length={self.length} must be at least 1, grpo.entropy={self.entropy} finite"
-            )
         if self.kind == "binary_tv" and self.correction.kind != "none":
             raise ConfigError(
                 f"grpo.correction.kind={self.correction.kind!r} does nothing for binary_tv, whose "

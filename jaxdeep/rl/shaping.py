@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
-from jaxdeep.errors import ConfigError
+from jaxdeep.settings import Above, AtLeast, AtMost, section
 from jaxdeep.types import Stop, Trajectory
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Shaping:
     """Two penalties, both off by default.
 
@@ -24,16 +24,13 @@ class Shaping:
     gets the same but never more than 0 (Kimi k1.5, arXiv 2501.12599).
     """
 
-    overlong: float = 0.0
-    window: float = 0.2
-    length: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (self.overlong >= 0 and self.length >= 0 and 0 < self.window <= 1):
-            raise ConfigError(
-                f"grpo.shaping.overlong={self.overlong} and grpo.shaping.length={self.length} must "
-                f"not be below 0 and grpo.shaping.window={self.window} must be in (0, 1]"
-            )
+    overlong: Annotated[float, AtLeast(0), "reward lost at the limit of tokens; 0: none"] = 0.0
+    window: Annotated[
+        float, Above(0), AtMost(1), "share of rollout.limits.max_tokens over which it grows"
+    ] = 0.2
+    length: Annotated[
+        float, AtLeast(0), "reward between the shortest and the longest of a group; 0: none"
+    ] = 0.0
 
 
 def shaped(

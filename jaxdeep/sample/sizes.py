@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from typing import Annotated
 
 import jax
 
@@ -12,6 +12,7 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.model import paged
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
+from jaxdeep.settings import AtLeast, section
 
 # the TPU kernel keeps the page table of a call in scalar memory, of which there is 1 MiB
 TABLE_BYTES = 3 * 2**18
@@ -21,14 +22,9 @@ STOPS, WIDTH = 8, 8  # the most stops that a request may name, and the most toke
 CALL_FRACTIONS = (4, 1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section(kw_only=True)
 class EngineSettings:
     """What a run configures of its engines, one in each process (section `rollout`).
-
-    At most `slots` conversations are in progress at a time. `cache_gb` is the memory for keys and
-    values on all devices of a process together, in GB; 0 is enough for all slots at full length. A
-    prefill call takes in up to `chunk` tokens of prompts, a decode call draws up to `steps` tokens
-    for each conversation.
 
     Log-probabilities depend in their last bits on the batch size of a call and on which call
     computed a key. With `exact` they do not depend on timing, as long as no request is paused:
@@ -36,38 +32,29 @@ class EngineSettings:
     conversations are left, and a conversation that goes on computes up to a page again.
     """
 
-    slots: int
-    cache_gb: float = 0.0
-    chunk: int = 256
-    steps: int = 8
-    exact: bool = False
+    slots: Annotated[int, AtLeast(1), "conversations in progress at a time, at most"]
+    cache_gb: Annotated[
+        float,
+        AtLeast(0),
+        "GB for keys and values on all devices of a process together; 0: enough for all slots",
+    ] = 0.0
+    chunk: Annotated[int, AtLeast(1), "tokens of prompts that a prefill call takes in"] = 256
+    steps: Annotated[int, AtLeast(1), "tokens that a decode call draws for a conversation"] = 8
+    exact: Annotated[bool, "results repeat to the last bit on CPUs, for slower rollouts"] = False
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(EngineSettings):
-            optional = field.name in ("cache_gb", "exact")
-            _check_positive(f"rollout.{field.name}", getattr(self, field.name), optional)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section(kw_only=True)
 class EngineConfig(EngineSettings):
-    """All sizes of an engine: its settings and what follows from a run.
+    """All sizes of an engine: its settings and what follows from a run."""
 
-    A conversation has at most `length` tokens (`rollout.limits.max_tokens`). Up to `adapters`
-    adapters are held at once. Keys and values are in pages of `page` tokens; 0 chooses the smallest
-    page whose table fits. Prompts are cut into tiles of `tile` tokens, the rows of a prefill call.
-    """
-
-    length: int
-    adapters: int = 1
-    page: int = 0
-    tile: int = 16
+    length: Annotated[int, AtLeast(1), "tokens of a conversation: rollout.limits.max_tokens"]
+    adapters: Annotated[int, AtLeast(1), "adapters held at once"] = 1
+    page: Annotated[
+        int, AtLeast(0), "tokens of a page of keys and values; 0: the fewest whose table fits"
+    ] = 0
+    tile: Annotated[int, AtLeast(1), "tokens of a prompt in one row of a prefill call"] = 16
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_positive("rollout.limits.max_tokens", self.length)
-        for name in ("adapters", "tile"):
-            _check_positive(f"EngineConfig.{name}", getattr(self, name))
-        _check_positive("EngineConfig.page", self.page, optional=True)
         if self.chunk % self.tile:
             raise ConfigError(
                 f"rollout.chunk={self.chunk} must be a multiple of {self.tile}, the engine's tile"
@@ -103,11 +90,6 @@ class EngineConfig(EngineSettings):
         return [self.rows(limit, fraction, shards) for fraction in CALL_FRACTIONS]
 
 
-def _check_positive(key: str, value: float, optional: bool = False) -> None:
-    if value < 0 or (value == 0 and not optional):
-        raise ConfigError(f"{key} must be positive, got {value}")
-
-
 def devices(cfg: Config, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The mesh to sample on, for a model that is trained on `mesh`: see `mesh.sampling_mesh`."""
     return meshes.sampling_mesh(mesh, math.gcd(cfg.N, cfg.F, cfg.V, cfg.E))
@@ -133,8 +115,8 @@ def pages(engine: EngineConfig, cfg: Config, mesh: jax.sharding.Mesh) -> int:
         )
     if engine.length > cfg.limit:
         raise ConfigError(
-            f"conversations of length={engine.length} are beyond the model's {cfg.limit} "
-            "positions: lower rollout.limits.max_tokens"
+            f"rollout.limits.max_tokens={engine.length} is beyond the model's {cfg.limit} positions: "
+            "lower it"
         )
     count = engine.slots * -(-engine.length // engine.page)
     if engine.cache_gb:

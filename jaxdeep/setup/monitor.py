@@ -6,11 +6,10 @@ Sections of a configuration, shared by the verbs that train: `log`, `profile`.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
@@ -19,27 +18,25 @@ from jaxdeep.console import say
 from jaxdeep.errors import ConfigError
 from jaxdeep.metrics import Metrics, read_metrics
 from jaxdeep.model import flops
+from jaxdeep.settings import AtLeast, section
 from jaxdeep.workdir import Workdir
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class LogConfig:
-    """A line about where the time went every `every` steps. `wandb` is the name of a Weights &
-    Biases project; empty: not sent there."""
+    """What is said while a run works."""
 
-    every: int = 25
-    wandb: str = ""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"log.every={self.every} must be at least 1")
+    every: Annotated[int, AtLeast(1), "steps between lines about where the time went"] = 25
+    wandb: Annotated[str, "a Weights & Biases project to send rows to; empty: none"] = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class ProfileConfig:
-    """The steps that JAX's profiler watches, "10:12" or "10"; empty: none."""
+    """What JAX's profiler watches."""
 
-    steps: str | int = ""
+    steps: Annotated[
+        str | int, AtLeast(1), "the steps, such as 10:12 (both among them) or 10; empty: none"
+    ] = ""
 
     def __post_init__(self) -> None:
         self.window()
@@ -55,6 +52,9 @@ class ProfileConfig:
         return range(int(first), int(last) + 1)
 
 
+LOG, NO_PROFILE = LogConfig(), ProfileConfig()
+
+
 class Monitor(Metrics):
     """`metrics.jsonl` with more in each row, sent to the boards as well: `time/total` in seconds,
     and on devices with a known peak `mfu`, `train/flops` over `time/train` as a share of that peak.
@@ -68,8 +68,8 @@ class Monitor(Metrics):
         *,
         step: int,
         mesh: jax.sharding.Mesh,
-        settings: LogConfig = LogConfig(),
-        profile: ProfileConfig = ProfileConfig(),
+        settings: LogConfig = LOG,
+        profile: ProfileConfig = NO_PROFILE,
     ) -> None:
         self.settings = settings
         self._window = profile.window()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -15,6 +15,7 @@ from jaxdeep.agent.rollout import Limits
 from jaxdeep.chat.format import Thinking
 from jaxdeep.errors import ConfigError
 from jaxdeep.sample.sizes import EngineConfig, EngineSettings
+from jaxdeep.settings import SECTIONS, SEED, AtLeast, section
 from jaxdeep.setup.tasksets import EnvConfig
 
 T = TypeVar("T")
@@ -23,28 +24,35 @@ ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 SHIPPED = {"tiny": ASSETS / "tiny", "maze": ASSETS / "maze"}
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class ModelConfig:
-    """Which model: `path` is a folder in the Hugging Face layout, a config.json (with random
-    weights), a hub id, "tiny" for the base that comes with the package, or "maze" for a model of
-    mazes, which has no weights yet."""
+    """Which model, and how it is computed."""
 
-    path: str
-    dtype: str = "bfloat16"
-    weights: Literal["load", "random"] = "load"
-    tokenizer: str = ""  # folder, tokenizer.json or hub id; empty: the model's own
-    thinking: Thinking = "write"
-    tools_in_prompt: bool = True  # False: for a model that was taught its tools, to save tokens
-    # what the backward pass recomputes: all but linears and attention (dots), all but attention, or
-    # everything (full); the longer the rows, the more it costs to recompute attention
-    remat: str = "full"
-    attention: str = "auto"  # the kernel: auto, plain, splash (TPU), cudnn (GPU)
-    quant: str = ""  # "int8" holds the frozen linears in one byte a weight
-    chunk: int = 256  # positions whose logits exist at one time
-
-    def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"model.dtype={self.dtype!r} is float32 or bfloat16")
+    path: Annotated[
+        str,
+        "a folder in the Hugging Face layout, a config.json (with random weights), a hub id, "
+        '"tiny" for the base that comes with the package, or "maze" for a model of mazes, which '
+        "has no weights yet",
+    ]
+    dtype: Annotated[Literal["float32", "bfloat16"], "of weights and activations"] = "bfloat16"
+    weights: Annotated[Literal["load", "random"], "where they come from"] = "load"
+    tokenizer: Annotated[str, "a folder, tokenizer.json or hub id; empty: the model's own"] = ""
+    thinking: Annotated[
+        Thinking, "turns begin with reasoning, with an empty block of it, or without one"
+    ] = "write"
+    tools_in_prompt: Annotated[
+        bool, "False: for a model that was taught its tools, to save tokens"
+    ] = True
+    remat: Annotated[
+        Literal["dots", "attention", "full"],
+        "what the backward pass recomputes: all but linears and attention, all but attention, or "
+        "everything; the longer the rows, the more attention costs",
+    ] = "full"
+    attention: Annotated[
+        Literal["auto", "plain", "splash", "cudnn"], "the kernel; splash is TPUs', cudnn GPUs'"
+    ] = "auto"
+    quant: Annotated[Literal["", "int8"], "int8 holds the frozen linears in one byte a weight"] = ""
+    chunk: Annotated[int, AtLeast(1), "positions whose logits exist at one time"] = 256
 
     @property
     def location(self) -> str:
@@ -53,10 +61,9 @@ class ModelConfig:
         return str(SHIPPED.get(self.path, self.path))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@section(kw_only=True)
 class RolloutConfig(EngineSettings):
-    """The limits of a conversation, and the engine that samples it. With `exact` a run repeats
-    itself to the last bit on CPUs, after an interruption too."""
+    """The limits of a conversation, and the engine that samples it."""
 
     limits: Limits
 
@@ -67,42 +74,34 @@ class RolloutConfig(EngineSettings):
         return EngineConfig(**settings, length=self.limits.max_tokens, adapters=adapters)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class BatchConfig:
-    """A microbatch: rows of packed sequences, and positions in each."""
+    """A microbatch."""
 
-    rows: int
-    length: int
+    rows: Annotated[int, AtLeast(1), "rows of packed sequences"]
+    length: Annotated[int, AtLeast(2), "positions of a row: a token is learned from those before"]
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class StartConfig:
-    """Which policy: `start` is a run's folder (or gs://...) or a PEFT adapter's; empty: the
-    base."""
+    """Which policy."""
 
-    start: str = ""
-    seed: int = 0
+    start: Annotated[str, "a run's folder (or gs://...), or a PEFT adapter's; empty: the base"] = ""
+    seed: Annotated[int, *SEED, "of weights that are drawn"] = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class TrainConfig:
-    """How long to train, what to keep, and what to start from: a run's folder, or a PEFT adapter's.
-    `checkpoints` is a folder for the checkpoints, local or in a bucket (gs://...); empty: the
-    workdir."""
+    """How long to train, what to keep, and what to start from."""
 
-    steps: int
-    save_every: int = 10
-    keep: int = 2
-    checkpoints: str = ""
-    start: str = ""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.save_every < 1 or self.keep < 1:
-            raise ConfigError(
-                f"train.steps={self.steps}, train.save_every={self.save_every} and "
-                f"train.keep={self.keep} must be at least 1"
-            )
+    steps: Annotated[int, AtLeast(1), "steps of the whole run"]
+    save_every: Annotated[int, AtLeast(1), "steps between checkpoints"] = 10
+    keep: Annotated[int, AtLeast(1), "checkpoints that are kept: the newest ones"] = 2
+    checkpoints: Annotated[
+        str, "a folder for them, local or in a bucket (gs://...); empty: the workdir"
+    ] = ""
+    start: Annotated[str, "a run's folder (or gs://...), or a PEFT adapter's; empty: the base"] = ""
+    seed: Annotated[int, *SEED, "of everything that is drawn"] = 0
 
 
 def load_run(cls: type[T], config: ConfigDict) -> T:
@@ -115,6 +114,9 @@ def load_run(cls: type[T], config: ConfigDict) -> T:
     missing = [n for n, f in fields.items() if n not in config and _required(f)]
     if missing:
         raise ConfigError(f"the configuration lacks the sections {', '.join(missing)}")
+    wrong = [name for name in config if not isinstance(config[name], SECTIONS)]
+    if wrong:
+        raise ConfigError(f"config.{wrong[0]} is {config[wrong[0]]!r}; expected a section")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _section(hints[name], config[name], name) for name in config})
 

@@ -16,6 +16,7 @@ import functools
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
 from jaxdeep import config as configs
 from jaxdeep.chat.format import ChatFormat
@@ -24,6 +25,7 @@ from jaxdeep.data import mix, sources
 from jaxdeep.data.pack import pack
 from jaxdeep.envs.toy import facts, maze, practice
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import Above, AtLeast, section
 from jaxdeep.setup.tasksets import EnvConfig
 from jaxdeep.types import Batch
 
@@ -40,52 +42,53 @@ COLON = re.compile(r":(?![^\[]*\])")  # the one in train[:10%] is part of a spli
 VERSION = re.compile(r"(\d+|\*)(\.(\d+|\*)){2}")
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class SourceConfig:
-    """One of several sources. `weight` is its share of the rows beside the others' (set it for all
-    or for none: then each row comes once an epoch), `cap` the most rows of it in an epoch."""
+    """One of several sources."""
 
-    source: str
-    weight: float | None = None
-    cap: int | None = None
-    name: str = ""  # in metrics; empty: the key in data.sources, or what the source is called
+    source: Annotated[str, "KIND:NAME, as data.source"]
+    weight: Annotated[
+        float | None,
+        Above(0),
+        "its share of the rows beside the others'; set it for all or for none: then each row comes "
+        "once an epoch",
+    ] = None
+    cap: Annotated[int | None, AtLeast(1), "rows of it in an epoch, at most"] = None
+    name: Annotated[
+        str, "in metrics; empty: its key in data.sources, or what the source is called"
+    ] = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class EvalConfig:
-    """The loss on held-out rows, measured every `every` steps (0: only at the end). `source` names
-    them, and its first `rows` are used; empty: `rows` rows are held out of each training source."""
+    """The loss on held-out rows."""
 
-    source: str = ""
-    rows: int = 64
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.every < 0:
-            raise ConfigError(
-                f"data.eval.rows={self.rows} must be at least 1, data.eval.every={self.every} at least 0"
-            )
+    source: Annotated[str, "where they are from; empty: held out of each training source"] = ""
+    rows: Annotated[int, AtLeast(1), "how many: the first ones, or so many of each source"] = 64
+    every: Annotated[int, AtLeast(0), "steps between measurements; 0: at the end only"] = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class DataConfig:
-    """Where rows come from: one `source`, or several `sources` by name or in a tuple. `long` rows
-    are cut after the last turn that fits, or dropped; a malformed one (`bad_rows`) stops the run or
-    is skipped. All are counted. `accumulate` microbatches make a step."""
+    """Where rows come from: one source, or several. All that is cut or left out is counted."""
 
-    source: str = ""
-    sources: Mapping[str, SourceConfig] | tuple[SourceConfig, ...] = ()
-    accumulate: int = 1
+    source: Annotated[str, f"KIND:NAME, one of {', '.join(KINDS.values())}; empty: see sources"] = (
+        ""
+    )
+    sources: Annotated[
+        Mapping[str, SourceConfig] | tuple[SourceConfig, ...], "several, by name or in a tuple"
+    ] = ()
+    accumulate: Annotated[int, AtLeast(1), "microbatches of a step"] = 1
     learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
-    long: mix.LongRows = "cut"
-    bad_rows: mix.BadRows = "refuse"
+    long: Annotated[
+        mix.LongRows, "rows too long for a batch: cut after the last turn that fits, or left out"
+    ] = "cut"
+    bad_rows: Annotated[mix.BadRows, "a malformed row stops the run, or is skipped"] = "refuse"
     eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
         if bool(self.source) == bool(self.sources):
             raise ConfigError("set data.source or data.sources, one of them")
-        if self.accumulate < 1:
-            raise ConfigError(f"data.accumulate={self.accumulate} must be at least 1")
 
     @property
     def named(self) -> dict[str, SourceConfig]:

@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
@@ -22,6 +22,7 @@ from jaxdeep import config as configs
 from jaxdeep.agent.base import Env, Reward, Taskset
 from jaxdeep.agent.remote import FROM_FILE
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import AtLeast, Finite, section
 from jaxdeep.types import Message, Task
 
 BUILT_IN = {
@@ -31,45 +32,48 @@ BUILT_IN = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class OwnReward:
-    """A reward of your own: `function` is "FILE.py:NAME" or "module:NAME", `weight` what it
-    counts."""
+    """A reward of your own."""
 
-    function: str
-    weight: float = 1.0
+    function: Annotated[str, "FILE.py:NAME or module:NAME"]
+    weight: Annotated[float, Finite(), "what it counts; 0: it is only measured"] = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
-class EnvConfig:
-    """`settings` is the task set's own dataclass, built from all other keys of the section.
+@section(kw_only=True)
+class SharedSettings:
+    """The keys that are the same for every task set."""
 
-    `rewards` changes what its rewards count, by name: a number re-weights one (0: it is only
-    measured), None leaves it out, and `OwnReward` adds a function of your own. Of its tasks the
-    `first` are skipped, then `count` are used (0: all that are left)."""
+    taskset: Annotated[
+        str, f"{', '.join(BUILT_IN)}, or one of your own: FILE.py:NAME or module:NAME"
+    ] = "search"
+    rewards: Annotated[
+        Mapping[str, Annotated[float | OwnReward | None, Finite()]],
+        "changes to its rewards: what one counts (0: it is only measured), None to leave it out, or "
+        "a function of your own",
+    ] = dataclasses.field(default_factory=dict)
+    first: Annotated[int, AtLeast(0), "tasks that are skipped at the beginning"] = 0
+    count: Annotated[int, AtLeast(0), "tasks that are used after these; 0: all"] = 0
 
-    taskset: str
-    settings: Any
-    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
-    first: int = 0
-    count: int = 0
 
-    def __post_init__(self) -> None:
-        if self.first < 0 or self.count < 0:
-            raise ConfigError(
-                f"env.first={self.first} and env.count={self.count} must not be below 0"
-            )
+SHARED = tuple(field.name for field in dataclasses.fields(SharedSettings))
+
+
+@section(kw_only=True)
+class EnvConfig(SharedSettings):
+    """A task set and which of its tasks and rewards are used."""
+
+    settings: Annotated[Any, "the task set's own dataclass, from all other keys of the section"]
 
     @classmethod
     def build(cls, section: Mapping[str, Any] | ConfigDict, key: str = "env") -> EnvConfig:
         """The section as written in a configuration; ConfigError names `key.NAME` for what is
         wrong."""
         values = dict(section.items())
-        shared = {name: values.pop(name) for name in SHARED if name in values}
-        name = shared.pop("taskset", "search")
-        settings = configs.build(settings_class(name, f"{key}.taskset"), values, key)
-        common = configs.build(_Shared, shared, key)
-        return cls(name, settings, **vars(common))
+        common = {name: values.pop(name) for name in SHARED if name in values}
+        shared = configs.build(SharedSettings, common, key)
+        settings = configs.build(settings_class(shared.taskset, f"{key}.taskset"), values, key)
+        return cls(settings=settings, **vars(shared))
 
     def load(self) -> Taskset:
         """The tasks, environments and rewards that the section asks for."""
@@ -87,16 +91,6 @@ class EnvConfig:
         if rewards == dict(taskset.rewards) and len(indices) == total:
             return taskset
         return Chosen(taskset, indices, rewards)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    rewards: Mapping[str, float | OwnReward | None] = dataclasses.field(default_factory=dict)
-    first: int = 0
-    count: int = 0
-
-
-SHARED = ("taskset", *(field.name for field in dataclasses.fields(_Shared)))
 
 
 class Chosen:

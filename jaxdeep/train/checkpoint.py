@@ -301,7 +301,7 @@ def load_adapter(
     if not saved["rank"]:
         raise CheckpointError(f"{workdir} holds whole weights (lora.rank=0), not an adapter")
     config = lora.LoraConfig(**saved)
-    spec = states.Spec(model, config, optim.OptimConfig(lr=0.0, steps=1))
+    spec = states.Spec(model, config, optim.OptimConfig(lr=1.0, steps=1))
     with contextlib.closing(Checkpoints(workdir, spec, base=base)) as checkpoints:
         factors = checkpoints.trained(states.trained_shapes(spec, mesh))
     return lora.Adapter(factors, config.scale, base_in(about_run))

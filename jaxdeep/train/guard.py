@@ -8,21 +8,20 @@ over a window of steps and compared with a limit, or with its own first or best 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import math
 import pathlib
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from jaxdeep.errors import ConfigError, DivergedError
+from jaxdeep.errors import DivergedError
 from jaxdeep.parallel import exchange
+from jaxdeep.settings import Above, AtLeast, AtMost, section
 from jaxdeep.train.checkpoint import Checkpoints
 from jaxdeep.workdir import Workdir, write_atomic
 
-ACTIONS = ("off", "warn", "stop", "rollback")
 # The metric of each sign and how its windowed mean is judged. "above" and "below": by the limit.
 # "rose" and "grew": by the first window's mean plus the limit, or times the limit. "fell": by the
 # best window's mean, of which the limit is the share that may be lost.
@@ -40,43 +39,43 @@ SIGNS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class GuardConfig:
     """What to do about a collapse, and the limits of its signs.
-
-    `action`: nothing ("off"); a line on stderr ("warn"); end the run ("stop"); or go back to the
-    last checkpoint from before the collapse ("rollback").
 
     An alarm is raised when the mean of a sign over `window` steps has been beyond its limit for
     `patience` steps in a row. A limit of 0 switches the sign off.
     """
 
-    action: str = "warn"
-    window: int = 10
-    patience: int = 3
-    lr: float = 0.5  # factor on the learning rate at each rollback
-    rollbacks: int = 3  # at most; then the run is stopped
-    reward_drop: float = 0.5  # share of the best window's reward
-    mismatch: float = 0.05  # nats a token, policy to sampler
-    kl: float = 1.0  # nats a token, policy to base
-    entropy_low: float = 0.001  # nats
-    entropy_rise: float = 2.0  # nats above the first window
-    repetition: float = 0.3  # shares above the first window: of repeated text,
-    malformed: float = 0.3  # of malformed calls,
-    thoughtless: float = 0.5  # of turns without thinking
-    length: float = 3.0  # times the first window's tokens of a rollout
-    flat: float = 0.98  # share of groups whose rewards are all equal
-
-    def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ConfigError(f"guard.action={self.action!r}: choose one of {', '.join(ACTIONS)}")
-        if self.window < 1 or self.patience < 1 or self.rollbacks < 1:
-            raise ConfigError("guard.window, patience and rollbacks must be at least 1")
-        if not 0 < self.lr <= 1:
-            raise ConfigError(f"guard.lr={self.lr} must be in (0, 1]")
-        for name in SIGNS:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"guard.{name}={getattr(self, name)} must be 0 (off) or more")
+    action: Annotated[
+        Literal["off", "warn", "stop", "rollback"],
+        "at an alarm: nothing, a line on stderr, end the run, or go back to the last checkpoint from "
+        "before the collapse",
+    ] = "warn"
+    window: Annotated[int, AtLeast(1), "steps over which a sign is averaged"] = 10
+    patience: Annotated[int, AtLeast(1), "steps in a row beyond a limit that raise an alarm"] = 3
+    lr: Annotated[float, Above(0), AtMost(1), "factor on the learning rate at each rollback"] = 0.5
+    rollbacks: Annotated[int, AtLeast(1), "rollbacks, at most; then the run is stopped"] = 3
+    reward_drop: Annotated[
+        float, AtLeast(0), AtMost(1), "share of the best window's reward that may be lost"
+    ] = 0.5
+    mismatch: Annotated[float, AtLeast(0), "nats a token from policy to sampler"] = 0.05
+    kl: Annotated[float, AtLeast(0), "nats a token from policy to base"] = 1.0
+    entropy_low: Annotated[float, AtLeast(0), "the least entropy, nats a token"] = 0.001
+    entropy_rise: Annotated[float, AtLeast(0), "nats of entropy above the first window"] = 2.0
+    repetition: Annotated[
+        float, AtLeast(0), AtMost(1), "share of repeated text above the first window"
+    ] = 0.3
+    malformed: Annotated[
+        float, AtLeast(0), AtMost(1), "share of malformed turns above the first window"
+    ] = 0.3
+    thoughtless: Annotated[
+        float, AtLeast(0), AtMost(1), "share of turns without thinking above the first window"
+    ] = 0.5
+    length: Annotated[float, AtLeast(0), "times the first window's tokens of a rollout"] = 3.0
+    flat: Annotated[float, AtLeast(0), AtMost(1), "share of groups whose rewards are all equal"] = (
+        0.98
+    )
 
 
 class Guard:

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import optax
 import optax.contrib
 
 from jaxdeep.errors import ConfigError
+from jaxdeep.settings import Above, AtLeast, AtMost, Below, section
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class OptimConfig:
-    """AdamW, or Muon for the linears and AdamW for the rest. The rate rises linearly for `warmup`
-    steps and falls by `decay` to `end * lr` at step `steps`."""
+    """The optimizer and its learning rate: it rises linearly for `warmup` steps and falls by
+    `decay` to `end * lr` at step `steps`."""
 
-    lr: float
-    steps: int
-    warmup: int = 0
-    decay: str = "linear"  # or "cosine", "constant"
-    end: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.95
-    weight_decay: float = 0.0
-    clip: float = 1.0  # the largest global norm of the gradients
-    name: str = "adamw"  # or "muon"
-    muon_lr: float = 0.02  # Muon's updates have a norm of their own, and so a rate of their own
+    lr: Annotated[float, Above(0), "the peak of the learning rate"]
+    steps: Annotated[
+        int, AtLeast(1), "the step at which the rate has fallen; train.steps as a rule"
+    ]
+    warmup: Annotated[int, AtLeast(0), "steps for which the rate rises, at most `steps`"] = 0
+    decay: Annotated[Literal["linear", "cosine", "constant"], "how the rate falls"] = "linear"
+    end: Annotated[float, AtLeast(0), AtMost(1), "the last rate, as a share of the peak"] = 0.0
+    b1: Annotated[float, AtLeast(0), Below(1), "decay of the mean of the gradients"] = 0.9
+    b2: Annotated[float, AtLeast(0), Below(1), "decay of the mean of their squares"] = 0.95
+    weight_decay: Annotated[float, AtLeast(0), "decoupled decay of weights, times the rate"] = 0.0
+    clip: Annotated[
+        float, AtLeast(0), "the largest global norm of the gradients; 0: they are not clipped"
+    ] = 1.0
+    name: Annotated[
+        Literal["adamw", "muon"], "AdamW, or Muon for the linears and AdamW for the rest"
+    ] = "adamw"
+    muon_lr: Annotated[
+        float, Above(0), "the peak rate of Muon, whose updates have a norm of their own"
+    ] = 0.02
 
     def __post_init__(self) -> None:
-        if self.decay not in ("linear", "cosine", "constant") or self.name not in ("adamw", "muon"):
+        if self.warmup > self.steps:
             raise ConfigError(
-                f"optim.decay={self.decay!r} is one of linear, cosine, constant and "
-                f"optim.name={self.name!r} one of adamw, muon"
+                f"optim.warmup={self.warmup} must not be above optim.steps={self.steps}: the rate "
+                "would never reach optim.lr"
             )
 
     def in_updates(self, passes: int) -> OptimConfig:
@@ -58,8 +67,9 @@ def chain(cfg: OptimConfig) -> optax.GradientTransformation:
     """The optax transformation that `cfg` describes. It is built inside the jitted functions: as a
     static argument it would compile them again each time, as no two transformations are equal."""
     adamw = optax.adamw(schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+    clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
     if cfg.name == "adamw":
-        return optax.chain(optax.clip_by_global_norm(cfg.clip), adamw)
+        return optax.chain(clip, adamw)
 
     def matrices(tree: Any) -> Any:
         # stacked linears [L, in, out]: each layer is orthogonalized by itself
@@ -75,4 +85,4 @@ def chain(cfg: OptimConfig) -> optax.GradientTransformation:
         adam_learning_rate=schedule(cfg, cfg.lr),
         muon_weight_dimension_numbers=matrices,  # leaves without any are AdamW's
     )
-    return optax.chain(optax.clip_by_global_norm(cfg.clip), muon)
+    return optax.chain(clip, muon)

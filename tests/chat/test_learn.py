@@ -310,7 +310,7 @@ def test_lists_as_text_and_as_columns(chat):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        (dict(spans={"think": -1.0}), r"learn\.spans\.think=-1"),
+        (dict(spans={"think": -1.0}), r"LearnConfig\.spans\.think=-1"),
         (dict(spans={"<think>": 1.0}), "not the name of a tag"),
         (dict(spans={"tool_output": 1.0}), "never learned"),
         (dict(world=("a b",)), "not the name of a tag"),

@@ -87,5 +87,5 @@ def test_a_walk_over_other_tasks_or_in_another_order_is_refused(other):
     "bad", [dict(low=0.9, high=0.1), dict(low=-0.1), dict(high=1.1), dict(rest=0.0)]
 )
 def test_a_preference_out_of_range_is_refused(bad):
-    with pytest.raises(ConfigError, match="low="):
+    with pytest.raises(ConfigError, match=r"SolveRateFilter\.|low="):
         SolveRateFilter(**bad)

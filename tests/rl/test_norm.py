@@ -247,5 +247,5 @@ def test_shaping_changes_advantages_and_leaves_the_reward_that_is_logged():
 
 @pytest.mark.parametrize("bad", [dict(overlong=-1.0), dict(window=0.0), dict(length=float("nan"))])
 def test_shaping_out_of_range_is_refused(bad):
-    with pytest.raises(ConfigError, match=f"shaping.{next(iter(bad))}="):
+    with pytest.raises(ConfigError, match=f"Shaping.{next(iter(bad))}="):
         Shaping(**bad)

@@ -418,9 +418,9 @@ def test_sizes_that_do_not_fit_are_refused():
         )
     with pytest.raises(ConfigError, match=r"rollout\.chunk=24 must be a multiple of 16"):
         EngineConfig(slots=8, length=64, chunk=24)
-    with pytest.raises(ConfigError, match=r"EngineConfig\.tile must be positive, got 0"):
+    with pytest.raises(ConfigError, match=r"EngineConfig\.tile=0 must be at least 1"):
         EngineConfig(slots=8, length=64, tile=0)
-    with pytest.raises(ConfigError, match="length=1024"):
+    with pytest.raises(ConfigError, match="max_tokens=1024"):
         Engine(tiny.params(), tiny.CFG, tiny.one_device(), EngineConfig(slots=8, length=1024))
     with pytest.raises(ConfigError, match="there are 8"):
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2), jax.devices())

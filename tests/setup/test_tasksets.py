@@ -87,7 +87,9 @@ def test_its_fields_are_the_settings_of_the_section(own):
     taskset = EnvConfig.build({"taskset": f"{own}:Adding", "largest": 5}).load()
     assert len(taskset) == 5 and taskset[4].answers == ("8",)
     assert len(EnvConfig.build({"taskset": f"{own}:Adding"}).load()) == 9
-    with pytest.raises(ConfigError, match=r'env.largets is not a setting. Did you mean "largest"'):
+    with pytest.raises(
+        ConfigError, match=r'env.largets is not a setting. Did you mean "env.largest"'
+    ):
         EnvConfig.build({"taskset": f"{own}:Adding", "largets": 5})
     with pytest.raises(ConfigError, match=r"dev.largest is '5', a str; expected int"):
         EnvConfig.build({"taskset": f"{own}:Adding", "largest": "5"}, "dev")

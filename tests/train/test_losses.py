@@ -458,7 +458,7 @@ def test_the_gradients_of_bonus_and_kl_are_right_on_average_over_the_vocabulary(
     ],
 )
 def test_a_clip_that_is_no_range_around_one_is_refused(bad):
-    with pytest.raises(ConfigError, match=r"clip.low=.* grpo.clip.high="):
+    with pytest.raises(ConfigError, match=r"Clip\.(low|high)=.* must be .*above 0"):
         Clip(**bad)
 
 
@@ -467,9 +467,9 @@ def test_a_clip_that_is_no_range_around_one_is_refused(bad):
     [
         (lambda: Clip(dual=1.28), "dual=1.28 must be above"),
         (lambda: Clip(high=None, dual=0.5), "dual=0.5"),
-        (lambda: Kl("k3", -0.1), "kl.coef=-0.1"),
-        (lambda: Kl("k3", float("nan")), "kl.coef=nan"),
-        (lambda: Correction("mask", 1.2), "correction.low=1.2"),
+        (lambda: Kl("k3", -0.1), "Kl.coef=-0.1"),
+        (lambda: Kl("k3", float("nan")), "Kl.coef=nan"),
+        (lambda: Correction("mask", 1.2), "Correction.low=1.2"),
         (lambda: Correction("truncate", high=0.9), "high=0.9"),
         (lambda: Objective(length=0), "length=0"),
         (lambda: Objective(entropy=float("inf")), "entropy=inf"),

@@ -333,7 +333,7 @@ def test_bad_settings_are_refused_with_their_values():
         ConfigError, match=r"'data': 3, .*'model': 2.* needs 6 devices, there are 8"
     ):
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2))
-    with pytest.raises(ConfigError, match="decay='cubic'"):
+    with pytest.raises(ConfigError, match="decay is 'cubic', none of 'linear'"):
         optim.OptimConfig(lr=1.0, steps=1, decay="cubic")
     with pytest.raises(ConfigError, match="w_q"):
         lora.LoraConfig(4, 4.0, ("w_q",))

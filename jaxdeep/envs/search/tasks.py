@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jaxdeep.envs import qa
 from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.settings import AtLeast, section
 from jaxdeep.tools import corpus
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.types import Task
@@ -16,19 +16,19 @@ from jaxdeep.types import Task
 ANSWERS = ("answer", "answers", "golden_answers", "answer_aliases")
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Search:
-    """`corpus` is a file or folder of Markdown, text or JSONL, `questions` a JSONL file. A search
-    shows the `k` best passages; the last `cache` answers of the engine are kept for whoever asks
-    the same."""
+    """The task set `search`: questions of yours over a corpus of yours."""
 
-    corpus: str = ""
-    questions: str = ""
-    k: int = 5
-    k1: float = 1.5  # of BM25: how much a word that is repeated in a passage counts
-    cache: int = 0
-    chunk: int = 1000  # characters of a passage, at most
-    system: str = qa.SYSTEM
+    corpus: Annotated[str, "a file or folder of Markdown, text or JSONL"] = ""
+    questions: Annotated[str, "a JSONL file"] = ""
+    k: Annotated[int, AtLeast(1), "passages that a search shows: the best ones"] = 5
+    k1: Annotated[
+        float, AtLeast(0), "of BM25: how much a word that is repeated in a passage counts"
+    ] = 1.5
+    cache: Annotated[int, AtLeast(0), "answers of the engine kept for whoever asks the same"] = 0
+    chunk: Annotated[int, AtLeast(1), "characters of a passage, at most"] = 1000
+    system: Annotated[str, "the system prompt; empty: none"] = qa.SYSTEM
 
     def __post_init__(self) -> None:
         if not (self.corpus and self.questions):

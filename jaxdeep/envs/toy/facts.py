@@ -14,7 +14,6 @@ learning comes from these worlds alone, and a made-up fact that happens to be re
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 import hashlib
 import json
@@ -23,10 +22,11 @@ import random
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from jaxdeep.chat.families import control_names
 from jaxdeep.envs import qa
+from jaxdeep.settings import AtLeast, section
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.tools.corpus import Passage
 from jaxdeep.types import Task
@@ -34,6 +34,7 @@ from jaxdeep.types import Task
 ASSETS = pathlib.Path(__file__).parents[2] / "assets"
 K1 = 0.3  # of BM25: in passages this short, a name that comes twice must not outweigh the attribute
 Split = Literal["train", "dev", "test"]
+SplitOrAll = Literal[Split, "all"]
 
 
 class Kind(NamedTuple):
@@ -319,7 +320,7 @@ def made_up(seed: int, size: int = 120) -> list[Entity]:
     return out
 
 
-def entities_of(part: Split | Literal["all"]) -> tuple[Entity, ...]:
+def entities_of(part: SplitOrAll) -> tuple[Entity, ...]:
     """The real entities of a split, or of "all" splits."""
     return tuple(e for e in entities() if part in ("all", split(e)))
 
@@ -353,17 +354,18 @@ def tasks(world: Sequence[Entity]) -> list[Task]:
     return out
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Facts:
-    """The task set `facts`: questions about the entities of a split, searched for in the passages
-    about those of `corpus`. A search shows the `k` best passages."""
+    """The task set `facts`: questions about the entities of a split, searched for in passages."""
 
-    questions: Literal["train", "dev", "test", "all"] = "train"
-    corpus: Literal["train", "dev", "test", "all"] = "train"
-    k: int = 1
-    k1: float = K1
-    cache: int = 0
-    system: str = qa.SYSTEM
+    questions: Annotated[SplitOrAll, "about the entities of this split"] = "train"
+    corpus: Annotated[SplitOrAll, "passages about the entities of this split"] = "train"
+    k: Annotated[int, AtLeast(1), "passages that a search shows: the best ones"] = 1
+    k1: Annotated[
+        float, AtLeast(0), "of BM25: how much a word that is repeated in a passage counts"
+    ] = K1
+    cache: Annotated[int, AtLeast(0), "answers of the engine kept for whoever asks the same"] = 0
+    system: Annotated[str, "the system prompt; empty: none"] = qa.SYSTEM
 
     def load(self) -> qa.SearchTaskset:
         """The task set; it needs nothing but the package."""

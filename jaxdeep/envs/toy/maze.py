@@ -22,13 +22,14 @@ import re
 import sys
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxdeep.agent.base import Env, Reward
 from jaxdeep.chat.families import control_names
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.rewards import answers
+from jaxdeep.settings import SEED, AtLeast, AtMost, Below, section
 from jaxdeep.types import Message, Piece, Task, Trajectory
 
 Cell = tuple[int, int]
@@ -179,31 +180,21 @@ def grow(rng: random.Random, rows: int, columns: int, loops: int) -> Maze:
     return Maze(tuple(tuple(map(frozenset, row)) for row in open_), origin, target)
 
 
-@dataclasses.dataclass(frozen=True)
+@section
 class Mazes:
-    """The task set `maze`: `number` mazes of one size, each with `loops` more walls open than a
-    maze without a loop has. Sets of one `seed` and split are the same everywhere, and a smaller one
-    begins a larger one."""
+    """The task set `maze`: mazes of one size. Sets of one seed and split are the same everywhere,
+    and a smaller one begins a larger one."""
 
-    split: Literal["train", "dev", "test"] = "train"
-    rows: int = 5
-    columns: int = 5
-    loops: int = 0
-    number: int = 2000
-    seed: int = 0
-    partial: float = 0.0  # the weight of the reward `nearer`, beside 1 for a solution
-    system: str = SYSTEM
-
-    def __post_init__(self) -> None:
-        if not (2 <= self.rows <= LARGEST and 2 <= self.columns <= LARGEST):
-            raise ConfigError(
-                f"env.rows={self.rows} and columns={self.columns} must be from 2 to {LARGEST}"
-            )
-        if self.loops < 0 or self.number < 1 or not 0 <= self.partial < 1:
-            raise ConfigError(
-                f"env.loops={self.loops} must not be below 0, number={self.number} at least 1 and "
-                f"partial={self.partial} in [0, 1): a walk that comes near is not a solution"
-            )
+    split: Annotated[Literal["train", "dev", "test"], "which mazes; none is in two"] = "train"
+    rows: Annotated[int, AtLeast(2), AtMost(LARGEST), "rows of cells"] = 5
+    columns: Annotated[int, AtLeast(2), AtMost(LARGEST), "columns of cells"] = 5
+    loops: Annotated[int, AtLeast(0), "walls open beyond those of a maze without a loop"] = 0
+    number: Annotated[int, AtLeast(1), "how many mazes"] = 2000
+    seed: Annotated[int, *SEED, "of the mazes"] = 0
+    partial: Annotated[
+        float, AtLeast(0), Below(1), "the weight of the reward `nearer`, beside 1 for a solution"
+    ] = 0.0
+    system: Annotated[str, "the system prompt; empty: none"] = SYSTEM
 
     def draw(self, rng: random.Random) -> Maze:
         """A maze of the split; ConfigError where there seems to be none of this size."""

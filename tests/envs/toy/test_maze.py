@@ -149,9 +149,9 @@ def test_no_maze_depends_on_how_a_process_hashes():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="from 2 to 10"):
+    with pytest.raises(ConfigError, match="at least 2 and at most 10"):
         Mazes(rows=1)
-    with pytest.raises(ConfigError, match=r"partial=1\.0 in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"partial=1\.0 must be at least 0 and below 1"):
         Mazes(partial=1.0)
     with pytest.raises(ConfigError, match="of 2 x 2 only 48 mazes turn up in train"):
         Mazes("train", rows=2, columns=2, number=49).tasks()
