@@ -25,7 +25,7 @@ from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view", "check")
+VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view", "ask", "check")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Sequence
 
+from jaxdeep.agent.base import Reward
 from jaxdeep.envs.research import conversation, explain, support
 from jaxdeep.envs.research.pin import Status
 from jaxdeep.envs.research.report import Report
@@ -159,17 +160,40 @@ def _between(value: float) -> float:
     return min(1.0, max(0.0, value))
 
 
-@dataclasses.dataclass(frozen=True)
-class ReportReward:
-    """The reward of a trajectory that ends in a report over the results of `tools`. The answer is
-    right where the report's short answer is (`explain.short_answer`) after SQuAD's normalisation;
-    nuggets are in the task's `meta["nuggets"]`."""
+def of_reports(tools: Container[str]) -> dict[str, tuple[float, Reward]]:
+    """The rewards of rollouts that end in a report over the results of `tools`, with the weights
+    that make `Parts.total` of their sum.
 
-    tools: Container[str]
+    The answer is right where the report is whole and its short answer (`explain.short_answer`) is
+    one of the task's after SQuAD's normalisation. Nuggets are in the task's `meta["nuggets"]`.
+    """
 
-    def __call__(self, task: Task, trajectory: Trajectory) -> float:
-        report = conversation.report(task.question, trajectory.messages, self.tools)
+    def right(task: Task, report: Report) -> float:
         if report.incomplete:
             return 0.0
-        right = exact_match(explain.short_answer(report.tree), task.answers)
-        return parts(report, task.meta.get("nuggets", ())).total(right) if right else 0.0
+        return exact_match(explain.short_answer(report.tree), task.answers)
+
+    def read(task: Task, trajectory: Trajectory) -> Report:
+        return conversation.report(task.question, trajectory.messages, tools)
+
+    def answer(task: Task, trajectory: Trajectory) -> float:
+        return right(task, read(task, trajectory))
+
+    def citation(task: Task, trajectory: Trajectory) -> float:
+        report = read(task, trajectory)
+        return right(task, report) and parts(report, nuggets_of(task)).citation
+
+    def explanation(task: Task, trajectory: Trajectory) -> float:
+        report = read(task, trajectory)
+        return right(task, report) and parts(report, nuggets_of(task)).explanation
+
+    return {
+        "answer": (ANSWER, answer),
+        "citation": (CITATION, citation),
+        "explanation": (EXPLANATION, explanation),
+    }
+
+
+def nuggets_of(task: Task) -> Sequence[explain.Nugget]:
+    """The facts that belong in a task's report, where it says them."""
+    return task.meta.get("nuggets", ())

@@ -159,7 +159,8 @@ def show(shown: Source, numbers: Iterable[int] | None = None) -> str:
 
 class Shelf:
     """The sources that a conversation was shown, by handle, in order of appearance. What is shown
-    again adds the sentences that were not there; a sentence keeps the text it first had."""
+    again adds the sentences that were not there, or only in part; any other keeps the text that it
+    first had."""
 
     def __init__(self, sources: Iterable[Source] = ()) -> None:
         self._sources: dict[str, Source] = {}
@@ -189,7 +190,7 @@ class Shelf:
             self._sources[new.id] = new
             return
         if new.numbered:
-            fresh = [s for s in new.sentences if s.number not in old.by_number]
+            fresh = [s for s in new.sentences if _is_more(new, s, old)]
         else:
             fresh = [s for s in new.sentences if new.text[s.start : s.end] not in old.text]
             last = max((s.number for s in old.sentences), default=0)
@@ -206,9 +207,20 @@ class Shelf:
         return self._vocabulary
 
 
+def _is_more(new: Source, sentence: Sentence, old: Source) -> bool:
+    """Whether a sentence was not shown before, or was cut then."""
+    before = old.by_number.get(sentence.number)
+    if before is None:
+        return True
+    text, cut = new.text[sentence.start : sentence.end], old.text[before.start : before.end]
+    return len(text) > len(cut) and text.startswith(cut)
+
+
 def _joined(old: Source, new: Source, fresh: Sequence[Sentence]) -> Source:
     """The source with sentences of another showing, all in the order of their numbers."""
-    pieces = [(s.number, old.text[s.start : s.end], s.order) for s in old.sentences]
+    numbers = {s.number for s in fresh}
+    kept = [s for s in old.sentences if s.number not in numbers]
+    pieces = [(s.number, old.text[s.start : s.end], s.order) for s in kept]
     pieces += [(s.number, new.text[s.start : s.end], s.order) for s in fresh]
     facts = {"title": old.title or new.title, "url": old.url or new.url}
     facts |= {"media_type": old.media_type, "retrieved_at": old.retrieved_at}

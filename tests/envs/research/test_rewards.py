@@ -14,7 +14,11 @@ HANDLES = [
 FACTS = [fact for facts in PASSAGES.values() for fact in facts]
 CITED = [f'<cite id="{h}">{fact}</cite>' for h, fact in zip(HANDLES, FACTS, strict=True)]
 OWN = ("S1.2", "S3.2", "S2.1", "S3.3")  # the handles of the right report
-REWARD = rewards.ReportReward(("search", "browse"))
+REWARDS = rewards.of_reports(("search", "browse"))
+
+
+def reward_of(task, trajectory):
+    return sum(weight * judge(task, trajectory) for weight, judge in REWARDS.values())
 
 
 def changed(*pairs, text=GOLD):
@@ -125,8 +129,8 @@ FULL = f"I think so.\n<answer>{GOLD}</answer>"
 
 
 def test_a_rollout_is_judged_by_what_it_was_shown():
-    assert REWARD(TASK, trajectory(FULL)) == pytest.approx(1.0)
-    assert REWARD(TASK, trajectory("<answer>Euro</answer>")) == pytest.approx(0.4)
+    assert reward_of(TASK, trajectory(FULL)) == pytest.approx(1.0)
+    assert reward_of(TASK, trajectory("<answer>Euro</answer>")) == pytest.approx(0.4)
 
 
 ALL_SHOWN = "\n".join(world.result(n) for n in (1, 2, 3))
@@ -152,4 +156,4 @@ ALL_SHOWN = "\n".join(world.result(n) for n in (1, 2, 3))
     ],
 )  # fmt: skip
 def test_rollouts_that_cheat(rollout, bound):
-    assert REWARD(TASK, rollout) <= bound + 1e-9
+    assert reward_of(TASK, rollout) <= bound + 1e-9
