@@ -83,7 +83,7 @@ class Pin(NamedTuple):
 
 
 _WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+(?:['’.,][^\W_{CJK}]+)*|[-+−±<>≤≥≈~=%‰°$€£¥²³]")
-_OUTER = "\"'“”‘’„«» \t\n"
+_OUTER = "\"'`“”‘’„«» \t\n"
 _SIGNS = "-‐−–+±<>≤≥≈~$€£¥#"
 
 
@@ -314,10 +314,15 @@ def _repaired(
     if last <= first:
         return None
     vocabulary = shelf.vocabulary
+    dropped = [w for c in changes for w in there[c.dest_start : c.dest_end]]
+    added = [w for c in changes for w in here[c.src_start : c.src_end]]
+    if any(word in added and word in LITTLE for word in dropped):
+        return None  # it was moved, which changes more than a slip does
     for change in changes:
         old = [m[0] for m in theirs[change.dest_start : change.dest_end]]
         new = said[change.src_start : change.src_end]
-        little = all(word.lower() in LITTLE for word in (*old, *new))
+        # With a capital inside a sentence it is part of a name.
+        little = all(word in LITTLE for word in old) and all(w.lower() in LITTLE for w in new)
         typing = len(old) == len(new) and all(
             old_word.lower() == new_word.lower() or _mistyped(new_word, old_word, vocabulary)
             for old_word, new_word in zip(old, new, strict=True)

@@ -45,6 +45,8 @@ STATUSES = [
     ("S1.3", "organisation reported sixteen important result", "altered", None),
     ("S1.3", "organisation reported sixten important results", "altered", None),
     ("S1.2", "It was adopted in 1,312 days of 2008", "altered", None),
+    ("S1.1", "The currency of Cyprus is Euro the", "altered", None),
+    ("S1.5", "The currency of Cyprus is Euro", "repaired", "The currency of Cyprus is the Euro"),
     ("S1.2", "It was not adopted in 1,313 days of 2008", "altered", None),
     ("S1.2", "It was not adopted in 312 days of 2008", "altered", None),
     ("S1.2", "312 days of 2008", "altered", None),
