@@ -15,6 +15,7 @@ COMMON = {
     "types",
     "errors",
     "settings",
+    "files",
     "config",
     "trace",
     "workdir",
@@ -53,8 +54,9 @@ JOINED = {
 }
 # The vocabulary leans on nothing, so that everything can lean on it.
 ROOTS = {
-    "types": set(),
+    "types": {"errors"},
     "errors": set(),
+    "files": {"errors"},
     "trace": {"workdir"},
     "workdir": {"errors"},
     "console": {"errors"},
