@@ -1,5 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
-slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, zst, serve, dev (tests), bench (comparisons with PyTorch,
+and slow tests)."""
 
 import pathlib
 import re
@@ -50,6 +50,7 @@ setup(
         "huggingface-hub>=1,<3",
         "numpy>=2.1,<3",
         "bm25s>=0.3,<0.4",
+        "regex>=2025.10.22",
         "rich>=14,<16",
         "tqdm>=4.67,<5",
         "jinja2>=3.1,<4",
@@ -60,6 +61,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
+        "zst": ["zstandard>=0.23,<1"],  # JSON lines that are compressed by zstd
         "ray": ["ray>=2.60,<3"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [

@@ -120,7 +120,7 @@ def late():
         "jaxdeep.train.grpo",
     ]
     assert violations("train", source) == ["jaxdeep.run"]
-    assert violations("types", "import numpy\nimport jaxdeep.errors") == ["jaxdeep.errors"]
+    assert violations("types", "import numpy\nimport jaxdeep.files") == ["jaxdeep.files"]
 
 
 PRODUCTS = sorted(p.name for p in (PACKAGE / "envs").iterdir() if (p / "__init__.py").exists())

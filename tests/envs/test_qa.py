@@ -67,6 +67,26 @@ def test_questions_are_read_with_all_their_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, right",
+    [
+        ({"answer": 0}, ("0",)),
+        ({"answer": 0.0}, ("0.0",)),
+        ({"answer": False}, ("false",)),
+        ({"answer": 0, "answer_aliases": ["none", "zero"]}, ("0", "none", "zero")),
+        ({"answers": [0, "x"], "answer": None}, ("0", "x")),
+        ({"golden_answers": '["none", "zero"]'}, ("none", "zero")),
+        ({"answer": "[1, 2]"}, ("[1, 2]",)),  # one answer, that is written so
+        ({"answers": "[sic]"}, ("[sic]",)),
+    ],
+    ids=str,
+)
+def test_answers_of_any_form(tmp_path, row, right):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "How many moons has Venus?"} | row))
+    assert read_questions(path)[0].answers == right
+
+
+@pytest.mark.parametrize(
     ("lines", "told"),
     [
         (
@@ -77,7 +97,7 @@ def test_questions_are_read_with_all_their_answers(tmp_path):
         ('{"question": "a", "answers": []}', r"q\.jsonl:1: a question without an answer"),
         ('{"question": "a", "answer": {"x": 1}}', r"q\.jsonl:1: an answer must be a text"),
         ('{"answer": "b"}', r"q\.jsonl:1: a row needs a question"),
-        ("{", r"q\.jsonl:1: not JSON"),
+        ("{", r"q\.jsonl:1 is not JSON"),
         ("\n", r"q\.jsonl holds no question"),
     ],
 )
