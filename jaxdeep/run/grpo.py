@@ -119,8 +119,9 @@ def improve(t: Training, ending: Termination) -> bool:
                 raise DivergedError(f"step {n}: {update.trouble}")
             metrics |= t.compare(n, groups, data.rows, update)
             t.hand_over(update.state)
-        score = t.evaluate(n)
-        row = t.write(n, metrics | ({} if score is None else {"dev/em": score}))
+        dev = t.evaluate(n)
+        score = dev.get("dev/em")
+        row = t.write(n, metrics | dev)
         if n % save_every == 0 or n == steps:
             t.save(n, score)
         if t.set_back(n, t.watch.see(row)):
@@ -244,18 +245,23 @@ class Training:
         )
         self.engine.follow(*policy, self.version)
 
-    def evaluate(self, n: int) -> float | None:
-        """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is
-        not due."""
+    def evaluate(self, n: int) -> dict[str, float]:
+        """The share of greedy rollouts on `dev` that are right, and their mean rewards, as metrics;
+        each process does its share. Empty where it is not due."""
         eval_every = self.run.grpo.eval_every
         if self.dev is None or not eval_every or n % eval_every:
-            return None
+            return {}
         indices = exchange.my_items(range(len(self.dev)))
         limits, slots = self.run.rollout.limits, self.run.rollout.slots
         with self.timer("eval"), self.engine.serving():
             work = harness.greedy(self.dev, self.engine, self.chat, limits, slots, indices)
             trajectories = asyncio.run(work)
-        return harness.summarize(exchange.all_gather_objects(trajectories))["em"]
+        trajectories = exchange.all_gather_objects(trajectories)
+        means = {
+            k: mean for k, mean in harness.reward_means(trajectories).items() if mean is not None
+        }
+        found = {"em": harness.summarize(trajectories)["em"], **means}
+        return {f"dev/{name}": value for name, value in found.items()}
 
     def write(self, n: int, metrics: dict[str, float]) -> dict[str, Any]:
         """The row of step n, with the seconds that each stage took."""
