@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.chat.formats import read
+from jaxdeep.chat.formats import read, unread_keys
 from jaxdeep.chat.learn import LearnConfig
 from jaxdeep.errors import DataError
 from jaxdeep.files import is_compressed, kind, opened, parse, read_text
@@ -71,6 +71,10 @@ class Conversations:
             return self.chat.pieces(*read(self.rows[index], self.learn), self.learn)
         except DataError as error:
             raise DataError(f"{self.rows.location(index)}: {error}") from error
+
+    def unread(self, index: int) -> set[str]:
+        """The keys of a row that can be read whose values are passed over."""
+        return unread_keys(self.rows[index])
 
 
 class Lines:

@@ -45,7 +45,7 @@ from jaxdeep.rl import advantages, algorithms, summary
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
-from jaxdeep.setup.explore import Explorer
+from jaxdeep.setup.explore import Explorer, Sampled
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import BatchConfig, load_run
@@ -105,13 +105,14 @@ def improve(t: Training, ending: Termination) -> bool:
     steps, save_every = t.run.train.steps, t.run.train.save_every
     for n in range(t.done + 1, steps + 1):
         position = t.explorer.position()
-        groups = t.sample(n, ending)
-        if groups is None:  # SIGTERM
+        sampled = t.sample(n, ending)
+        if sampled is None:  # SIGTERM
             break
-        data = t.prepare(n, groups)
+        groups = sampled.groups
+        data = t.prepare(n, sampled)
         metrics = t.describe(groups) | data.metrics
         if data.rows:
-            update = t.update(data.batches)
+            update = t.update(data.batches, len(advantages.learned(groups)))
             if update.trouble:
                 t.save_good(n - 1, update.state, position)
                 if t.set_back(n, [update.trouble]):
@@ -186,16 +187,17 @@ class Training:
         self.watch = guard.Guard(self.run.guard, known)
         self.counts = self.engine.metrics()
 
-    def sample(self, n: int, ending: Termination) -> list[list[Trajectory]] | None:
+    def sample(self, n: int, ending: Termination) -> Sampled | None:
         """The scored groups of step n; None after SIGTERM."""
         with self.timer("rollout"):
             return self.explorer.groups(n, ending)
 
-    def prepare(self, n: int, groups: Sequence[Sequence[Trajectory]]) -> StepData:
+    def prepare(self, n: int, sampled: Sampled) -> StepData:
         """Advantages, rows and microbatches of a step; writes its rollouts down."""
+        groups, rewards = sampled
         with self.timer("data"):
-            rewards = advantages.assign_advantages(groups, self.rules)
-            rows = advantages.to_rows(groups)
+            advantages.assign_advantages(groups, self.rules, rewards)
+            rows = advantages.to_rows(groups, self.run.grpo.aggregate)
             shares = summary.advantage_metrics(groups, rewards, self.rules)
             if self.writes_rollouts:
                 # gaps of an earlier try at this step, which the guard set back
@@ -211,14 +213,21 @@ class Training:
         before, self.counts = self.counts, self.engine.metrics()
         return summary.summarize(groups) | summary.engine_counts(before, self.counts)
 
-    def update(self, batches: Sequence[Batch]) -> Update:
-        """The passes over a step's microbatches; at the first of them trainer and sampler must
-        agree."""
+    def update(self, batches: Sequence[Batch], rollouts: int) -> Update:
+        """The passes over a step's microbatches, which hold so many rollouts; at the first of them
+        trainer and sampler must agree."""
         tolerance, self.compared = None if self.compared else self.run.grpo.tolerance, True
         logps: list[jax.Array] = []
         with self.timer("train"):
             state, metrics, trouble = passes.learn(
-                self.step, self.state, self.frozen, batches, tolerance, self.run.grpo.passes, logps
+                self.step,
+                self.state,
+                self.frozen,
+                batches,
+                tolerance,
+                self.run.grpo.passes,
+                logps,
+                rollouts,
             )
         return Update(state, metrics, logps, trouble)
 

@@ -176,13 +176,13 @@ def test_groups_of_equal_rewards_are_kept_or_left_out():
         found, metrics = rows([flat, live], Rules(flat=how))
         assert len(found) == want and metrics["grpo/flat_groups"] == 0.5
         assert metrics["grpo/rows"] == want and metrics["grpo/loss_tokens"] == 3 * want
-    assert not informative(flat, Rules()) and informative(live, Rules())
+    assert not informative(flat, [1.0, 1.0], Rules()) and informative(live, [0.0, 1.0], Rules())
     # Under the mean of a batch equal rewards are a signal; left out, they are not in it either.
     norm = Norm(mean="batch")
     assert advantages([flat, live], Rules(norm, "keep"))[0] == [0.25, 0.25]
     assert advantages([flat, live], Rules(norm, "drop")) == [[None, None], [-0.5, 0.5]]
     cut = [trajectory(r, stop=CUT) for r in (0.0, 1.0)]
-    assert not informative(cut, Rules(truncated="baseline"))
+    assert not informative(cut, [0.0, 1.0], Rules(truncated="baseline"))
 
 
 def test_one_task_has_one_group_and_one_prompt():

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from jaxdeep.console import say
 from jaxdeep.envs import qa
 from jaxdeep.errors import ConfigError, DataError
-from jaxdeep.settings import AtLeast, section
 from jaxdeep.files import read_rows
+from jaxdeep.settings import AtLeast, section
 from jaxdeep.tools import corpus
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.types import Task, answer_text
