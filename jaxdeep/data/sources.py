@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import bisect
+import collections
 import glob
 import itertools
 import re
@@ -271,11 +272,16 @@ class Texts:
 
     Windows end at the end of a paragraph where one fits; a paragraph longer than T is cut. Each
     file ends with the format's `document_end`. The tokens are kept in memory, 4 bytes each.
+    `left_out` counts the files that are blank, and those of a folder that are no text.
     """
 
     def __init__(self, pattern: str | Path, chat: ChatFormat, T: int) -> None:
         tokens: list[np.ndarray] = []
         starts = [0]
+        self.left_out: collections.Counter[str] = collections.Counter()
+        if (folder := Path(pattern)).is_dir():
+            others = (p for p in folder.rglob("*") if p.is_file() and kind(p) not in TEXT)
+            self.left_out.update(f"files that do not end in {' or '.join(TEXT)}" for _ in others)
         for path in _paths(pattern, TEXT):
             text = read_text(path)
             if text.strip():
@@ -286,6 +292,8 @@ class Texts:
                 tokens += [np.asarray(ids, np.int32) for ids in encoded]
                 file_start = starts[-1]
                 starts += [file_start + end for end in _window_ends(map(len, encoded), T)]
+            else:
+                self.left_out["blank files"] += 1
         if not tokens:
             raise DataError(f"{pattern} holds no text")
         self._tokens, self._starts = np.concatenate(tokens), starts

@@ -153,7 +153,10 @@ def source_of(
             f"Write its kind before a colon: {known}"
         )
     if kind == "text":
-        return sources.Texts(rest, chat, T)
+        texts = sources.Texts(rest, chat, T)
+        for what, count in texts.left_out.items():
+            say(f"{name}: {count} {what} left out")
+        return texts
     if kind in ("jsonl", "json"):
         return sources.Conversations(
             sources.files(rest, check=data.bad_rows == "refuse"), chat, data.learn

@@ -2,6 +2,7 @@
 into."""
 
 import asyncio
+import collections
 import json
 
 import pytest
@@ -241,3 +242,17 @@ def test_real_questions_have_gold_episodes(shared):
             assert gold.reward == pytest.approx(MOST)
             copied = [say(f"<answer>{task.question}</answer>")]
             assert total(taskset, task, *copied) <= WEIGHTS["format"]
+
+
+def test_what_a_corpus_leaves_out_is_counted_by_reason(tmp_path):
+    for name in ("a.md", ".hidden.md", "b.pdf", "c.pdf", "LICENSE"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": " "}\n')
+    left_out = collections.Counter()
+    assert len(read_corpus(tmp_path, left_out)) == 2
+    assert left_out == {
+        "hidden files": 1,
+        "files that end in .pdf": 2,
+        "files without ending": 1,
+        "blank texts": 1,
+    }

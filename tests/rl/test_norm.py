@@ -15,6 +15,7 @@ from jaxdeep.rl.advantages import (
     Norm,
     Rules,
     assign_advantages,
+    baseline_rewards,
     informative,
     normalise,
     solved_share,
@@ -249,3 +250,16 @@ def test_shaping_changes_advantages_and_leaves_the_reward_that_is_logged():
 def test_shaping_out_of_range_is_refused(bad):
     with pytest.raises(ConfigError, match=f"Shaping.{next(iter(bad))}="):
         Shaping(**bad)
+
+
+def test_rewards_that_are_known_are_not_computed_again(monkeypatch):
+    def groups():
+        return [[trajectory(r, task=task) for r in (0.0, 1.0, None)] for task in "ab"]
+
+    rules = Rules(shaping=Shaping(length=0.5), limit=9)
+    known = [baseline_rewards(group, rules) for group in groups()]
+    want, found = groups(), groups()
+    assert assign_advantages(want, rules) == known
+    monkeypatch.setattr("jaxdeep.rl.advantages.shaped", None)
+    assign_advantages(found, rules, known)
+    assert [t.advantage for g in found for t in g] == [t.advantage for g in want for t in g]

@@ -88,6 +88,15 @@ def test_a_source_that_cannot_be_is_refused(chat, source, says):
         rows.source_of(source, settings, chat, None, T=64)
 
 
+def test_files_of_a_folder_that_are_no_text_are_counted(chat, tmp_path, capsys):
+    for name, text in {"a.md": "a", "b.txt": " ", "c.pdf": "c", "d.html": "d"}.items():
+        (tmp_path / name).write_text(text)
+    source = f"text:{tmp_path}"
+    assert len(rows.source_of(source, data(source=source), chat, None, T=64)) == 1
+    said = capsys.readouterr().err
+    assert "2 files that do not end in .txt or .md left out" in said and "1 blank files" in said
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
