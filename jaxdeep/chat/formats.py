@@ -337,7 +337,7 @@ def _openai_call(call: Mapping[str, Any]) -> ToolCall:
     others = [key for key in function if key in ("parameters", "input", "args", "kwargs")]
     if arguments is None and others:
         raise DataError(f"a tool call has no arguments but {', '.join(others)}: {call!r:.200}")
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+    if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
         arguments = {}  # how calls without arguments are written, too
     if isinstance(arguments, str):
         try:
