@@ -1,5 +1,4 @@
-"""Evaluate a policy on questions: the share that is right, all rewards, and a paired test against
-another run.
+"""Evaluate a policy on questions: how many are right, all rewards, a paired test of two runs.
 
 Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter
 is evaluated, or the folder of a PEFT adapter; empty evaluates the base. The rollouts go to
