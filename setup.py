@@ -1,5 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
-slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, zst, serve, dev (tests), bench (comparisons with PyTorch,
+and slow tests)."""
 
 import pathlib
 import re
@@ -55,6 +55,7 @@ setup(
         "rapidfuzz>=3.14,<4",  # quotations that are nearly right
         "markdown-it-py>=4,<5",
         "nh3>=0.3,<0.4",  # HTML from models and sources
+        "regex>=2025.10.22",
         "rich>=14,<16",
         "tqdm>=4.67,<5",
         "jinja2>=3.1,<4",
@@ -65,6 +66,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
+        "zst": ["zstandard>=0.23,<1"],  # JSON lines that are compressed by zstd
         "ray": ["ray>=2.60,<3"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep.agent.base import Env, Reward, Taskset
+from jaxdeep.agent.base import Env, Reward, Taskset, named_right
 from jaxdeep.agent.remote import FROM_FILE
 from jaxdeep.errors import ConfigError
 from jaxdeep.settings import AtLeast, Finite, section
@@ -86,6 +86,13 @@ class EnvConfig(SharedSettings):
                 f"env.first={self.first} is beyond the {total} tasks of {self.settings}: lower it"
             )
         rewards = reweighted(taskset.rewards, self.rewards)
+        for name, (_, judge) in rewards.items():
+            check_reward(name, judge)
+        if (right := named_right(taskset)) and right not in rewards:
+            raise ConfigError(
+                f"the reward {right!r} says which rollouts are right, and this task set has only "
+                f"{', '.join(rewards)}: with env.rewards.{right}=0 it is only measured"
+            )
         if hasattr(taskset, "check_rewards"):
             taskset.check_rewards({name: weight for name, (weight, _) in rewards.items()})
         if rewards == dict(taskset.rewards) and len(indices) == total:
@@ -100,6 +107,7 @@ class Chosen:
         self, taskset: Taskset, indices: range, rewards: Mapping[str, tuple[float, Reward]]
     ) -> None:
         self.taskset, self.indices, self.rewards = taskset, indices, rewards
+        self.right = named_right(taskset)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -173,6 +181,25 @@ def reweighted(
     if not out:
         raise ConfigError("env.rewards leaves no reward: nothing could be learned")
     return out
+
+
+def check_reward(name: str, judge: Any) -> None:
+    """ConfigError where a reward cannot be called as one: otherwise every rollout would be without
+    a reward, as if its world had failed."""
+    right = f"def {getattr(judge, '__name__', name)}(task, trajectory): ... gives a number or None"
+    if not callable(judge):
+        raise ConfigError(f"the reward {name!r} is {judge!r:.80}, not a function: {right}")
+    try:
+        signature = inspect.signature(judge)
+    except ValueError:  # of a function written in C
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"the reward {name!r} is called with a task and a trajectory, and takes {signature} "
+            f"({error}): {right}"
+        ) from error
 
 
 def imported(name: str, key: str) -> Any:
