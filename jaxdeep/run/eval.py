@@ -28,10 +28,12 @@ from jaxdeep.types import Trajectory
 from jaxdeep.workdir import Workdir, lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("EvalRun",)}
 EXAMPLE = (
     "python -m jaxdeep eval --config=configs/search/eval.py "
     "--config.train.start=runs/grpo --workdir=runs/eval"
 )
+NEEDS = "the run of the example of grpo, its corpus in docs/, and other questions in test.jsonl"
 FLAGS = {"against": "the workdir of another evaluation of the same questions, for a paired test"}
 COLUMNS = ("name", "n", "em", "f1", "calls", "turns", "failed")
 

@@ -31,6 +31,7 @@ from jaxdeep.types import Trajectory
 from jaxdeep.workdir import Workdir, write_atomic
 
 DEFAULT_CONFIG = "configs/search/quickstart.py"
+KEYS = {"sft": ("SftRun",), "grpo": ("GrpoRun",), "test": ("EnvConfig",)}
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
 HOPS = {"one_hop": 1, "two_hops": 2}

@@ -44,9 +44,14 @@ from jaxdeep.types import Batch
 from jaxdeep.workdir import Workdir, lock_workdir
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("SftRun",)}
 EXAMPLE = (
     "python -m jaxdeep sft --config=configs/search/sft.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
+)
+NEEDS = (
+    "conversations in traces.jsonl, Qwen/Qwen3-8B from the hub and a TPU v5e-16; the "
+    "quickstart needs nothing"
 )
 FLAGS = {
     "coordinator": "host:port of the first of several processes, where no launcher says so",
