@@ -192,7 +192,7 @@ def refusal(verb, *overrides):
         ("grpo", "env.chunk=0", "at least 1"),
         ("grpo", "env.k1=nan", "a finite number, at least 0"),
         ("grpo", "rollout.limits.seconds=nan", "a finite number, above 0"),
-        *(("grpo", f"grpo.tolerance={n}", "above 0") for n in ("nan", -1.0)),
+        *(("grpo", f"grpo.tolerance={n}", "at least 0") for n in ("nan", -1.0)),
         ("grpo", "grpo.group=1", "at least 2"),
         ("grpo", "rollout.slots=0", "at least 1"),
         ("grpo", "grpo.clip.low=2.0", "above 0 and below 1"),

@@ -206,9 +206,14 @@ async def _judged(judge: Reward, trajectory: Trajectory) -> float | None:
     else:
         value = await in_thread("reward", judge, trajectory.task, trajectory)
         value = await value if inspect.isawaitable(value) else value
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"it is {value}")
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or np.ndim(value):
+        raise TypeError(f"it gave {value!r:.60}, not a number, or None where it cannot judge")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"it gave {number}, not a finite number, or None where it cannot judge")
+    return number
 
 
 @dataclasses.dataclass(slots=True)

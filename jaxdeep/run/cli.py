@@ -28,7 +28,7 @@ from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view")
+VERBS = ("quickstart", "new", "validate", "sft", "grpo", "eval", "chat", "export", "plan", "view")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 STATUSES = {
     0: "done, or stopped by SIGTERM",

@@ -44,11 +44,11 @@ from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import advantages, algorithms, summary, trouble
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
-from jaxdeep.setup import weights
+from jaxdeep.setup import validate, weights
 from jaxdeep.setup.explore import Explorer
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import GrpoRun
-from jaxdeep.setup.sections import BatchConfig, load_run
+from jaxdeep.setup.sections import BatchConfig, check_extras, load_run
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint, guard, passes
 from jaxdeep.train import state as states
@@ -82,6 +82,7 @@ def main(
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     config = algorithms.expand(config)
     run = load_run(GrpoRun, config)
+    check_extras(run)
     with hosts.joined(coordinator, processes, process):
         train(run, config, workdir)
     return 0
@@ -92,6 +93,11 @@ def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
     there."""
     chat, taskset = weights.chat_of(run.model), run.env.load()
     dev = run.dev.load() if run.dev else None
+    for name, tasks in (("env", taskset), ("dev", dev)):
+        if tasks is not None:
+            lines = validate.require(tasks, chat, run.rollout.limits, name)
+            if jax.process_index() == 0:
+                say("\n".join(lines))
     mesh = meshes.make_mesh(run.mesh)
     run.check_sizes(len(taskset), mesh)
     own = Workdir(path).of_process(jax.process_index())

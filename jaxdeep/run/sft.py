@@ -35,7 +35,7 @@ from jaxdeep.parallel.rounds import Rounds
 from jaxdeep.setup import sources, weights
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import SftRun
-from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.sections import check_extras, load_run
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
@@ -69,6 +69,7 @@ def main(
 ) -> int:
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     run = load_run(SftRun, config)
+    check_extras(run)
     with hosts.joined(coordinator, processes, process):
         train(run, config, workdir)
     return 0

@@ -4,6 +4,7 @@ typed run."""
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 import typing
 from typing import Annotated, Any, Literal, TypeVar
@@ -102,6 +103,19 @@ class TrainConfig:
     ] = ""
     start: Annotated[str, "a run's folder (or gs://...), or a PEFT adapter's; empty: the base"] = ""
     seed: Annotated[int, *SEED, "of everything that is drawn"] = 0
+
+
+def check_extras(run: Any) -> None:
+    """ConfigError for a package that a run needs and that is not installed: told before anything
+    is loaded."""
+    train, log = run.train, getattr(run, "log", None)
+    paths = {"train.start": train.start, "train.checkpoints": getattr(train, "checkpoints", "")}
+    needs = [("gcsfs", "'jaxdeep[gs]'", f"{k}={p}") for k, p in paths.items() if p[:5] == "gs://"]
+    if log is not None and log.wandb:
+        needs.append(("wandb", "wandb", f"log.wandb={log.wandb}"))
+    for module, package, key in needs:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{key} needs a package that is not installed: pip install {package}")
 
 
 def load_run(cls: type[T], config: ConfigDict) -> T:
