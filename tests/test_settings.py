@@ -107,12 +107,20 @@ def changed(cls, path, value):
     return values | {name: value}
 
 
+def nearest(bound, kind):
+    """The value outside a bound that is nearest to it."""
+    if isinstance(bound, Above | Below):
+        return kind(bound.limit)
+    away = -1 if isinstance(bound, AtLeast) else 1
+    return bound.limit + away if kind is int else math.nextafter(bound.limit, away * math.inf)
+
+
 def outside(kind, marks):
     """Values just outside each bound with the words that say so, and values that are no number."""
     bounds = [mark for mark in marks if isinstance(mark, settings.Bound)]
     special = {mark.value for mark in marks if isinstance(mark, Or)}
-    found = [(v, str(b)) for b in bounds for v in b.outside(kind) if v not in special]
-    found = [(v, "number") if isinstance(v, float) and math.isinf(v) else (v, s) for v, s in found]
+    found = [(nearest(b, kind), str(b)) for b in bounds if not isinstance(b, Finite)]
+    found = [(value, words) for value, words in found if value not in special]
     found.append((True, "True"))
     huge = 10**30 if kind is int else 1e300
     found.append((huge, "must be at"))

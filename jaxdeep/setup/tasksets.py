@@ -173,7 +173,7 @@ class Chosen:
     def env(self, task: Task) -> Env:
         return self.taskset.env(task)
 
-    def gold(self, task: Task) -> list[Message]:
+    def gold(self, task: Task) -> list[Message] | None:
         return self.taskset.gold(task)
 
 
