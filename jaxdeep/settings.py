@@ -277,6 +277,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _number(value, kind, marks, key)
     if dataclasses.is_dataclass(kind) and isinstance(value, SECTIONS):
         return build(kind, value, key)
+    if origin is tuple and isinstance(value, str) and args[-1] is Ellipsis and _of_texts(args[0]):
+        value = tuple(part.strip() for part in value.split(",") if part.strip())  # "wq,wv"
     if (origin or kind) is tuple and isinstance(value, (tuple, list)):
         return _tuple(tuple(value), args, key)
     if (origin or kind) in (dict, collections.abc.Mapping) and isinstance(value, SECTIONS):
@@ -349,6 +351,11 @@ def _number(value: Any, kind: type, marks: tuple, key: str) -> int | float:
             return number
         said = f"at most {LARGEST}" if number > 0 else f"at least {-LARGEST}"
     raise ConfigError(f"{key}={value} must be {said}{meaning}")
+
+
+def _of_texts(hint: Any) -> bool:
+    kind, _ = split(hint)
+    return kind is str or typing.get_origin(kind) is Literal
 
 
 def _tuple(value: tuple, args: tuple, key: str) -> tuple:

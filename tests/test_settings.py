@@ -218,6 +218,27 @@ def test_a_clip_of_0_is_taken_and_no_clip():
     assert load_run(SftRun, config).optim.clip == 0.0
 
 
+def test_a_part_of_a_configuration_keeps_its_keys():
+    config = tasksets.load_config("configs/search/quickstart.py", ["--config.sft.optim.lr=nan"])
+    with pytest.raises(ConfigError, match=r"^sft\.optim\.lr=nan must be a finite number"):
+        load_run(SftRun, config.sft, "sft.")
+    with config.sft.unlocked():
+        config.sft.bacth = {}
+    with pytest.raises(ConfigError, match=r'config\.sft\.bacth is not .*"sft\.batch"'):
+        load_run(SftRun, config.sft, "sft.")
+
+
+@pytest.mark.parametrize(("text", "value"), [("wq,wv", ("wq", "wv")), ("wo", ("wo",))])
+def test_texts_with_commas_are_tuples(text, value):
+    config = tasksets.load_config("configs/search/sft.py", [f"--config.lora.targets={text}"])
+    assert load_run(SftRun, config).lora.targets == value
+    assert settings.convert("system, user", tuple[Literal["system", "user"], ...], "x")[1] == "user"
+    with pytest.raises(ConfigError, match=r"x\[1\] is 'you', none of"):
+        settings.convert("system,you", tuple[Literal["system", "user"], ...], "x")
+    with pytest.raises(ConfigError, match="x is '1,2', a str; expected tuple of int"):
+        settings.convert("1,2", tuple[int, ...], "x")
+
+
 def test_what_is_no_section_is_refused():
     config = configs.load("configs/search/sft.py")
     with config.unlocked():

@@ -42,8 +42,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
     # a mistake in a late stage is told before the first one starts
-    load_run(SftRun, config.sft)
-    load_run(GrpoRun, algorithms.expand(config.grpo))
+    load_run(SftRun, config.sft, "sft.")
+    load_run(GrpoRun, algorithms.expand(config.grpo), "grpo.")
     load_run(EvalRun, test_config(config, ""))
     begun = time.perf_counter()
     same_run(config, workdir)

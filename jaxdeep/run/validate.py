@@ -67,7 +67,7 @@ def runs_of(config: ConfigDict) -> list[tuple[str, Run]]:
     found: list[tuple[str, Run]] = []
     for prefix, part in parts.items():
         kind = SftRun if "data" in part else GrpoRun if "grpo" in part else EvalRun
-        found.append((prefix, load_run(kind, algorithms.expand(part))))
+        found.append((prefix, load_run(kind, algorithms.expand(part), prefix)))
         check_extras(found[-1][1])
     return found
 

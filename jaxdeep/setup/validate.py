@@ -117,7 +117,7 @@ def try_out(
     total = len(taskset)
     order = range(total)
     drawn = order if total <= MOST_IDS else sorted(random.Random(SEED).sample(order, MOST_IDS))
-    problems = list(id_problems((index, taskset[index]) for index in drawn))
+    problems = list(id_problems(taskset, drawn))
     if problems:
         return Findings(total, (), problems)
     every = count is None or count >= total
@@ -135,10 +135,15 @@ def try_out(
     return Findings(total, asyncio.run(play()))
 
 
-def id_problems(tasks: Iterable[tuple[int, Any]]) -> Iterable[Problem]:
-    """What is wrong with tasks and their ids, by index; at most one."""
+def id_problems(taskset: Taskset, indices: Iterable[int]) -> Iterable[Problem]:
+    """What is wrong with tasks and their ids; at most one problem."""
     seen: dict[str, int] = {}
-    for index, task in tasks:
+    for index in indices:
+        try:
+            task = taskset[index]
+        except Exception as error:
+            yield Problem("task", f"making its task {index} raised {_error(error)}")
+            return
         if not isinstance(task, Task):
             yield Problem(
                 "task", f"its task {index} is {_named(task)}: return Task(id, question, answers)"

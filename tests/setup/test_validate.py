@@ -139,6 +139,7 @@ WRONG = {
     "an id that is empty": (dict(ids=lambda n: " "), "id of its task 0 is ' ', a str: an id is a"),
     "an id that comes twice": (dict(ids=lambda n: "x"), "tasks 0 and 1 both have the id 'x'"),
     "a task that is none": (dict(task={"id": "1"}), "task 0 is {'id': '1'}, a dict: return Task("),
+    "a task that raises": (dict(ids=lambda n: [][n]), "making its task 0 raised IndexError"),
     "no environment": (dict(make=lambda task: None), "env(task) gave None: return a fresh env"),
     "env that raises": (dict(make=lambda task: {}["x"]), "of the task '0' raised KeyError: 'x'"),
     "open gives None": (dict(make=Nothing), "Nothing.open gave None: return a list such as [Mess"),
