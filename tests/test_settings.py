@@ -213,6 +213,13 @@ def test_numbers_that_no_run_can_mean_are_refused_before_anything_is_loaded(verb
     assert said.startswith(override) and bound in said
 
 
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_a_few_steps_of_a_shipped_configuration_have_a_warmup_that_fits(verb):
+    config = tasksets.load_config(f"configs/search/{verb}.py", ["--config.train.steps=2"])
+    config.env = {"taskset": "facts"} if verb == "grpo" else None
+    assert config.optim.warmup <= config.optim.steps == 2
+
+
 def test_a_clip_of_0_is_taken_and_no_clip():
     config = tasksets.load_config("configs/search/sft.py", ["--config.optim.clip=0"])
     assert load_run(SftRun, config).optim.clip == 0.0

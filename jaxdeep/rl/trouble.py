@@ -30,7 +30,7 @@ class Trouble:
         self._seen: collections.Counter[str] = collections.Counter()  # steps with it, by kind
         self._due: dict[str, int] = {}  # of these, the next that is told
         self._flat = self._void = 0  # steps in a row
-        self._why = "its rollouts had nothing to learn"  # of the last step, as far as known
+        self._why = "there was nothing to learn"  # of the last step, as far as known
 
     def see(
         self,
@@ -55,12 +55,17 @@ class Trouble:
             )
 
     def refuse_idle(self, steps: int, updates: int) -> None:
-        """At the end of a run: DataError if none of its steps updated the policy."""
-        if steps and not updates:
-            raise DataError(
-                f"none of the {steps} steps updated the policy, which is what it was at the start. "
-                f"In the last one {self._why}"
-            )
+        """At the end of a run: DataError if none of its steps updated the policy. A run of fewer
+        than FLAT_STEPS steps may have been unlucky with its tasks, and only says so."""
+        if not steps or updates:
+            return
+        line = (
+            f"none of the {steps} steps updated the policy, which is what it was at the start. In the "
+            f"last one {self._why}"
+        )
+        if steps >= FLAT_STEPS or self._void:
+            raise DataError(line)
+        self._say(line)
 
     def _unjudged(self, step: int, rollouts: Sequence[Trajectory]) -> bool:
         without = [t for t in rollouts if t.reward is None]

@@ -107,9 +107,17 @@ def test_shares_of_what_cannot_be_learned_from_are_metrics():
 
 
 def test_a_run_without_an_update_is_refused_at_its_end():
-    trouble = Trouble(lambda line: None)
+    lines: list[str] = []
+    trouble = Trouble(lines.append)
     trouble.see(1, [FLAT], assign_advantages([FLAT]))
-    with pytest.raises(DataError, match=r"none of the 4 steps updated the policy.*are equal"):
-        trouble.refuse_idle(4, 0)
-    trouble.refuse_idle(4, 1)
+    says = r"none of the \d steps updated the policy.*are equal"
+    with pytest.raises(DataError, match=says):
+        trouble.refuse_idle(FLAT_STEPS, 0)
+    trouble.refuse_idle(FLAT_STEPS, 1)
     trouble.refuse_idle(0, 0)
+    assert lines == []
+    trouble.refuse_idle(2, 0)  # too few to tell
+    assert re.match(says, lines[0])
+    trouble.see(2, [UNJUDGED], assign_advantages([UNJUDGED]))
+    with pytest.raises(DataError, match=r"none of the 2 steps .*2 of 2 rollouts have no reward"):
+        trouble.refuse_idle(2, 0)
