@@ -130,22 +130,9 @@ def check_shape(taskset: Any, name: str) -> None:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
             raise ConfigError(f"{name}: its reward {reward!r} is {named(pair)}: {write}")
         convert(pair[0], Annotated[float, Finite()], f"{name}: the weight of {reward!r}")
-        check_reward(pair[1], f"{name}: its reward {reward!r}")
+        check_reward(reward, pair[1])
     if not len(taskset):
         raise ConfigError(f"{name}: it has no tasks, len(taskset) is 0")
-
-
-def check_reward(function: Any, what: str) -> None:
-    """ConfigError where a function does not take the two arguments of a reward."""
-    try:
-        inspect.signature(function).bind(None, None)
-    except ValueError:  # a builtin without a signature
-        return
-    except TypeError:
-        raise ConfigError(
-            f"{what} is {getattr(function, '__name__', function)}{inspect.signature(function)}: a "
-            "reward is a function of (task, trajectory) that returns a number or None"
-        ) from None
 
 
 def named(value: Any) -> str:
@@ -222,9 +209,8 @@ def reweighted(
     out = dict(rewards)
     for name, change in changes.items():
         if isinstance(change, OwnReward):
-            key = f"env.rewards.{name}.function"
-            function = imported(change.function, key)
-            check_reward(function, f"{key}={change.function}")
+            function = imported(change.function, f"env.rewards.{name}.function")
+            check_reward(name, function)
             out[name] = (change.weight, function)
         elif name not in rewards:
             raise ConfigError(
@@ -239,6 +225,25 @@ def reweighted(
     if not out:
         raise ConfigError("env.rewards leaves no reward: nothing could be learned")
     return out
+
+
+def check_reward(name: str, judge: Any) -> None:
+    """ConfigError where a reward cannot be called as one: otherwise every rollout would be without
+    a reward, as if its world had failed."""
+    right = f"def {getattr(judge, '__name__', name)}(task, trajectory): ... gives a number or None"
+    if not callable(judge):
+        raise ConfigError(f"the reward {name!r} is {judge!r:.80}, not a function: {right}")
+    try:
+        signature = inspect.signature(judge)
+    except ValueError:  # of a function written in C
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"the reward {name!r} is called with a task and a trajectory, and takes {signature} "
+            f"({error}): {right}"
+        ) from error
 
 
 def imported(name: str, key: str) -> Any:

@@ -269,7 +269,7 @@ SHAPES = {
     ),
     "a reward of one argument": (
         lambda: Tasks(rewards={"right": (1.0, plain)}),
-        "its reward 'right' is plain(text): a reward is a function of (task, trajectory)",
+        "the reward 'right' is called with a task and a trajectory, and takes (text) (",
     ),
     "no task": (lambda: Tasks(size=0), "it has no tasks, len(taskset) is 0"),
 }
@@ -279,7 +279,7 @@ SHAPES = {
 def test_what_is_no_task_set_is_refused_when_it_is_loaded(make, says):
     with pytest.raises(ConfigError) as caught:
         check_shape(make(), "env.taskset=mine.py:Mine")
-    assert str(caught.value).startswith("env.taskset=mine.py:Mine: ") and says in str(caught.value)
+    assert says in str(caught.value)
 
 
 def test_errors_of_a_file_of_ones_own_are_told_with_their_line(tmp_path, monkeypatch):
@@ -315,7 +315,9 @@ def test_errors_of_a_file_of_ones_own_are_told_with_their_line(tmp_path, monkeyp
         EnvConfig.build({"taskset": "facts", "rewards": {"x": reward}}).load()
     (tmp_path / "rewards.py").write_text("def short(trajectory):\n    return 1.0\n")
     reward["function"] = "rewards.py:short"
-    with pytest.raises(ConfigError, match=r"function=rewards\.py:short is short\(trajectory\)"):
+    with pytest.raises(
+        ConfigError, match=r"reward 'x' is called with a task .* takes \(trajectory\)"
+    ):
         EnvConfig.build({"taskset": "facts", "rewards": {"x": reward}}).load()
 
 
