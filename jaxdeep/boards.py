@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxdeep.errors import ConfigError
 from jaxdeep.workdir import Workdir
 
 # Types of a protocol buffer's fields, in the low 3 bits of a field's key.
@@ -104,15 +103,10 @@ def read_events(path: Path) -> Iterator[tuple[int, int]]:
 
 class Wandb:
     """Sends rows to Weights & Biases, as one run however often it is resumed. Steps up to `sent`
-    have been sent before. ConfigError where the package is not installed."""
+    have been sent before. The package is checked for by `setup.sections.check_extras`."""
 
     def __init__(self, workdir: Path, project: str, sent: int) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError:
-            raise ConfigError(
-                f"log.wandb={project!r} needs a package that is not installed: pip install wandb"
-            ) from None
+        wandb = importlib.import_module("wandb")
         name = Workdir(workdir).wandb_id
         if not name.exists():
             name.write_text(secrets.token_hex(4))

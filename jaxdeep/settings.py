@@ -39,88 +39,72 @@ NOT_FINITE = {"nan", "inf", "-inf"}  # texts that stand for no number, wherever 
 # Bounds.
 
 
-@dataclasses.dataclass(frozen=True)
 class Bound:
     """A condition on a number, or on each number of a union; `str()` is how a message says it."""
-
-    limit: float
-    words = ""
 
     def holds(self, value: float) -> bool:
         """Whether the value is within the bound."""
         raise NotImplementedError
 
-    def outside(self, kind: type) -> list[float]:
-        """The values of this type (int or float) that are nearest to the bound and outside it."""
-        raise NotImplementedError
 
-    def __str__(self) -> str:
-        return f"{self.words} {self.limit}"
-
-
-def _next(value: float, kind: type, step: int) -> float:
-    return value + step if kind is int else math.nextafter(value, step * math.inf)
-
-
+@dataclasses.dataclass(frozen=True)
 class AtLeast(Bound):
     """`limit` or more."""
 
-    words = "at least"
+    limit: float
 
     def holds(self, value: float) -> bool:
         return value >= self.limit
 
-    def outside(self, kind: type) -> list[float]:
-        return [_next(self.limit, kind, -1)]
+    def __str__(self) -> str:
+        return f"at least {self.limit}"
 
 
+@dataclasses.dataclass(frozen=True)
 class AtMost(Bound):
     """`limit` or less."""
 
-    words = "at most"
+    limit: float
 
     def holds(self, value: float) -> bool:
         return value <= self.limit
 
-    def outside(self, kind: type) -> list[float]:
-        return [_next(self.limit, kind, 1)]
+    def __str__(self) -> str:
+        return f"at most {self.limit}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Above(Bound):
     """More than `limit`."""
 
-    words = "above"
+    limit: float
 
     def holds(self, value: float) -> bool:
         return value > self.limit
 
-    def outside(self, kind: type) -> list[float]:
-        return [kind(self.limit)]
+    def __str__(self) -> str:
+        return f"above {self.limit}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Below(Bound):
     """Less than `limit`."""
 
-    words = "below"
+    limit: float
 
     def holds(self, value: float) -> bool:
         return value < self.limit
 
-    def outside(self, kind: type) -> list[float]:
-        return [kind(self.limit)]
+    def __str__(self) -> str:
+        return f"below {self.limit}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Finite(Bound):
     """Any finite number."""
 
-    limit: float = math.inf
-
     def holds(self, value: float) -> bool:
         return math.isfinite(value)
-
-    def outside(self, kind: type) -> list[float]:
-        return [] if kind is int else [math.inf, -math.inf]
 
     def __str__(self) -> str:
         return "any number"
@@ -156,15 +140,14 @@ def section(cls: type[T] | None = None, /, **options: Any) -> Any:
     is made, before its own `__post_init__`. `options` are those of `dataclasses.dataclass`."""
 
     def make(cls: type[T]) -> type[T]:
-        own: Callable[[Any], None] | None = cls.__dict__.get("__post_init__")
+        then: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
 
         def __post_init__(self: Any) -> None:
             check(self)
-            if own is not None:
-                own(self)
+            if then is not None:
+                then(self)
 
-        if own is not None or not hasattr(cls, "__post_init__"):
-            cls.__post_init__ = __post_init__
+        cls.__post_init__ = __post_init__
         return dataclasses.dataclass(frozen=True, **options)(cls)
 
     return make if cls is None else make(cls)
@@ -294,6 +277,8 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _number(value, kind, marks, key)
     if dataclasses.is_dataclass(kind) and isinstance(value, SECTIONS):
         return build(kind, value, key)
+    if origin is tuple and isinstance(value, str) and args[-1] is Ellipsis and _of_texts(args[0]):
+        value = tuple(part.strip() for part in value.split(",") if part.strip())  # "wq,wv"
     if (origin or kind) is tuple and isinstance(value, (tuple, list)):
         return _tuple(tuple(value), args, key)
     if (origin or kind) in (dict, collections.abc.Mapping) and isinstance(value, SECTIONS):
@@ -366,6 +351,11 @@ def _number(value: Any, kind: type, marks: tuple, key: str) -> int | float:
             return number
         said = f"at most {LARGEST}" if number > 0 else f"at least {-LARGEST}"
     raise ConfigError(f"{key}={value} must be {said}{meaning}")
+
+
+def _of_texts(hint: Any) -> bool:
+    kind, _ = split(hint)
+    return kind is str or typing.get_origin(kind) is Literal
 
 
 def _tuple(value: tuple, args: tuple, key: str) -> tuple:

@@ -8,7 +8,6 @@ import types
 import pytest
 
 from jaxdeep import boards
-from jaxdeep.errors import ConfigError
 
 
 def rows(*steps):
@@ -118,9 +117,3 @@ def test_wandb_is_sent_each_step_once(tmp_path, monkeypatch):
     first, second = opened
     assert first == second and first["project"] == "agents" and first["config"] == {"seed": 3}
     assert first["resume"] == "allow" and first["name"] == tmp_path.name
-
-
-def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        boards.Wandb(tmp_path, "agents", 0)

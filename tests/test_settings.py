@@ -107,12 +107,20 @@ def changed(cls, path, value):
     return values | {name: value}
 
 
+def nearest(bound, kind):
+    """The value outside a bound that is nearest to it."""
+    if isinstance(bound, Above | Below):
+        return kind(bound.limit)
+    away = -1 if isinstance(bound, AtLeast) else 1
+    return bound.limit + away if kind is int else math.nextafter(bound.limit, away * math.inf)
+
+
 def outside(kind, marks):
     """Values just outside each bound with the words that say so, and values that are no number."""
     bounds = [mark for mark in marks if isinstance(mark, settings.Bound)]
     special = {mark.value for mark in marks if isinstance(mark, Or)}
-    found = [(v, str(b)) for b in bounds for v in b.outside(kind) if v not in special]
-    found = [(v, "number") if isinstance(v, float) and math.isinf(v) else (v, s) for v, s in found]
+    found = [(nearest(b, kind), str(b)) for b in bounds if not isinstance(b, Finite)]
+    found = [(value, words) for value, words in found if value not in special]
     found.append((True, "True"))
     huge = 10**30 if kind is int else 1e300
     found.append((huge, "must be at"))
@@ -192,7 +200,7 @@ def refusal(verb, *overrides):
         ("grpo", "env.chunk=0", "at least 1"),
         ("grpo", "env.k1=nan", "a finite number, at least 0"),
         ("grpo", "rollout.limits.seconds=nan", "a finite number, above 0"),
-        *(("grpo", f"grpo.tolerance={n}", "above 0") for n in ("nan", -1.0)),
+        *(("grpo", f"grpo.tolerance={n}", "at least 0") for n in ("nan", -1.0)),
         ("grpo", "grpo.group=1", "at least 2"),
         ("grpo", "rollout.slots=0", "at least 1"),
         ("grpo", "grpo.clip.low=2.0", "above 0 and below 1"),
@@ -205,9 +213,37 @@ def test_numbers_that_no_run_can_mean_are_refused_before_anything_is_loaded(verb
     assert said.startswith(override) and bound in said
 
 
+@pytest.mark.parametrize("verb", ["sft", "grpo"])
+def test_a_few_steps_of_a_shipped_configuration_have_a_warmup_that_fits(verb):
+    config = tasksets.load_config(f"configs/search/{verb}.py", ["--config.train.steps=2"])
+    config.env = {"taskset": "facts"} if verb == "grpo" else None
+    assert config.optim.warmup <= config.optim.steps == 2
+
+
 def test_a_clip_of_0_is_taken_and_no_clip():
     config = tasksets.load_config("configs/search/sft.py", ["--config.optim.clip=0"])
     assert load_run(SftRun, config).optim.clip == 0.0
+
+
+def test_a_part_of_a_configuration_keeps_its_keys():
+    config = tasksets.load_config("configs/search/quickstart.py", ["--config.sft.optim.lr=nan"])
+    with pytest.raises(ConfigError, match=r"^sft\.optim\.lr=nan must be a finite number"):
+        load_run(SftRun, config.sft, "sft.")
+    with config.sft.unlocked():
+        config.sft.bacth = {}
+    with pytest.raises(ConfigError, match=r'config\.sft\.bacth is not .*"sft\.batch"'):
+        load_run(SftRun, config.sft, "sft.")
+
+
+@pytest.mark.parametrize(("text", "value"), [("wq,wv", ("wq", "wv")), ("wo", ("wo",))])
+def test_texts_with_commas_are_tuples(text, value):
+    config = tasksets.load_config("configs/search/sft.py", [f"--config.lora.targets={text}"])
+    assert load_run(SftRun, config).lora.targets == value
+    assert settings.convert("system, user", tuple[Literal["system", "user"], ...], "x")[1] == "user"
+    with pytest.raises(ConfigError, match=r"x\[1\] is 'you', none of"):
+        settings.convert("system,you", tuple[Literal["system", "user"], ...], "x")
+    with pytest.raises(ConfigError, match="x is '1,2', a str; expected tuple of int"):
+        settings.convert("1,2", tuple[int, ...], "x")
 
 
 def test_what_is_no_section_is_refused():

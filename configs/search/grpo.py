@@ -57,7 +57,6 @@ def get_config():
     config.guard = ConfigDict(dict(action="rollback"))
     config.batch = ConfigDict(dict(rows=16, length=8192))
     config.train = ConfigDict(dict(steps=200, save_every=10, keep=4, start="", seed=0))
-    config.optim = ConfigDict(
-        dict(lr=2e-5, warmup=5, decay="constant", steps=config.train.get_ref("steps"))
-    )
+    steps = config.train.get_ref("steps")
+    config.optim = ConfigDict(dict(lr=2e-5, warmup=steps // 40, decay="constant", steps=steps))
     return config

@@ -53,7 +53,8 @@ def get_config():
     sft.data = ConfigDict(dict(source="demos:0", long="drop"))
     sft.batch = ConfigDict(dict(rows=9, length=240))
     sft.train = ConfigDict(dict(steps=120, save_every=40, seed=config.get_ref("seed")))
-    sft.optim = ConfigDict(dict(lr=5e-3, warmup=10, steps=sft.train.get_ref("steps")))
+    steps = sft.train.get_ref("steps")
+    sft.optim = ConfigDict(dict(lr=5e-3, warmup=steps // 12, steps=steps))
 
     grpo = config.grpo = ConfigDict()
     grpo.model = ConfigDict(model)
@@ -78,7 +79,8 @@ def get_config():
     grpo.grpo = ConfigDict(dict(prompts=8, group=8, tolerance=1e-4, eval_every=25))
     grpo.batch = ConfigDict(dict(rows=9, length=240))
     grpo.train = ConfigDict(dict(steps=55, save_every=10, start="", seed=config.get_ref("seed")))
-    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
+    steps = grpo.train.get_ref("steps")
+    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=steps // 18, steps=steps))
 
     config.test = env("test", "all", 320)
     return config

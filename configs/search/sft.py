@@ -34,7 +34,6 @@ def get_config():
     config.sft = ConfigDict(dict(kl=dict(kind="k3", coef=0.0)))  # KL to the base; 0: none
     config.batch = ConfigDict(dict(rows=16, length=4096))
     config.train = ConfigDict(dict(steps=500, save_every=50, keep=2, start="", seed=0))
-    config.optim = ConfigDict(
-        dict(lr=2e-4, warmup=20, decay="cosine", steps=config.train.get_ref("steps"))
-    )
+    steps = config.train.get_ref("steps")
+    config.optim = ConfigDict(dict(lr=2e-4, warmup=steps // 25, decay="cosine", steps=steps))
     return config

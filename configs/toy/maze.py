@@ -45,8 +45,9 @@ def get_config():
     sft.data = ConfigDict(dict(source="mazes:0"))
     sft.batch = ConfigDict(dict(rows=8, length=256))
     sft.train = ConfigDict(dict(steps=800, save_every=100, seed=config.get_ref("seed")))
+    steps = sft.train.get_ref("steps")
     sft.optim = ConfigDict(
-        dict(name="muon", muon_lr=0.02, lr=0.01, warmup=20, steps=sft.train.get_ref("steps"))
+        dict(name="muon", muon_lr=0.02, lr=0.01, warmup=steps // 40, steps=steps)
     )
 
     grpo = config.grpo = ConfigDict()
@@ -72,7 +73,8 @@ def get_config():
     grpo.grpo = ConfigDict(dict(prompts=16, group=8, tolerance=1e-4, eval_every=25))
     grpo.batch = ConfigDict(dict(rows=8, length=288))
     grpo.train = ConfigDict(dict(steps=80, save_every=20, start="", seed=config.get_ref("seed")))
-    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=3, steps=grpo.train.get_ref("steps")))
+    steps = grpo.train.get_ref("steps")
+    grpo.optim = ConfigDict(dict(lr=3e-3, warmup=steps // 26, steps=steps))
 
     config.test = env("test", 300)
     return config

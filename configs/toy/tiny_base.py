@@ -54,7 +54,7 @@ def get_config(stage="reading"):
             muon_lr=0.02 if first else 0.015,
             lr=0.01 if first else 0.0075,
             steps=config.train.get_ref("steps"),
-            warmup=20,
+            warmup=config.train.get_ref("steps") // 300,
             decay="linear",
         )
     )

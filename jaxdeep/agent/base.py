@@ -84,8 +84,9 @@ class Taskset(Protocol):
 
     def env(self, task: Task) -> Env: ...
 
-    def gold(self, task: Task) -> list[Message]:
-        """The assistant's and the tools' messages of a perfect episode: it scores the maximum."""
+    def gold(self, task: Task) -> list[Message] | None:
+        """The assistant's and the tools' messages of a perfect episode: it scores the maximum. None
+        where no perfect episode is known."""
         ...
 
 

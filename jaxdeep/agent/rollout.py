@@ -118,6 +118,8 @@ async def rollout(
         env.seed = _derive(seed, ENV_SEED)
         with trace.span("", task.id, seed=seed), _noted(trajectory, void=True):
             opening = await _world("env.open", env.open(), limits.seconds)
+            if not opening or not all(isinstance(message, Message) for message in opening):
+                raise WorldError(f"env.open gave {opening!r:.60}, which is no list of messages")
             loop = _Loop(trajectory, env, _by_name(env.tools), policy, chat, limits, sampling)
             try:
                 async with asyncio.timeout(limits.seconds) as clock:
@@ -145,6 +147,8 @@ async def group(
 ) -> list[Trajectory]:
     """`size` concurrent rollouts of one task, in order, with distinct seeds that follow from `seed`
     and the task's id. If one raises, the others are cancelled and closed before this raises."""
+    if not isinstance(task.id, str):
+        raise DataError(f"the id of a task is {task.id!r}, a {type(task.id).__name__}, not a text")
     first = _derive(seed, zlib.crc32(task.id.encode()))
     seeds = [(first + index) % 2**31 for index in range(size)]
     envs = [taskset.env(task) for _ in seeds]
@@ -210,9 +214,14 @@ async def _judged(judge: Reward, trajectory: Trajectory) -> float | None:
     else:
         value = await in_thread("reward", judge, trajectory.task, trajectory)
         value = await value if inspect.isawaitable(value) else value
-    if value is not None and not math.isfinite(value):
-        raise ValueError(f"it is {value}")
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or np.ndim(value):
+        raise TypeError(f"it gave {value!r:.60}, not a number, or None where it cannot judge")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"it gave {number}, not a finite number, or None where it cannot judge")
+    return number
 
 
 @dataclasses.dataclass(slots=True)

@@ -125,6 +125,19 @@ def reward_means(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
     return out
 
 
+def refuse_unplayed(trajectories: Sequence[Trajectory]) -> None:
+    """DataError for an evaluation that says nothing about the policy: every rollout failed, or none
+    has a sampled token."""
+    failed = [t for t in trajectories if t.stop is Stop.FAILED]
+    if len(failed) == len(trajectories):
+        raise DataError(f"all {len(failed)} rollouts failed. The first: {failed[0].failure}")
+    if not any(t.sampled for t in trajectories):
+        raise DataError(
+            f"in none of the {len(trajectories)} rollouts a token was sampled: the prompts leave no "
+            "room in rollout.limits.max_tokens"
+        )
+
+
 def correct(trajectory: Trajectory) -> bool:
     """Whether a rollout got its task right, as `agent.rollout.score` noted it. Of a record that is
     older than that, whether its first reward is 1 or more. False where the rollout failed."""

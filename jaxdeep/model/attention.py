@@ -108,7 +108,7 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
     """The kernel that `kind` stands for, for queries of this shape on the devices in use.
     ConfigError for one that cannot run here."""
     if kind not in KINDS:
-        raise ConfigError(f"attention={kind!r}: choose one of {', '.join(KINDS)}")
+        raise ConfigError(f"model.attention={kind!r}: choose one of {', '.join(KINDS)}")
     T, H, device = shape_BTNH[1], shape_BTNH[3], platform()
     shard = T // context.shards()
     refusals = {
@@ -129,7 +129,7 @@ def choose(kind: str, shape_BTNH: tuple[int, ...], dtype: Any) -> str:
         best = {"tpu": "splash", "gpu": "cudnn"}.get(device, "plain")
         return "plain" if refusals[best] else best
     if refusals[kind]:
-        raise ConfigError(f"attention={kind!r}: {refusals[kind]}; choose auto or plain")
+        raise ConfigError(f"model.attention={kind!r}: {refusals[kind]}; choose auto or plain")
     return kind
 
 

@@ -19,7 +19,7 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.rl.advantages import AdvantageSettings, Rules
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import LossTerms, Objective
-from jaxdeep.settings import Above, AtLeast, section
+from jaxdeep.settings import AtLeast, section
 
 DEVIATION = dict(mean="group", std="group")
 
@@ -69,7 +69,7 @@ class GrpoConfig(AdvantageSettings, LossTerms):
     group: Annotated[int, AtLeast(2), "rollouts of a task; the baseline is their mean"]
     tolerance: Annotated[
         float,
-        Above(0),
+        AtLeast(0),
         "nats by which trainer and sampler may differ at the first step, in any token",
     ]
     algorithm: Annotated[Literal[*PRESETS], "a set of values for this section"] = "default"

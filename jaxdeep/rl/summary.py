@@ -9,27 +9,10 @@ import numpy as np
 
 from jaxdeep.agent.rollout import mean_metrics, tools_of
 from jaxdeep.data.pack import unpack
-from jaxdeep.errors import DataError
 from jaxdeep.rl.advantages import Rules, is_flat
 from jaxdeep.rl.health import health
+from jaxdeep.rl.trouble import broken_share
 from jaxdeep.types import Row, Stop, Trajectory
-
-VOID_STEPS = 3  # steps in a row without a single reward that end a run
-
-
-def refuse_void(groups: Sequence[Sequence[Trajectory]], void: int, step: int) -> int:
-    """How many steps in a row had no reward at all, this one included, after `void` before it.
-    DataError from `VOID_STEPS` on: the world is broken, and going on would only burn hours."""
-    trajectories = [t for group in groups for t in group]
-    if any(t.reward is not None for t in trajectories):
-        return 0
-    if void + 1 >= VOID_STEPS:
-        failure = next((t.failure for t in trajectories if t.failure), "the rewards are None")
-        raise DataError(
-            f"none of the {len(trajectories)} rollouts of step {step} has a reward, nor of the "
-            f"{void} steps before it. The first of them: {failure}"
-        )
-    return void + 1
 
 
 def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
@@ -45,6 +28,9 @@ def summarize(groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
     out |= tools_of(trajectories)
     signs = [health(t) for t in trajectories]
     out |= {f"rollout/{name}": float(np.mean([sign[name] for sign in signs])) for name in signs[0]}
+    out["rollout/unjudged"] = 1 - len(judged) / len(trajectories)
+    out["rollout/unsampled"] = sum(not t.sampled for t in trajectories) / len(trajectories)
+    out["rollout/broken_tools"] = broken_share(trajectories)
     for stop in Stop:
         share = sum(t.stop is stop for t in trajectories) / len(trajectories)
         out[f"rollout/stop/{stop.value}"] = share

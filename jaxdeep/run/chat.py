@@ -23,10 +23,12 @@ from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Message, Sampling, Task, Trajectory
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("EvalRun",)}
 EXAMPLE = (
     "python -m jaxdeep chat --config=configs/search/eval.py "
     '--config.train.start=runs/grpo --question="What is the capital of Chad?"'
 )
+NEEDS = "the run of the example of grpo, its corpus in docs/, and other questions in test.jsonl"
 FLAGS = {
     "question": "ask this and exit",
     "temperature": "0 (the default) takes the most likely words, 1 samples",

@@ -1,8 +1,10 @@
 """The command line: `python -m jaxdeep VERB --config=FILE.py --config.a.b=value --workdir=DIR`.
 
 Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally
-`FLAGS` (name -> help text, for flags of its own) and `main(config, workdir, **flags) -> int`. A
-verb with `ARGUMENTS` takes words instead of a configuration: `main(*words, **flags)`.
+`FLAGS` (name -> help text, for flags of its own), `KEYS` (the dataclasses of its configuration in
+`setup.runs`, by the key they are under), `NEEDS` (what the example needs that does not come with
+the package) and `main(config, workdir, **flags) -> int`. A verb with `ARGUMENTS` takes words
+instead of a configuration: `main(*words, **flags)`.
 
 Help and the checks of flags parse a verb's source without importing it: importing jax takes
 seconds, and a typing mistake should be answered at once. The module is imported when it is run.
@@ -18,15 +20,28 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxdeep import __version__
+from jaxdeep import __version__, metrics
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view", "ask", "check")
+VERBS = (
+    *("quickstart", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
+    *("plan", "view"),
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+STATUSES = {
+    0: "done, or stopped by SIGTERM",
+    1: "memory or disk is full",
+    2: "the command cannot be run or could not do its work, and would end so again",
+    130: "interrupted",
+}
+
+
+CONSTANTS = ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS", "ARGUMENTS", "KEYS", "NEEDS")
 
 
 class Verb(NamedTuple):
@@ -38,6 +53,8 @@ class Verb(NamedTuple):
     example: str
     flags: Mapping[str, str]
     arguments: str = ""
+    keys: Mapping[str, Sequence[str]] = MappingProxyType({})
+    needs: str = ""
 
 
 class Command(NamedTuple):
@@ -50,8 +67,8 @@ class Command(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns the exit status: the verb's own, normally 0; 1 when memory
-    or disk is full, 2 when the command cannot be run, 130 when interrupted."""
+    """Runs one command line and returns the exit status: the verb's own, normally 0, or else one of
+    `STATUSES`."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         return _main(list(argv))
@@ -92,6 +109,11 @@ def _main(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(usage(verb))
         return 0
+    for word in rest:
+        if word.startswith("--help="):
+            rest.remove(word)
+            print(help_on(word.removeprefix("--help="), verb, rest))
+            return 0
     if verb.arguments:
         words, flags = split(verb, rest)
         return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
@@ -111,7 +133,7 @@ def describe(name: str) -> Verb:
             case (
                 ast.Assign(targets=[ast.Name(id=target)], value=value)
                 | ast.AnnAssign(target=ast.Name(id=target), value=value)
-            ) if target in ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS", "ARGUMENTS"):
+            ) if target in CONSTANTS:
                 constants[target] = ast.literal_eval(value)
     return Verb(
         name=name,
@@ -120,7 +142,27 @@ def describe(name: str) -> Verb:
         example=constants["EXAMPLE"],
         flags=constants.get("FLAGS", {}),
         arguments=constants.get("ARGUMENTS", ""),
+        keys=constants.get("KEYS", {}),
+        needs=constants.get("NEEDS", ""),
     )
+
+
+def help_on(topic: str, verb: Verb, argv: Sequence[str]) -> str:
+    """The text of `--help=TOPIC`: every key of the verb's configuration ("config"), those of a
+    section ("config.optim"), or every metric ("metrics"). ConfigError for anything else."""
+    if topic == "metrics":
+        return metrics.text()
+    name, _, part = topic.partition(".")
+    if name != "config" or not verb.keys:
+        topics = "config, config.SECTION and metrics" if verb.keys else "metrics"
+        raise ConfigError(f"--help={topic}: {verb.name} has help on {topics}")
+    keys = importlib.import_module("jaxdeep.setup.keys")
+    config = None
+    if any(word.startswith(("--config=", "--config.")) for word in argv):
+        command = parse(verb, argv)
+        config = load_config(command.config, command.overrides)
+    sections = keys.keys_of(verb.keys, config)
+    return keys.text(keys.chosen(sections, part) if part else sections)
 
 
 def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -190,7 +232,11 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "jaxdeep VERB --help explains a verb and shows an example that works.",
+            "jaxdeep VERB --help explains a verb and shows an example, --help=config lists",
+            "every key of its configuration, --help=metrics every metric.",
+            "",
+            "Exit status:",
+            *(f"  {status:<4}{meaning}" for status, meaning in STATUSES.items()),
         ]
     )
 
@@ -206,8 +252,12 @@ def usage(verb: Verb) -> str:
     }
     flags = {} if verb.arguments else common
     flags |= {f"{name}=...": text for name, text in verb.flags.items()}
+    if verb.keys:
+        flags["help=config"] = "every key of the configuration; help=config.KEY: those below it"
     width = max(map(len, flags))
     lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
     words = ["", f"  jaxdeep {verb.name} {verb.arguments}"] if verb.arguments else []
-    head = [verb.doc, *words, "", "Example:", f"  {verb.example}", "", "Flags:"]
+    needs = textwrap.wrap(f"It needs {verb.needs}.", 98) if verb.needs else []
+    example = [f"  {verb.example}", *(f"  {line}" for line in needs)]
+    head = [verb.doc, *words, "", "Example:", *example, "", "Flags:"]
     return "\n".join([*head, *lines])

@@ -17,21 +17,24 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep.agent import record
-from jaxdeep.console import progress
+from jaxdeep.console import progress, say
 from jaxdeep.errors import DataError
 from jaxdeep.eval import harness
 from jaxdeep.pages import report
+from jaxdeep.setup import validate, weights
 from jaxdeep.setup.policy import open_policy
 from jaxdeep.setup.runs import EvalRun
-from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.sections import check_extras, load_run
 from jaxdeep.types import Trajectory
 from jaxdeep.workdir import Workdir, lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("EvalRun",)}
 EXAMPLE = (
     "python -m jaxdeep eval --config=configs/search/eval.py "
     "--config.train.start=runs/grpo --workdir=runs/eval"
 )
+NEEDS = "the run of the example of grpo, its corpus in docs/, and other questions in test.jsonl"
 FLAGS = {"against": "the workdir of another evaluation of the same questions, for a paired test"}
 COLUMNS = ("name", "n", "em", "f1", "calls", "turns", "failed")
 
@@ -39,15 +42,19 @@ COLUMNS = ("name", "n", "em", "f1", "calls", "turns", "failed")
 def main(config: ConfigDict, workdir: Path, against: str = "") -> int:
     """Evaluate on `config.env`, and print a table."""
     run = load_run(EvalRun, config)
+    check_extras(run)
     other = read_evaluation(against) if against else None
     trajectories = evaluate(run, config, workdir)
     show(run.train.start or run.model.path, trajectories, against, other, Workdir(workdir))
+    harness.refuse_unplayed(trajectories)
     return 0
 
 
 def evaluate(run: EvalRun, config: ConfigDict, path: Path) -> list[Trajectory]:
     """One greedy rollout of each question, written to the workdir."""
     taskset, workdir = run.env.load(), Workdir(path)
+    chat, limits = weights.chat_of(run.model), run.rollout.limits
+    say("\n".join(validate.require(taskset, chat, limits, "env")))
     with lock_workdir(path):
         configs.save(config, path, sys.argv)
         with (

@@ -26,10 +26,12 @@ from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("GrpoRun", "SftRun")}
 EXAMPLE = (
     "python -m jaxdeep export --config=configs/search/grpo.py --workdir=runs/grpo "
     "--to=models/search --what=merged"
 )
+NEEDS = "the run of the example of grpo"
 FLAGS = {
     "to": "the folder to write: new, or empty",
     "what": "adapter or merged; default: the adapter, if one was trained",

@@ -33,7 +33,7 @@ from jaxdeep import programs, trace
 from jaxdeep.agent import record
 from jaxdeep.agent.base import Taskset
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.console import progress
+from jaxdeep.console import progress, say
 from jaxdeep.data.pack import pack
 from jaxdeep.errors import DivergedError
 from jaxdeep.eval import harness
@@ -41,14 +41,14 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.model import tensors
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.rl import advantages, algorithms, summary
+from jaxdeep.rl import advantages, algorithms, summary, trouble
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
-from jaxdeep.setup import weights
+from jaxdeep.setup import validate, weights
 from jaxdeep.setup.explore import Explorer, Sampled
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import GrpoRun
-from jaxdeep.setup.sections import BatchConfig, load_run
+from jaxdeep.setup.sections import BatchConfig, check_extras, load_run
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint, guard, passes
 from jaxdeep.train import state as states
@@ -56,9 +56,14 @@ from jaxdeep.types import Batch, Row, Trajectory
 from jaxdeep.workdir import Workdir, lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("GrpoRun",)}
 EXAMPLE = (
     "python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ "
     "--config.env.questions=questions.jsonl --workdir=runs/grpo"
+)
+NEEDS = (
+    "a corpus in docs/, questions with answers in questions.jsonl, Qwen/Qwen3-8B from the "
+    "hub and a TPU v5e-16; the quickstart needs nothing"
 )
 FLAGS = {
     "coordinator": "host:port of the first of several processes, where no launcher says so",
@@ -77,6 +82,7 @@ def main(
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     config = algorithms.expand(config)
     run = load_run(GrpoRun, config)
+    check_extras(run)
     with hosts.joined(coordinator, processes, process):
         train(run, config, workdir)
     return 0
@@ -87,6 +93,11 @@ def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
     there."""
     chat, taskset = weights.chat_of(run.model), run.env.load()
     dev = run.dev.load() if run.dev else None
+    for name, tasks in (("env", taskset), ("dev", dev)):
+        if tasks is not None:
+            lines = validate.require(tasks, chat, run.rollout.limits, name)
+            if jax.process_index() == 0:
+                say("\n".join(lines))
     mesh = meshes.make_mesh(run.mesh)
     run.check_sizes(len(taskset), mesh)
     own = Workdir(path).of_process(jax.process_index())
@@ -130,6 +141,8 @@ def improve(t: Training, ending: Termination) -> bool:
     if t.done < steps:
         t.save(t.done)
         print(ENDED.format(step=t.done))
+    else:
+        t.trouble.refuse_idle(steps, t.version)
     return True
 
 
@@ -173,7 +186,6 @@ class Training:
     bar: Any
     done: int
     compared: bool = False  # whether trainer and sampler have been compared in this process
-    void_steps: int = 0  # in a row without any reward
 
     def __post_init__(self) -> None:
         self.own = self.workdir.of_process(jax.process_index())
@@ -181,6 +193,7 @@ class Training:
         self.step = states.Step(self.spec, self.mesh)
         self.version = version_of(self.state, self.run)
         self.rules = self.run.grpo.rules(self.run.rollout.limits)
+        self.trouble = trouble.Trouble(say if self.writes_rollouts else lambda line: None)
         self.timer = trace.Timer(trace.Trace(self.own.path))
         # all processes judge by the rows of the first one
         known = exchange.broadcast(read_metrics(self.own.metrics))
@@ -204,8 +217,8 @@ class Training:
                 self.workdir.gaps(n).unlink(missing_ok=True)
                 every = [trajectory for group in groups for trajectory in group]
                 record.write(self.workdir.rollouts(n), every, self.chat.tokenizer)
+            self.trouble.see(n, groups, rewards)
             batches = batches_of(rows, self.run.batch, shares["grpo/loss_tokens"])
-        self.void_steps = summary.refuse_void(groups, self.void_steps, n)
         return StepData(rows, batches, shares | {"grpo/epochs": self.explorer.walk.epochs})
 
     def describe(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:

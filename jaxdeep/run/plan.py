@@ -35,7 +35,9 @@ from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.workdir import write_atomic
 
 DEFAULT_CONFIG = "configs/search/quickstart.py"
+KEYS = {"": ("GrpoRun", "SftRun")}
 EXAMPLE = "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4"
+NEEDS = "the extra tpu (pip install 'jaxdeep[tpu]'), but no TPU"
 FLAGS = {
     "topology": "chips to plan for, such as v5e:8x8 or v5e:16x16*2 (default v5e:1x1), or several",
     "sweep": "axes of the mesh to try sizes of, such as model,context",

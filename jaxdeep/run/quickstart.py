@@ -31,6 +31,7 @@ from jaxdeep.types import Trajectory
 from jaxdeep.workdir import Workdir, write_atomic
 
 DEFAULT_CONFIG = "configs/search/quickstart.py"
+KEYS = {"sft": ("SftRun",), "grpo": ("GrpoRun",), "test": ("EnvConfig",)}
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
 HOPS = {"one_hop": 1, "two_hops": 2}
@@ -41,8 +42,8 @@ def main(config: ConfigDict, workdir: Path) -> int:
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
     # a mistake in a late stage is told before the first one starts
-    load_run(SftRun, config.sft)
-    load_run(GrpoRun, algorithms.expand(config.grpo))
+    load_run(SftRun, config.sft, "sft.")
+    load_run(GrpoRun, algorithms.expand(config.grpo), "grpo.")
     load_run(EvalRun, test_config(config, ""))
     begun = time.perf_counter()
     same_run(config, workdir)

@@ -35,7 +35,7 @@ from jaxdeep.parallel.rounds import Rounds
 from jaxdeep.setup import sources, weights
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import SftRun
-from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.sections import check_extras, load_run
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
@@ -44,9 +44,14 @@ from jaxdeep.types import Batch
 from jaxdeep.workdir import Workdir, lock_workdir
 
 DEFAULT_CONFIG = None
+KEYS = {"": ("SftRun",)}
 EXAMPLE = (
     "python -m jaxdeep sft --config=configs/search/sft.py "
     "--config.data.source=jsonl:traces.jsonl --workdir=runs/sft"
+)
+NEEDS = (
+    "conversations in traces.jsonl, Qwen/Qwen3-8B from the hub and a TPU v5e-16; the "
+    "quickstart needs nothing"
 )
 FLAGS = {
     "coordinator": "host:port of the first of several processes, where no launcher says so",
@@ -64,6 +69,7 @@ def main(
 ) -> int:
     """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
     run = load_run(SftRun, config)
+    check_extras(run)
     with hosts.joined(coordinator, processes, process):
         train(run, config, workdir)
     return 0

@@ -16,6 +16,7 @@ from jaxdeep.workdir import Workdir
 ARGUMENTS = "RUN [RUN2]"
 DEFAULT_CONFIG = None
 EXAMPLE = "python -m jaxdeep view runs/grpo"
+NEEDS = "a run in runs/grpo; after the quickstart there is one in runs/quickstart- quickstart/grpo"
 FLAGS = {"steps": "only the rollouts of these steps, as 10:20"}
 
 

@@ -65,17 +65,28 @@ def keys_of(
                 found = _of_env(prefix, here)
             else:
                 found = _of_run(run, f"{prefix}." if prefix else "", here)
-            out |= {section.key: section for section in found}
+            for section in found:
+                known = out.setdefault(section.key, section)
+                names = {key.key for key in known.keys}
+                more = tuple(key for key in section.keys if key.key not in names)
+                out[section.key] = known._replace(keys=known.keys + more)
     return list(out.values())
 
 
 def _of_run(run: type, prefix: str, config: Any) -> list[Section]:
-    out = []
+    out: list[Section] = []
+    described = ""  # the key of the first task set
     for name, hint in typing.get_type_hints(run).items():
         cls = settings.nested(hint)
         here = config.get(name) if config is not None else None
         key = f"{prefix}{name}"
-        out += _of_env(key, here) if cls is tasksets.EnvConfig else _of_class(cls, key, here)
+        if cls is not tasksets.EnvConfig:
+            out += _of_class(cls, key, here)
+        elif described and here is None:
+            out.append(Section(key, f"Another task set, with the keys of {described}.", ()))
+        else:
+            out += _of_env(key, here)
+            described = key
     return out
 
 

@@ -99,6 +99,11 @@ class GrpoRun:
             raise ConfigError(
                 f"batch.length={length} must hold a whole rollout: rollout.limits.max_tokens={longest}"
             )
+        if self.grpo.eval_every and self.dev is None:
+            raise ConfigError(
+                f"grpo.eval_every={self.grpo.eval_every} needs a section dev, the task set that is "
+                "evaluated: --config.dev.taskset=... and its settings, as in env"
+            )
         if self.grpo.ahead and not self.lora.rank:
             raise ConfigError(
                 f"grpo.ahead={self.grpo.ahead} needs an adapter: with lora.rank=0 an update changes the "

@@ -4,6 +4,7 @@ typed run."""
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import pathlib
 import typing
 from typing import Annotated, Any, Literal, TypeVar
@@ -104,21 +105,40 @@ class TrainConfig:
     seed: Annotated[int, *SEED, "of everything that is drawn"] = 0
 
 
-def load_run(cls: type[T], config: ConfigDict) -> T:
+def check_extras(run: Any) -> None:
+    """ConfigError for a package that a run needs and that is not installed: told before anything
+    is loaded."""
+    train, log = run.train, getattr(run, "log", None)
+    paths = {"train.start": train.start, "train.checkpoints": getattr(train, "checkpoints", "")}
+    needs = [("gcsfs", "'jaxdeep[gs]'", f"{k}={p}") for k, p in paths.items() if p[:5] == "gs://"]
+    if log is not None and log.wandb:
+        needs.append(("wandb", "wandb", f"log.wandb={log.wandb}"))
+    for module, package, key in needs:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{key} needs a package that is not installed: pip install {package}")
+
+
+def load_run(cls: type[T], config: ConfigDict, prefix: str = "") -> T:
     """The frozen dataclass `cls` of a run, one field a section. ConfigError for an unknown section,
-    a missing one, or a value in one that cannot be used."""
+    a missing one, or a value in one that cannot be used; `prefix` is what its keys begin with where
+    the run is a part of a configuration."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in config:
         if name not in fields:
-            raise ConfigError(f"config.{name} is not a section.{configs.suggest(name, fields)}")
+            raise ConfigError(
+                f"config.{prefix}{name} is not a section."
+                f"{configs.suggest(f'{prefix}{name}', [f'{prefix}{field}' for field in fields])}"
+            )
     missing = [n for n, f in fields.items() if n not in config and _required(f)]
     if missing:
-        raise ConfigError(f"the configuration lacks the sections {', '.join(missing)}")
+        raise ConfigError(
+            f"the configuration lacks the sections {', '.join(prefix + name for name in missing)}"
+        )
     wrong = [name for name in config if not isinstance(config[name], SECTIONS)]
     if wrong:
-        raise ConfigError(f"config.{wrong[0]} is {config[wrong[0]]!r}; expected a section")
+        raise ConfigError(f"config.{prefix}{wrong[0]} is {config[wrong[0]]!r}; expected a section")
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _section(hints[name], config[name], name) for name in config})
+    return cls(**{name: _section(hints[name], config[name], f"{prefix}{name}") for name in config})
 
 
 def _required(field: dataclasses.Field) -> bool:

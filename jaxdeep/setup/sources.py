@@ -73,9 +73,9 @@ class EvalConfig:
 class DataConfig:
     """Where rows come from: one source, or several. All that is cut or left out is counted."""
 
-    source: Annotated[str, f"KIND:NAME, one of {', '.join(KINDS.values())}; empty: see sources"] = (
-        ""
-    )
+    source: Annotated[
+        str, f"KIND:NAME, such as {', '.join(KINDS.values())}; empty: see sources"
+    ] = ""
     sources: Annotated[
         Mapping[str, SourceConfig] | tuple[SourceConfig, ...], "several, by name or in a tuple"
     ] = ()

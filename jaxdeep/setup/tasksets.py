@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep.agent.base import Env, Reward, Taskset, named_right
 from jaxdeep.agent.remote import FROM_FILE
-from jaxdeep.errors import ConfigError
-from jaxdeep.settings import AtLeast, Finite, section
+from jaxdeep.errors import ConfigError, JaxdeepError
+from jaxdeep.settings import AtLeast, Finite, convert, section
 from jaxdeep.types import Message, Task
 
 BUILT_IN = {
@@ -77,7 +78,8 @@ class EnvConfig(SharedSettings):
 
     def load(self) -> Taskset:
         """The tasks, environments and rewards that the section asks for."""
-        taskset = self.settings.load()
+        taskset = self._loaded()
+        check_shape(taskset, f"env.taskset={self.taskset}")
         total = len(taskset)
         end = self.first + self.count if self.count else total
         indices = range(total)[self.first : end]
@@ -99,6 +101,54 @@ class EnvConfig(SharedSettings):
             return taskset
         return Chosen(taskset, indices, rewards)
 
+    def _loaded(self) -> Taskset:
+        try:
+            return self.settings.load()
+        except JaxdeepError:
+            raise
+        except Exception as error:
+            said = f"env.taskset={self.taskset}: load() raised {_located(error)}"
+            raise ConfigError(said) from error
+
+
+GOLD = (
+    "write def gold(self, task) that returns the messages of a perfect episode, such as "
+    '[Message("assistant", task.answers[0])], or None where none is known'
+)
+
+
+def check_shape(taskset: Any, name: str) -> None:
+    """ConfigError with one sentence that says how to write it where something is not a task set:
+    what its parts are, not what they do."""
+    for part, write in {
+        "__len__": "write def __len__(self) that returns how many tasks there are",
+        "__getitem__": "write def __getitem__(self, index) that returns a Task",
+        "env": "write def env(self, task) that returns a fresh environment for every rollout",
+        "gold": GOLD,
+    }.items():
+        if not callable(getattr(taskset, part, None)):
+            what = "nothing" if taskset is None else f"a {type(taskset).__name__}"
+            raise ConfigError(f"{name}: load() gave {what}, which has no {part}: {write}")
+    rewards = getattr(taskset, "rewards", None)
+    write = 'write rewards = {"NAME": (1.0, function)}, each a weight and a function'
+    if not isinstance(rewards, Mapping) or not rewards:
+        raise ConfigError(f"{name}: its rewards are {named(rewards)}: {write}")
+    for reward, pair in rewards.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
+            raise ConfigError(f"{name}: its reward {reward!r} is {named(pair)}: {write}")
+        convert(pair[0], Annotated[float, Finite()], f"{name}: the weight of {reward!r}")
+        check_reward(reward, pair[1])
+    if not len(taskset):
+        raise ConfigError(f"{name}: it has no tasks, len(taskset) is 0")
+
+
+def named(value: Any) -> str:
+    """A value as a message shows it, with its type."""
+    if value is None:
+        return "None"
+    text = repr(value)
+    return f"{text if len(text) < 80 else text[:77] + '...'}, a {type(value).__name__}"
+
 
 class Chosen:
     """Some tasks of a task set, with rewards of their own."""
@@ -118,7 +168,7 @@ class Chosen:
     def env(self, task: Task) -> Env:
         return self.taskset.env(task)
 
-    def gold(self, task: Task) -> list[Message]:
+    def gold(self, task: Task) -> list[Message] | None:
         return self.taskset.gold(task)
 
 
@@ -167,7 +217,9 @@ def reweighted(
     out = dict(rewards)
     for name, change in changes.items():
         if isinstance(change, OwnReward):
-            out[name] = (change.weight, imported(change.function, f"env.rewards.{name}.function"))
+            function = imported(change.function, f"env.rewards.{name}.function")
+            check_reward(name, function)
+            out[name] = (change.weight, function)
         elif name not in rewards:
             raise ConfigError(
                 f"env.rewards.{name} is not a reward of this task set, which has {', '.join(rewards)}; "
@@ -205,22 +257,39 @@ def check_reward(name: str, judge: Any) -> None:
 def imported(name: str, key: str) -> Any:
     """What "FILE.py:NAME" or "module:NAME" names; ConfigError with the configuration's `key` if it
     cannot be imported."""
-    place, _, attribute = name.rpartition(":")
+    place, colon, attribute = name.rpartition(":")
+    if not (colon and place and attribute):
+        raise ConfigError(f"{key}={name!r} is not like FILE.py:NAME or module:NAME")
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"{key}={name!r}: there is no file {place} in {Path.cwd()}")
     try:
-        if place.endswith(".py"):
-            # a name that no other module has: dataclasses look their module up by it
-            unique = f"{FROM_FILE}{Path(place).stem}_{zlib.crc32(place.encode()):08x}"
-            spec = importlib.util.spec_from_file_location(unique, place)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[unique] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        if not hasattr(module, attribute):
-            names = [name for name in vars(module) if not name.startswith("_")]
-            raise ConfigError(
-                f"{key}={name!r}: {place} has no {attribute!r}.{configs.suggest(attribute, names)}"
-            )
-        return getattr(module, attribute)
-    except (ImportError, FileNotFoundError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key}={name!r} cannot be imported as FILE.py:NAME: {error}") from error
+        module = _module(place)
+    except JaxdeepError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}={name!r} cannot be imported: {_located(error)}") from error
+    if not hasattr(module, attribute):
+        names = [name for name in vars(module) if not name.startswith("_")]
+        raise ConfigError(
+            f"{key}={name!r}: {place} has no {attribute!r}.{configs.suggest(attribute, names)}"
+        )
+    return getattr(module, attribute)
+
+
+def _module(place: str) -> Any:
+    if not place.endswith(".py"):
+        return importlib.import_module(place)
+    # a name that no other module has: dataclasses look their module up by it
+    unique = f"{FROM_FILE}{Path(place).stem}_{zlib.crc32(place.encode()):08x}"
+    spec = importlib.util.spec_from_file_location(unique, place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _located(error: Exception) -> str:
+    """An error of somebody's code with its file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename] or frames
+    return f"{type(error).__name__}: {error}, at {own[-1].filename}:{own[-1].lineno}"

@@ -36,7 +36,12 @@ SIGNS = {
     "thoughtless": ("rollout/thoughtless", "rose"),
     "length": ("rollout/sampled_tokens", "grew"),
     "flat": ("grpo/flat_groups", "above"),
+    "unjudged": ("rollout/unjudged", "above"),
+    "unsampled": ("rollout/unsampled", "above"),
+    "tools": ("rollout/broken_tools", "above"),
 }
+# Signs of a broken world rather than of a broken policy: an earlier policy would meet it, too.
+WORLD = {SIGNS[sign][0] for sign in ("unjudged", "unsampled", "tools")}
 
 
 @section
@@ -44,7 +49,8 @@ class GuardConfig:
     """What to do about a collapse, and the limits of its signs.
 
     An alarm is raised when the mean of a sign over `window` steps has been beyond its limit for
-    `patience` steps in a row. A limit of 0 switches the sign off.
+    `patience` steps in a row. A limit of 0 switches the sign off. Where the world is broken, which
+    an earlier policy would meet as well, "rollback" ends the run.
     """
 
     action: Annotated[
@@ -73,9 +79,16 @@ class GuardConfig:
         float, AtLeast(0), AtMost(1), "share of turns without thinking above the first window"
     ] = 0.5
     length: Annotated[float, AtLeast(0), "times the first window's tokens of a rollout"] = 3.0
-    flat: Annotated[float, AtLeast(0), AtMost(1), "share of groups whose rewards are all equal"] = (
-        0.98
-    )
+    flat: Annotated[float, AtLeast(0), AtMost(1), "share of groups of equal rewards"] = 0.98
+    unjudged: Annotated[
+        float, AtLeast(0), AtMost(1), "share of rollouts without a reward; ends the run"
+    ] = 0.5
+    unsampled: Annotated[
+        float, AtLeast(0), AtMost(1), "share of rollouts without a sampled token; ends the run"
+    ] = 0.5
+    tools: Annotated[
+        float, AtLeast(0), AtMost(1), "share of tools whose every call fails; ends the run"
+    ] = 0.5
 
 
 class Guard:
@@ -179,7 +192,8 @@ def roll_back(
     good = max((s for s in saved.steps() if s <= guard.safe_step), default=0)
     # one was saved in time, and deleted since: beginning anew would throw away a healthy run
     lost = not good and guard.safe_step >= every
-    if guard.config.action == "stop" or done >= guard.config.rollbacks or lost:
+    broken = any(alarm.split()[0] in WORLD for alarm in alarms)
+    if guard.config.action == "stop" or done >= guard.config.rollbacks or lost or broken:
         last = f"The last checkpoint from before is that of step {good}" if good else ""
         if lost:
             last = (

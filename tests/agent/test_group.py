@@ -123,8 +123,8 @@ def test_what_cannot_be_judged_has_no_reward():
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (lambda: float("nan"), "reward 'odd': ValueError: it is nan"),
-        (lambda: float("inf"), "reward 'odd': ValueError: it is inf"),
+        (lambda: float("nan"), "reward 'odd': ValueError: it gave nan, not a finite number"),
+        (lambda: float("inf"), "reward 'odd': ValueError: it gave inf"),
         (lambda: {}["x"], "reward 'odd': KeyError: 'x'"),
         (lambda: "yes", "reward 'odd': TypeError"),
     ],

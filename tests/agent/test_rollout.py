@@ -12,7 +12,7 @@ from jaxdeep.agent.base import Env
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import EchoTool, ScriptedPolicy
 from jaxdeep.agent.tool import ToolError, ToolResult, tool
-from jaxdeep.errors import WorldError
+from jaxdeep.errors import DataError, WorldError
 from jaxdeep.types import Completion, Message, Piece, Sampling, Stop, Task, ToolCall
 
 LIMITS = Limits(
@@ -421,3 +421,19 @@ def test_a_turn_ended_by_another_stop_is_closed_by_the_world(chat):
 
     trajectory = run(chat, None, World(replies=["more"]), policy=policy)
     assert trajectory.pieces[2].tokens[0] == end
+
+
+@pytest.mark.parametrize("opening", [None, [], "go", [{"role": "user", "content": "go"}]])
+def test_an_opening_that_is_no_list_of_messages_is_the_worlds(chat, opening):
+    class Opens(World):
+        async def open(self):
+            return opening
+
+    played = run(chat, [SAYS], Opens())
+    assert played.stop is Stop.FAILED and f"env.open gave {opening!r}" in played.failure
+
+
+def test_an_id_that_is_no_text_is_refused_by_name(chat):
+    work = loop.group(None, Task(7, "q"), None, chat, size=2, limits=LIMITS, seed=0)
+    with pytest.raises(DataError, match="the id of a task is 7, a int, not a text"):
+        asyncio.run(work)

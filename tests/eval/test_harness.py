@@ -284,3 +284,12 @@ def test_compare_refuses_other_tasks_and_repeated_ones():
         harness.compare(a, [*a[2:], trajectory("x", "right")])
     with pytest.raises(DataError, match="5 rollouts of 4 tasks"):
         harness.compare([*a, a[0]], a)
+
+
+def test_an_evaluation_that_says_nothing_is_refused():
+    failed = Trajectory(Task("1", "?"), stop=Stop.FAILED, failure="WorldError: down")
+    full = Trajectory(Task("2", "?"), stop=Stop.MAX_TOKENS)
+    with pytest.raises(DataError, match=r"all 2 rollouts failed\. The first: WorldError: down"):
+        harness.refuse_unplayed([failed, failed])
+    with pytest.raises(DataError, match="in none of the 2 rollouts a token was sampled"):
+        harness.refuse_unplayed([failed, full])

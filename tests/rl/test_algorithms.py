@@ -11,9 +11,9 @@ from run import small
 from jaxdeep import config as configs
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.data.pack import pack, to_row
-from jaxdeep.errors import ConfigError, DataError, MismatchError
+from jaxdeep.errors import ConfigError, MismatchError
 from jaxdeep.metrics import read_metrics
-from jaxdeep.rl import algorithms, summary
+from jaxdeep.rl import algorithms
 from jaxdeep.rl.advantages import Norm
 from jaxdeep.rl.curriculum import SolveRateFilter
 from jaxdeep.rl.objective import Clip, Kl, Objective
@@ -21,7 +21,7 @@ from jaxdeep.run import cli, grpo
 from jaxdeep.setup.sections import BatchConfig
 from jaxdeep.train import losses, passes
 from jaxdeep.train.optim import OptimConfig
-from jaxdeep.types import Piece, Stop, Task, Trajectory
+from jaxdeep.types import Piece
 
 LIMITS = Limits(
     max_turns=2, max_calls=1, turn_tokens=20, max_tokens=90, result_tokens=9, seconds=9.0
@@ -164,17 +164,6 @@ def test_masks_that_are_not_what_was_sampled_are_refused():
     assert len(grpo.batches_of(rows, size, 2.0)) == 1
     with pytest.raises(ValueError, match="hold 2 tokens, but its rollouts sampled 3"):
         grpo.batches_of(rows, size, 3.0)
-
-
-def test_steps_without_any_reward_end_a_run_after_a_while():
-    void = [[Trajectory(Task("a", "?"), stop=Stop.FINISHED, failure="reward 'x': KeyError: 'y'")]]
-    good = [[*void[0], Trajectory(Task("a", "?"), reward=0.0)]]
-    count = 0
-    for groups, want in ((void, 1), (void, 2), (good, 0), (void, 1), (void, 2)):
-        count = summary.refuse_void(groups, count, 7)
-        assert count == want
-    with pytest.raises(DataError, match=r"step 7 .* 2 steps before it.*KeyError: 'y'"):
-        summary.refuse_void(void, count, 7)
 
 
 def test_a_step_that_explodes_keeps_the_last_good_state_and_the_run_goes_on_from_it(

@@ -11,6 +11,9 @@ import sys
 import textwrap
 
 from jaxdeep.envs.toy import facts
+from jaxdeep.setup.validate import TRIED
+
+SCORED, OPENED = 2 * TRIED, 3 * TRIED  # rewards asked, environments made when a run tries its tasks
 
 VOCABULARY = 400
 MODEL = {
@@ -90,11 +93,10 @@ class Explosive(facts.Facts):
     """As `Lucky`, but after three steps a judge loses its mind."""
 
     def load(self):
-        judged = []
+        seen = itertools.count(1 - SCORED)
 
         def luck(task, trajectory):
-            judged.append(task.id)
-            return trajectory.seed % 5 * (1.0 if len(judged) <= 3 * 16 else 2e37)
+            return trajectory.seed % 5 * (1.0 if next(seen) <= 3 * 16 else 2e37)
 
         return with_luck(super().load(), luck)
 
@@ -108,7 +110,7 @@ class Collapsing(facts.Facts):
     last_bad: int = 144
 
     def load(self):
-        seen = itertools.count(1)
+        seen = itertools.count(1 - SCORED)
 
         def luck(task, trajectory):
             bad = self.first_bad <= next(seen) <= self.last_bad

@@ -155,6 +155,50 @@ def test_the_command_is_there_as_a_module_and_answers_without_jax():
     assert (done.returncode, done.stdout.strip()) == (0, jaxdeep.__version__)
 
 
+def test_help_lists_the_keys_of_a_verb_with_its_configuration(capsys):
+    assert cli.main(["grpo", "--help=config.optim"]) == 0
+    out = capsys.readouterr().out
+    assert "optim.lr must be set    float, above 0\n" in out and "mesh.data" not in out
+    config = ["--config=configs/search/grpo.py", "--config.optim.clip=0.5"]
+    assert cli.main(["grpo", "--help=config", *config]) == 0
+    out = capsys.readouterr().out
+    assert "optim.clip = 0.5 (default 1.0)    float, at least 0\n" in out
+    assert "env with env.taskset=search" in out and "taskset=maze" not in out
+    assert cli.main(["quickstart", "--help=config.grpo.env"]) == 0
+    assert "grpo.env with grpo.env.taskset=facts" in capsys.readouterr().out
+    assert cli.main(["view", "--help=metrics"]) == 0
+    assert "train/entropy (nats a token)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["view", "--help=config"], "view has help on metrics"),
+        (["grpo", "--help=keys"], "grpo has help on config, config.SECTION and metrics"),
+        (["grpo", "--help=config.optim.lrr"], 'no such key. Did you mean "optim.lr"?'),
+    ],
+)
+def test_help_on_nothing_is_refused(argv, says, capsys):
+    assert cli.main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_help_says_what_each_status_means(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    for status, meaning in cli.STATUSES.items():
+        assert f"  {status:<4}{meaning}\n" in f"{out}\n"
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_an_example_names_files_that_are_there_or_says_what_it_needs(name):
+    verb = cli.describe(name)
+    words = [word.partition("=")[2] or word for word in shlex.split(verb.example)[4:]]
+    paths = [word for word in words if "/" in word and not word.startswith("configs/")]
+    assert verb.needs or not [path for path in paths if not path.startswith("runs/")]
+    assert verb.needs or "runs/" not in verb.example.replace("--workdir=runs/", "")
+
+
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_every_verb_describes_itself_with_an_example_that_works(name):
     verb = cli.describe(name)

@@ -259,7 +259,7 @@ class HalfDead(small.Lucky):
     """Tasks whose tool hangs in the second process, in its second step."""
 
     def load(self):
-        taskset, made = super().load(), itertools.count()
+        taskset, made = super().load(), itertools.count(-small.OPENED)
         taskset.env = lambda task: Desk(jax.process_index() == 1 and 8 <= next(made) < 16)
         return taskset
 
@@ -286,9 +286,9 @@ class Broken(small.Lucky):
     """Tasks of which the second process has none that works."""
 
     def load(self):
-        taskset = super().load()
+        taskset, made = super().load(), itertools.count(-small.OPENED)
         if jax.process_index() == 1:
-            taskset.env = lambda task: 1 / 0
+            taskset.env = lambda task: Desk(False) if next(made) < 0 else 1 / 0
         return taskset
 
 

@@ -15,7 +15,7 @@ import pytest
 from run import small
 
 from jaxdeep.agent import record
-from jaxdeep.metrics import read_metrics
+from jaxdeep.metrics import declared, read_metrics
 from jaxdeep.run import cli
 from jaxdeep.train import checkpoint
 
@@ -97,6 +97,7 @@ def test_a_run_killed_ends_as_if_never_stopped(verb, tmp_path):
     if verb == "sft":
         ours = without_time(tmp_path / "parts")
         assert all(ours[-1][f"data/{name}/rows"] for name in ("talks", "demos", "book"))
+        assert [name for row in ours for name in row if not declared(name)] == []
         assert sum("eval/loss" in row for row in ours) == 3
 
 
@@ -228,7 +229,7 @@ WRONG = {
         "bad.jsonl:2",
     ),
     "a group of one": ("grpo", ["--config.grpo.group=1"], "grpo.group=1"),
-    "a typo": ("grpo", ["--config.grpo.promps=1"], '"prompts"'),
+    "a typo": ("grpo", ["--config.grpo.promps=1"], '"grpo.prompts"'),
     "a typo in a section": ("grpo", ["--config.gpro.group=4"], "grpo.group"),
     "a wrong type": ("sft", ["--config.train.steps=many"], "expected int"),
     "a model that is not there": ("sft", ["--config.model.path={tmp}/no"], "{tmp}/no"),
@@ -246,7 +247,7 @@ WRONG = {
     "a taskset that is not there": (
         "grpo",
         ["--config.env.taskset={tmp}/no.py:mine"],
-        "FILE.py:NAME",
+        "there is no file {tmp}/no.py",
     ),
     "no taskset in it": ("grpo", ["--config.env.taskset=json:mine"], "mine"),
     "nothing to compare with": ("eval", ["--against={tmp}/no"], "there is no evaluation"),
@@ -304,8 +305,10 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
 
 def test_metrics_say_what_happened(tmp_path):
     config, workdir = small.config(tmp_path, "grpo", steps=2), tmp_path / "run"
-    assert cli.main(["grpo", f"--config={config}", f"--workdir={workdir}"]) == 0
+    same = ["grpo", f"--config={config}", f"--workdir={workdir}", f"--config.env.taskset={OWN}"]
+    assert cli.main(same) == 0
     row = read_metrics(workdir / "metrics.jsonl")[-1]
+    assert [name for name in row if not declared(name)] == []
     stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
     assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
@@ -316,6 +319,16 @@ def test_metrics_say_what_happened(tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["config"]["grpo"]["group"] == 4 and "jax" in saved["versions"]
+
+
+def test_a_run_that_learns_nothing_ends_with_a_status_that_says_so(tmp_path, capsys):
+    config, workdir = small.config(tmp_path, "grpo", steps=5), tmp_path / "run"
+    assert cli.main(["grpo", f"--config={config}", f"--workdir={workdir}"]) == 2
+    said = capsys.readouterr().err
+    assert "step 5: for 5 steps the rewards within every group are equal (they are 0)" in said
+    assert "error: none of the 5 steps updated the policy" in said
+    assert "env: 4 of 16 tasks tried" in said
+    assert steps(workdir) == [1, 2, 3, 4, 5]
 
 
 def test_a_run_that_collapses_goes_back_and_recovers(tmp_path, capsys):

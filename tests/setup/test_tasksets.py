@@ -206,7 +206,7 @@ def test_names():
         ("{own}:make", "must be a frozen dataclass with a method load"),
         ("{own}:Thawed", "must be a frozen dataclass"),
         ("{own}:Nothing", "has no .Nothing."),
-        ("no/such.py:Adding", "cannot be imported"),
+        ("no/such.py:Adding", "there is no file no/such.py in"),
         ("json:loads", "must be a frozen dataclass"),
     ],
 )

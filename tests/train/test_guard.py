@@ -18,6 +18,9 @@ FINE = {
     "rollout/thoughtless": 0.1,
     "rollout/sampled_tokens": 200.0,
     "grpo/flat_groups": 0.4,
+    "rollout/unjudged": 0.05,
+    "rollout/unsampled": 0.0,
+    "rollout/broken_tools": 0.1,
 }
 # what each sign becomes within 30 steps, as reported of search agents trained by GRPO
 COLLAPSED = {
@@ -31,6 +34,9 @@ COLLAPSED = {
     "thoughtless": 1.0,
     "length": 1500.0,
     "flat": 1.0,
+    "unjudged": 1.0,
+    "unsampled": 1.0,
+    "tools": 1.0,
 }
 
 
@@ -89,6 +95,16 @@ def test_where_no_checkpoint_can_be_from_before_it_begins_anew(tmp_path):
 def test_a_checkpoint_from_within_the_collapse_is_none_from_before(tmp_path):
     with pytest.raises(DivergedError, match=r"No checkpoint of step 3\d .* is kept .*train\.keep"):
         collapse(tmp_path, 40, 40, 50)
+
+
+@pytest.mark.parametrize("sign", ["unjudged", "unsampled", "tools"])
+def test_a_broken_world_ends_the_run_instead(tmp_path, sign):
+    guard, saved = Guard(GuardConfig(action="rollback", window=2, patience=1)), Saved(10, 20)
+    rows = ({"step": step} | FINE | {SIGNS[sign][0]: 1.0} for step in (21, 22))
+    alarms = [alarm for row in rows for alarm in guard.see(row)]
+    with pytest.raises(DivergedError, match=f"stopped after step 22.*guard.{sign}=0.5"):
+        roll_back(tmp_path, saved, guard, 22, alarms, 10)
+    assert saved.kept == [10, 20]
 
 
 def test_enough_checkpoints_are_kept_to_be_set_back():
