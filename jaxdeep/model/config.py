@@ -32,8 +32,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import attention
-from jaxdeep.model.rope import Yarn
+from jaxdeep.model import attention, rope
 
 REMAT = {"dots": ("linear", "attention"), "attention": ("attention",), "full": ()}
 """The named values of a layer that are kept for the backward pass, beside the layer's input, by
@@ -58,7 +57,7 @@ class Config:
     E: int = 0  # 0: dense
     top_k: int = 0  # experts per token
     norm_top_k: bool = True  # whether the weights of a token's experts are scaled to sum to one
-    yarn: Yarn | None = None
+    scaling: rope.Scaling | None = None  # of the rotary frequencies; None: plain
     dtype: str = "bfloat16"
     quant: str = ""  # "int8": the frozen linears are stored as int8, one scale per output
     remat: str = "full"  # the backward pass recomputes everything but REMAT[remat]
@@ -82,37 +81,43 @@ class Config:
         `changes` replaces fields. CheckpointError for an architecture this package cannot compute.
         """
         hf, name = _read(source)
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
         mixture = hf.get("model_type") == "qwen3_moe"
-        _refuse_unknown(hf, name, rope, rope_type)
-        try:
-            values = dict(
-                V=hf["vocab_size"],
-                D=hf["hidden_size"],
-                F=hf["moe_intermediate_size" if mixture else "intermediate_size"],
-                L=hf["num_hidden_layers"],
-                N=hf["num_attention_heads"],
-                K=hf["num_key_value_heads"],
-                # Qwen3's heads are wider than hidden_size / heads
-                H=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-                theta=float(rope.get("rope_theta") or hf["rope_theta"]),
-                eps=hf["rms_norm_eps"],
-                tie=bool(hf.get("tie_word_embeddings", False)),
-                limit=hf["max_position_embeddings"],
+        _refuse_unknown(hf, name)
+
+        def size(key: str, default: int | None = None) -> int:
+            value = default if hf.get(key) is None else hf[key]
+            if value is None:
+                raise CheckpointError(f"{name} lacks {key!r}: is it a Qwen3 config.json?")
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CheckpointError(f"{name}: {key}={value!r} is not a whole number above 0")
+            return value
+
+        heads = size("num_attention_heads")
+        values = dict(
+            V=size("vocab_size"),
+            D=size("hidden_size"),
+            F=size("moe_intermediate_size" if mixture else "intermediate_size"),
+            L=size("num_hidden_layers"),
+            N=heads,
+            # null: each query head has a kv head of its own
+            K=size("num_key_value_heads", heads if "num_key_value_heads" in hf else None),
+            # Qwen3's heads are wider than hidden_size / heads
+            H=size("head_dim", size("hidden_size") // heads),
+            eps=_number(hf, "rms_norm_eps", name),
+            tie=bool(hf.get("tie_word_embeddings", False)),
+            limit=size("max_position_embeddings"),
+        )
+        values["theta"], scaling = rope.read(hf, name)
+        values["scaling"] = scaling
+        if isinstance(scaling, rope.Yarn):
+            values["limit"] = max(values["limit"], int(scaling.factor * scaling.original))
+        if mixture:
+            values |= dict(
+                # the name differs between versions of transformers
+                E=size("num_experts" if "num_experts" in hf else "num_local_experts"),
+                top_k=size("num_experts_per_tok"),
+                norm_top_k=bool(hf.get("norm_topk_prob", False)),
             )
-            if mixture:
-                values |= dict(
-                    # the name differs between versions of transformers
-                    E=hf["num_experts"] if "num_experts" in hf else hf["num_local_experts"],
-                    top_k=hf["num_experts_per_tok"],
-                    norm_top_k=bool(hf.get("norm_topk_prob", False)),
-                )
-        except KeyError as error:
-            raise CheckpointError(f"{name} lacks {error}: is it a Qwen3 config.json?") from error
-        if rope_type == "yarn":
-            yarn = values["yarn"] = Yarn.from_hf(rope, values["limit"])
-            values["limit"] = max(values["limit"], int(yarn.factor * yarn.original))
         if values["N"] % values["K"]:
             raise CheckpointError(
                 f"{name}: num_attention_heads={values['N']} is not a multiple of "
@@ -153,8 +158,8 @@ class Config:
                 "decoder_sparse_step": 1,
                 "mlp_only_layers": [],
             }
-        if self.yarn:
-            hf["rope_scaling"] = self.yarn.to_hf() | {"rope_theta": self.theta}
+        if self.scaling:
+            hf["rope_scaling"] = self.scaling.to_hf() | {"rope_theta": self.theta}
         return hf
 
 
@@ -170,9 +175,14 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
         raise CheckpointError(f"{path}: no readable config.json ({error})") from error
 
 
-def _refuse_unknown(
-    hf: Mapping[str, Any], name: str, rope: Mapping[str, Any], rope_type: str
-) -> None:
+def _number(hf: Mapping[str, Any], key: str, name: str) -> float:
+    value = hf.get(key)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise CheckpointError(f"{name}: {key}={value!r} is not a number from 0 to 1")
+    return float(value)
+
+
+def _refuse_unknown(hf: Mapping[str, Any], name: str) -> None:
     """CheckpointError with every setting that would make `forward` compute another model."""
     mixture = hf.get("model_type") == "qwen3_moe"
     unknown = {
@@ -180,11 +190,10 @@ def _refuse_unknown(
         "hidden_act": hf.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(hf.get("attention_bias")),
         "use_sliding_window": bool(hf.get("use_sliding_window")),
-        "rope_scaling": rope_type not in ("default", "yarn"),
         "mlp_only_layers": mixture and bool(hf.get("mlp_only_layers")),
         "decoder_sparse_step": mixture and hf.get("decoder_sparse_step", 1) != 1,
         "quantization_config": bool(hf.get("quantization_config")),
     }
     if any(unknown.values()):
-        keys = ", ".join(f"{key}={hf.get(key, rope)!r}" for key, bad in unknown.items() if bad)
+        keys = ", ".join(f"{key}={hf.get(key)!r}" for key, bad in unknown.items() if bad)
         raise CheckpointError(f"{name} is not a Qwen3 that this package computes: {keys}")

@@ -54,7 +54,7 @@ def forward(
         tokens_BT, positions_BT, segments_BT = map(
             context.to_context_order, (tokens_BT, positions_BT, segments_BT)
         )
-    cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
+    cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.scaling)
     factors, scales = factors_and_scales(lora)
     gathered = cache is None and context.sequence_parallel(T)
 

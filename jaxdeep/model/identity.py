@@ -22,7 +22,8 @@ from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 
 FIELDS = ("V", "D", "F", "L", "N", "K", "H", "theta", "eps", "tie", "E", "top_k", "norm_top_k")
-"""What of the configuration is hashed: the architecture, and not how it is computed."""
+"""What of the configuration is hashed: the architecture, and not how it is computed. The scaling of
+rotary frequencies is hashed, too, where there is one."""
 
 
 class Base(NamedTuple):
@@ -72,8 +73,10 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def _hash_half(cfg: Config, half: Any) -> str:
-    about = json.dumps([getattr(cfg, name) for name in FIELDS]).encode()
-    return digest([about, *(x.tobytes() for x in jax.tree.leaves(half))])
+    about = [getattr(cfg, name) for name in FIELDS]
+    if cfg.scaling is not None:
+        about.append(cfg.scaling.to_hf())
+    return digest([json.dumps(about).encode(), *(x.tobytes() for x in jax.tree.leaves(half))])
 
 
 @jax.jit

@@ -25,7 +25,7 @@ SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, ti
 }
 
 CHANGES = {
-    "YaRN, 41 of 16 x 4 positions": dict(yarn=Yarn(4.0, 16, attention=1.2), limit=64),
+    "YaRN, 41 of 16 x 4 positions": dict(scaling=Yarn(4.0, 16, attention=1.2), limit=64),
     "3 of 8 experts": dict(E=8, top_k=3, F=32),
     "2 of 4 experts, weights as they are": dict(E=4, top_k=2, F=32, norm_top_k=False),
 }
@@ -272,6 +272,15 @@ def test_other_architectures_are_refused_by_name(change, said):
     hf.pop(hf.pop("drop", ""), None)
     with pytest.raises(CheckpointError, match=said):
         Config.from_hf(hf)
+
+
+def test_null_kv_heads_are_as_many_as_query_heads():
+    hf = TINY.to_hf() | {"num_key_value_heads": None, "head_dim": None, "hidden_size": 64}
+    cfg = Config.from_hf(hf)
+    assert (cfg.K, cfg.N, cfg.H) == (4, 4, 16)
+    for key, value in (("num_hidden_layers", "2"), ("hidden_size", 0), ("rms_norm_eps", None)):
+        with pytest.raises(CheckpointError, match=f"{key}={value!r}"):
+            Config.from_hf(hf | {key: value})
 
 
 def test_real_configs_give_the_published_counts(shared):
