@@ -294,6 +294,9 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         return _number(value, kind, marks, key)
     if dataclasses.is_dataclass(kind) and isinstance(value, SECTIONS):
         return build(kind, value, key)
+    if (origin or kind) is tuple and isinstance(value, str):
+        # as the command line gives it for a key that the file leaves at its default
+        value = [part.strip() for part in value.split(",") if part.strip()]
     if (origin or kind) is tuple and isinstance(value, (tuple, list)):
         return _tuple(tuple(value), args, key)
     if (origin or kind) in (dict, collections.abc.Mapping) and isinstance(value, SECTIONS):

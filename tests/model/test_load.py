@@ -97,6 +97,12 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
     equal(load.load(str(tmp_path), cfg, models.one_device()), models.params("mixture"))
 
 
+def test_float64_is_read_as_float32(saved, tmp_path):
+    path = shutil.copytree(saved / "dense", tmp_path / "x")
+    rewrite(path, lambda held: held.update({k: v.astype(np.float64) for k, v in held.items()}))
+    equal(load.load(str(path), DENSE, models.one_device()), models.params("dense"))
+
+
 def test_experts_are_put_in_place_without_talking(saved):
     mesh = models.four_devices()
     where = model_weights.shardings(MIXTURE, mesh)["layers"]["w_up"]
