@@ -7,6 +7,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -310,6 +311,28 @@ def test_every_optimizer_moves_every_weight(name, decay):
     assert all(x > 1e-4 for x in jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_shrinks_what_multiplies_and_nothing_else(name):
+    cfg = optim.OptimConfig(
+        lr=1e-2, steps=4, decay="constant", name=name, muon_lr=1e-2, weight_decay=0.5
+    )
+    linear = jnp.ones((2, 4, 4))
+    trained = {
+        "embed": jnp.ones((8, 4)),
+        "layers": {"wq": linear, "attn_norm": jnp.ones((2, 4)), "w_up": jnp.ones((2, 3, 4, 4))},
+        "norm": jnp.ones(4),
+        "head": jnp.ones((4, 8)),
+    }
+    chain = optim.chain(cfg)
+    still = jax.tree.map(jnp.zeros_like, trained)
+    updates, _ = chain.update(still, chain.init(trained), trained)
+    shrunk = {"embed": 0, "norm": 0, "head": 1} | {"layers": {"wq": 1, "attn_norm": 0, "w_up": 1}}
+    for update, shrinks in zip(jax.tree.leaves(updates), jax.tree.leaves(shrunk), strict=True):
+        np.testing.assert_allclose(update, -1e-2 * 0.5 * shrinks, rtol=1e-6)
+    pair = {"wq": {"a": linear, "b": linear}}
+    assert jax.tree.leaves(optim.decayed(pair)) == [True, True]
+
+
 BAD_SIZES = {
     "heads=8 does not divide by model=3": (dict(data=1, model=3), {}),
     "embed_table=32 does not divide by data=5": (dict(data=5), {}),
@@ -335,8 +358,10 @@ def test_bad_settings_are_refused_with_their_values():
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2))
     with pytest.raises(ConfigError, match="decay is 'cubic', none of 'linear'"):
         optim.OptimConfig(lr=1.0, steps=1, decay="cubic")
-    with pytest.raises(ConfigError, match="w_q"):
+    with pytest.raises(ConfigError, match=r"w_q.*q_proj"):
         lora.LoraConfig(4, 4.0, ("w_q",))
+    assert lora.LoraConfig(4, 4.0, ("q_proj", "wv", "wq")).targets == ("wq", "wv")
+    assert lora.LoraConfig(4, 4.0, ("all-linear",)) == lora.LoraConfig(4, 4.0)
     with pytest.raises(ConfigError, match="3 rows"):
         meshes.put(meshes.make_mesh(), pack(rows(), B=3, T=64)[0])
     empty = [r._replace(learn=r.learn * 0) for r in rows()]
