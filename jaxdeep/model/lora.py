@@ -24,14 +24,12 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.model import tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
+from jaxdeep.model.families import LINEARS
 from jaxdeep.model.identity import Base, check, digest
-from jaxdeep.model.layout import NAMES
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.settings import Above, AtLeast, section
 
-LINEAR_OF = {
-    hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in model_weights.LINEARS
-}
+LINEAR_OF = {module.rpartition(".")[2]: name for name, module in LINEARS.items()}
 """A linear by the last part of its published name, by which PEFT calls it."""
 
 

@@ -22,8 +22,9 @@ from jaxdeep.errors import CheckpointError
 from jaxdeep.model import identity, lora, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
+from jaxdeep.model.families import LINEARS
 from jaxdeep.model.identity import Base
-from jaxdeep.model.layout import NAMES, hf_module
+from jaxdeep.model.layout import in_layer
 from jaxdeep.model.load import put_beside
 from jaxdeep.model.lora import Adapter
 from jaxdeep.model.tensors import on_host
@@ -112,7 +113,7 @@ def _plan(cfg: Config, spec: lora.LoraConfig, targets: list[str]) -> dict[str, t
             for expert in experts:
                 for key, factor in (("a", "lora_A"), ("b", "lora_B")):
                     *_, rows, columns = shapes[name][key].shape
-                    full = f"{PREFIX}{hf_module(name, i, expert)}.{factor}.weight"
+                    full = f"{PREFIX}{in_layer(LINEARS[name], i, expert)}.{factor}.weight"
                     plan[full] = ((columns, rows), name, key, i, expert)
     return plan
 
@@ -125,7 +126,7 @@ def _about(spec: lora.LoraConfig, targets: list[str], base: Base) -> dict[str, A
         "base_model_name_or_path": base.name,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "target_modules": [NAMES[name].rpartition(".")[2] for name in targets],
+        "target_modules": [LINEARS[name].rpartition(".")[2] for name in targets],
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -236,7 +237,7 @@ def _pairs(path: pathlib.Path) -> dict[str, tuple[tensors.Entry, tensors.Entry]]
     for name, entry in tensors.header(path / WEIGHTS).items():
         match = TENSOR.fullmatch(name)
         if not match or not (MODULE.fullmatch(match[1]) or FUSED.fullmatch(match[1])):
-            raise CheckpointError(f"{path}: the tensor {name} is no factor of a Qwen3's linear")
+            raise CheckpointError(f"{path}: the tensor {name} is no factor of a linear")
         if entry.dtype not in tensors.DTYPES or len(entry.shape) != 2:
             raise CheckpointError(
                 f"{path}: {name} is {entry.dtype}{list(entry.shape)}, and a factor has two "

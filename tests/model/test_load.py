@@ -142,7 +142,7 @@ def float8(path):
 
 def other_architecture(path):
     about = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(about | {"model_type": "llama"}))
+    (path / "config.json").write_text(json.dumps(about | {"model_type": "gpt2"}))
 
 
 O_PROJ, MORE = "model.layers.1.self_attn.o_proj.weight", "model.layers.2.input_layernorm.weight"
@@ -166,7 +166,7 @@ BROKEN = {
         rf"{O_PROJ} has shape \(31, 64\), config.json asks for \(32, 64\)",
     ),
     "a wrong dtype": (float8, r"layers.1.mlp.up_proj.weight is F8_E4M3, not one of BF16"),
-    "another architecture": (other_architecture, "model_type='llama'"),
+    "another architecture": (other_architecture, "model_type='gpt2'"),
 }
 
 
