@@ -142,6 +142,7 @@ def read(hf: Mapping[str, Any], name: str, theta: float | None = None) -> tuple[
     where two of them disagree, and for a kind or a setting that is not computed here; `name` is the
     file's.
     """
+    _refuse_part(hf, name)
     given = {key: hf.get(key) or {} for key in ("rope_scaling", "rope_parameters")}
     found, thetas = {}, {"rope_theta": hf.get("rope_theta")}
     for key, rope in given.items():
@@ -169,7 +170,7 @@ def read(hf: Mapping[str, Any], name: str, theta: float | None = None) -> tuple[
 
 def _scaling(hf: Mapping[str, Any], key: str, rope: Mapping[str, Any], name: str) -> Any:
     """The Scaling that one dictionary of settings asks for; `key` is its own."""
-    kind = _kind(hf, key, rope, name)
+    kind = _kind(key, rope, name)
     if kind == "default":
         return None
 
@@ -215,7 +216,7 @@ def _scaling(hf: Mapping[str, Any], key: str, rope: Mapping[str, Any], name: str
     return Yarn(factor, original, *betas, attention, bool(rope.get("truncate", True)))
 
 
-def _kind(hf: Mapping[str, Any], key: str, rope: Mapping[str, Any], name: str) -> str:
+def _kind(key: str, rope: Mapping[str, Any], name: str) -> str:
     """The type of the settings; CheckpointError for one that is not computed here, or for a setting
     that the type does not have."""
     kinds = sorted({str(rope[k]) for k in ("rope_type", "type") if rope.get(k)}) or ["default"]
@@ -230,12 +231,15 @@ def _kind(hf: Mapping[str, Any], key: str, rope: Mapping[str, Any], name: str) -
         raise CheckpointError(
             f"{name}: {key}.{unknown[0]}={rope[unknown[0]]!r} is no setting of the type {kind!r}"
         )
-    for factor in (rope.get("partial_rotary_factor"), hf.get("partial_rotary_factor")):
-        if factor not in (None, 1):
-            raise CheckpointError(
-                f"{name}: partial_rotary_factor={factor!r}: heads are rotated whole here"
-            )
+    _refuse_part(rope, name)
     return kind
+
+
+def _refuse_part(rope: Mapping[str, Any], name: str) -> None:
+    if (factor := rope.get("partial_rotary_factor")) not in (None, 1):
+        raise CheckpointError(
+            f"{name}: partial_rotary_factor={factor!r}: heads are rotated whole here"
+        )
 
 
 def _positive(value: Any, key: str, name: str) -> float:

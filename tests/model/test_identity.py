@@ -42,9 +42,13 @@ def test_another_weight_or_another_shape_is_another_base():
         dataclasses.replace(DENSE, scaling=scaling)
         for scaling in (Yarn(4.0, 128), Yarn(8.0, 128), Linear(4.0), Llama3(4.0, 128))
     ]
+    stretched += [
+        dataclasses.replace(DENSE, window=4),
+        dataclasses.replace(DENSE, window=4, windowed=(True, False)),
+    ]
     others = {identity(p, DENSE) for p in (merged, moved, fresh)}
     others |= {identity(params, cfg) for cfg in (other, *stretched)}
-    assert len(others) == 8 and found not in others
+    assert len(others) == 10 and found not in others
     for hash in others:
         with pytest.raises(CheckpointError, match=f"base one .{found}.*two .{hash}"):
             check("it", Base("one", found), Base("two", hash))

@@ -29,10 +29,11 @@ def equal(tree, other):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Both models, one in a single file and one in several."""
+    """The models, one in a single file and the others in several."""
     path = tmp_path_factory.mktemp("saved")
     load.save(path / "dense", models.params("dense"), DENSE)
-    load.save(path / "mixture", models.params("mixture"), MIXTURE, max_shard=30_000)
+    for name in CONFIGS.keys() - {"dense"}:
+        load.save(path / name, models.params(name), CONFIGS[name], max_shard=30_000)
     return path
 
 

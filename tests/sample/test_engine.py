@@ -279,6 +279,10 @@ KINDS = {
     "experts": dict(E=8, top_k=3, F=24, tie=False),
     "yarn": dict(scaling=Yarn(4.0, 32), theta=1e6),
     "int8": dict(quant="int8"),
+    "biases, a window": dict(family="qwen2", biases=("wq", "wk", "wv"), window=10),
+    "norms after, some windows": dict(
+        family="olmo3", window=12, windowed=(False, True), scaling=Yarn(4.0, 32)
+    ),
 }
 
 
@@ -286,6 +290,9 @@ KINDS = {
 def test_every_kind_of_model_talks_as_it_is_trained(kind):
     cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
     params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
+    for name in map(model_weights.bias_of, cfg.biases):  # they begin at zero
+        bias = params["layers"][name]
+        params["layers"][name] = bias + 0.3 * np.sin(np.arange(bias.size)).reshape(bias.shape)
     fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
     factors = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
     adapter = lora.Adapter(factors, tiny.SCALE)
