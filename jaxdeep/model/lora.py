@@ -39,7 +39,10 @@ class LoraConfig:
 
     rank: Annotated[int, AtLeast(0), "its rank; 0 trains every weight of the base instead"]
     alpha: Annotated[float, Above(0), "its scale times its rank"]
-    targets: Annotated[tuple[str, ...], "the linears that it is added to, by their names here or in PEFT; all-linear is all"] = model_weights.LINEARS
+    targets: Annotated[
+        tuple[str, ...],
+        "the linears that it is added to, by their names here or in PEFT; all-linear is all",
+    ] = model_weights.LINEARS
     under: Annotated[
         tuple[str, ...],
         "frozen adapters between the base and the trained one: folders of runs or of PEFT adapters",

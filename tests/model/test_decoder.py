@@ -71,7 +71,19 @@ def one_device():
     return meshes.make_mesh(devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", [*SHAPES, *CHANGES])
+# one of each family always; the other shapes are for the slow tests
+QUICK = (
+    *("theta 1e4, tied, 1 kv head", "theta 1e6, untied, 4 kv heads", "one layer, wide groups"),
+    *("biases, a window in some layers", "3 of 8 experts", "qwen2, a window and YaRN"),
+    *("llama 3", "mistral, a window", "olmo 2", "olmo 3, YaRN where there is no window"),
+)
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*SHAPES, *CHANGES)
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_equals_transformers(name, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
