@@ -338,6 +338,7 @@ def test_bad_settings_are_refused_with_their_values():
     with pytest.raises(ConfigError, match=r"w_q.*q_proj"):
         lora.LoraConfig(4, 4.0, ("w_q",))
     assert lora.LoraConfig(4, 4.0, ("q_proj", "wv", "wq")).targets == ("wq", "wv")
+    assert lora.LoraConfig(4, 4.0, "wq, wv").targets == ("wq", "wv")
     assert lora.LoraConfig(4, 4.0, ("all-linear",)) == lora.LoraConfig(4, 4.0)
     with pytest.raises(ConfigError, match="3 rows"):
         meshes.put(meshes.make_mesh(), pack(rows(), B=3, T=64)[0])
