@@ -143,7 +143,8 @@ def _flat_rope(hf: Mapping[str, Any], family: Family, name: str) -> Mapping[str,
     plain = {"rope_parameters": sliding, "max_position_embeddings": 1}
     if rope.read(plain, name, theta) != (theta, None):
         raise CheckpointError(
-            f"{name}: rope_parameters.{SLIDING}={sliding!r} must be plain, with the theta of {FULL}"
+            f"{name}: rope_parameters has {SLIDING}={sliding!r}: it must be plain, with the theta of "
+            f"{FULL}"
         )
     return flat
 

@@ -175,7 +175,7 @@ REFUSED = {
     ),
     "olmo3, windows stretched": (
         dict(rope_parameters={SLIDE: dict(rope_type="linear", factor=2.0, rope_theta=1e4)}),
-        "sliding_attention=.*must be plain",
+        "sliding_attention=.*: it must be plain",
     ),
     "qwen3, settings by layer": (
         dict(rope_parameters={FULL: dict(rope_theta=1e4)}),
