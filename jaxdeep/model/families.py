@@ -122,8 +122,8 @@ FAMILIES = {
 }
 
 GEMMA = (
-    "norms whose weight counts from one, before and after attention and mlp; an embedding scaled by "
-    "the square root of hidden_size; a GELU gate; query_pre_attn_scalar; and soft caps on logits"
+    "norms whose weight counts from one, before and after attention and mlp; an embedding scaled "
+    "by the square root of hidden_size; a GELU gate; query_pre_attn_scalar; and soft caps on logits"
 )
 NOT_COMPUTED = {
     "gemma": GEMMA,

@@ -114,8 +114,8 @@ def _refuse_unknown(hf: Mapping[str, Any], family: Family, name: str) -> None:
         )
     if strange := families.unknown(hf, family):
         raise CheckpointError(
-            f"{name} has {_said(strange)}, which is not known of a {family.model_type} here: remove "
-            "a key that does not change what the model computes"
+            f"{name} has {_said(strange)}, which is not known of a {family.model_type} here: "
+            "remove a key that does not change what the model computes"
         )
 
 
@@ -143,8 +143,8 @@ def _flat_rope(hf: Mapping[str, Any], family: Family, name: str) -> Mapping[str,
     plain = {"rope_parameters": sliding, "max_position_embeddings": 1}
     if rope.read(plain, name, theta) != (theta, None):
         raise CheckpointError(
-            f"{name}: rope_parameters has {SLIDING}={sliding!r}: it must be plain, with the theta of "
-            f"{FULL}"
+            f"{name}: rope_parameters has {SLIDING}={sliding!r}: it must be plain, with the theta "
+            f"of {FULL}"
         )
     return flat
 

@@ -54,8 +54,8 @@ class LoraConfig:
         given = names if given == ("all-linear",) else given
         if not given or not set(given) <= set(names):
             raise ConfigError(
-                f"lora.targets={self.targets}: choose some of {', '.join(names)} (or by their names "
-                f"in PEFT, {', '.join(LINEAR_OF)}, or all-linear)"
+                f"lora.targets={self.targets}: choose some of {', '.join(names)} (or by their "
+                f"names in PEFT, {', '.join(LINEAR_OF)}, or all-linear)"
             )
         object.__setattr__(self, "targets", given)
         if self.under and not self.rank:

@@ -177,8 +177,8 @@ def load(path: pathlib.Path, cfg: Config, base: Base | None = None) -> Adapter:
     kept = [(piece, scale) for piece, scale in zip(pieces, scales, strict=True) if scale]
     if not kept:
         raise CheckpointError(
-            f"{path}: lora_alpha={about['lora_alpha']} scales every factor to zero, so this adapter "
-            f"changes nothing: set lora_alpha in {CONFIG} to what it was trained with"
+            f"{path}: lora_alpha={about['lora_alpha']} scales every factor to zero, so this "
+            f"adapter changes nothing: set lora_alpha in {CONFIG} to what it was trained with"
         )
     pieces, scales = zip(*kept, strict=True)
     leaves = {piece.leaf for piece in pieces}
