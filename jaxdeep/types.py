@@ -54,9 +54,9 @@ class Message:
 class Sampling:
     """How the next token is drawn. Temperature 0 takes the most likely one. Any other temperature
     divides the logits; of the resulting distribution are kept the `top_k` most likely tokens (0:
-    all), the fewest that together have probability `top_p`, and those with at least `min_p` times
-    the probability of the most likely one. A turn ends after any of the ids, or runs of ids, in
-    `stop`.
+    all), of what these have together the fewest that make up `top_p`, and of those the ones with at
+    least `min_p` times the probability of the most likely one. A turn ends after any of the ids, or
+    runs of ids, in `stop`.
 
     All of it is data to the compiled programs, never a shape: no setting compiles anything.
     """

@@ -32,8 +32,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import attention
-from jaxdeep.model.rope import Yarn
+from jaxdeep.model import attention, hf_config, rope
+from jaxdeep.model.families import FAMILIES, Family
 
 REMAT = {"dots": ("linear", "attention"), "attention": ("attention",), "full": ()}
 """The named values of a layer that are kept for the backward pass, beside the layer's input, by
@@ -55,10 +55,14 @@ class Config:
     eps: float
     tie: bool  # the embedding is also the head
     limit: int  # positions the model is made for
+    family: str = "qwen3"  # a row of families.FAMILIES
+    biases: tuple[str, ...] = ()  # linears that have one
     E: int = 0  # 0: dense
     top_k: int = 0  # experts per token
     norm_top_k: bool = True  # whether the weights of a token's experts are scaled to sum to one
-    yarn: Yarn | None = None
+    scaling: rope.Scaling | None = None  # of the rotary frequencies; None: plain
+    window: int = 0  # the last positions that a windowed layer attends to; 0: there is none
+    windowed: tuple[bool, ...] = ()  # which layers are; (): all, where there is a window
     dtype: str = "bfloat16"
     quant: str = ""  # "int8": the frozen linears are stored as int8, one scale per output
     remat: str = "full"  # the backward pass recomputes everything but REMAT[remat]
@@ -74,6 +78,18 @@ class Config:
             )
         if self.quant not in ("", "int8"):
             raise ConfigError(f"model.quant={self.quant!r}: choose '' or 'int8'")
+        if self.windowed and (not self.window or len(self.windowed) != self.L):
+            raise ValueError(f"{self.windowed} of {self.L} layers have a window of {self.window}")
+
+    @property
+    def kind(self) -> Family:
+        """What the models of this family have in common."""
+        return FAMILIES["qwen3_moe" if self.E and self.family == "qwen3" else self.family]
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """How many of the last positions each layer attends to; 0: all of them."""
+        return tuple(self.window * on for on in self.windowed or (True,) * self.L)
 
     @classmethod
     def from_hf(cls, source: str | pathlib.Path | Mapping[str, Any], **changes: Any) -> Config:
@@ -82,80 +98,11 @@ class Config:
         `changes` replaces fields. CheckpointError for an architecture this package cannot compute.
         """
         hf, name = _read(source)
-        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        mixture = hf.get("model_type") == "qwen3_moe"
-        _refuse_unknown(hf, name, rope, rope_type)
-        try:
-            values = dict(
-                V=hf["vocab_size"],
-                D=hf["hidden_size"],
-                F=hf["moe_intermediate_size" if mixture else "intermediate_size"],
-                L=hf["num_hidden_layers"],
-                N=hf["num_attention_heads"],
-                K=hf["num_key_value_heads"],
-                # Qwen3's heads are wider than hidden_size / heads
-                H=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-                theta=float(rope.get("rope_theta") or hf["rope_theta"]),
-                eps=hf["rms_norm_eps"],
-                tie=bool(hf.get("tie_word_embeddings", False)),
-                limit=hf["max_position_embeddings"],
-            )
-            if mixture:
-                values |= dict(
-                    # the name differs between versions of transformers
-                    E=hf["num_experts"] if "num_experts" in hf else hf["num_local_experts"],
-                    top_k=hf["num_experts_per_tok"],
-                    norm_top_k=bool(hf.get("norm_topk_prob", False)),
-                )
-        except KeyError as error:
-            raise CheckpointError(f"{name} lacks {error}: is it a Qwen3 config.json?") from error
-        if rope_type == "yarn":
-            yarn = values["yarn"] = Yarn.from_hf(rope, values["limit"])
-            values["limit"] = max(values["limit"], int(yarn.factor * yarn.original))
-        if values["N"] % values["K"]:
-            raise CheckpointError(
-                f"{name}: num_attention_heads={values['N']} is not a multiple of "
-                f"num_key_value_heads={values['K']}"
-            )
-        if mixture and not 0 < values["top_k"] <= values["E"]:
-            raise CheckpointError(
-                f"{name}: num_experts_per_tok={values['top_k']} of {values['E']} experts"
-            )
-        return cls(**values | changes)
+        return cls(**hf_config.architecture(hf, name) | changes)
 
     def to_hf(self) -> dict[str, Any]:
         """The same architecture as the content of a Hugging Face `config.json`."""
-        hf = {
-            "architectures": ["Qwen3MoeForCausalLM" if self.E else "Qwen3ForCausalLM"],
-            "model_type": "qwen3_moe" if self.E else "qwen3",
-            "vocab_size": self.V,
-            "hidden_size": self.D,
-            "intermediate_size": self.F,
-            "num_hidden_layers": self.L,
-            "num_attention_heads": self.N,
-            "num_key_value_heads": self.K,
-            "head_dim": self.H,
-            "rope_theta": self.theta,
-            "rms_norm_eps": self.eps,
-            "tie_word_embeddings": self.tie,
-            "max_position_embeddings": self.limit,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "torch_dtype": self.dtype,
-        }
-        if self.E:
-            hf |= {
-                "num_experts": self.E,
-                "num_experts_per_tok": self.top_k,
-                "norm_topk_prob": self.norm_top_k,
-                "moe_intermediate_size": self.F,
-                "decoder_sparse_step": 1,
-                "mlp_only_layers": [],
-            }
-        if self.yarn:
-            hf["rope_scaling"] = self.yarn.to_hf() | {"rope_theta": self.theta}
-        return hf
+        return hf_config.content(self)
 
 
 def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -168,23 +115,3 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
         return json.loads(path.read_text()), str(path)
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: no readable config.json ({error})") from error
-
-
-def _refuse_unknown(
-    hf: Mapping[str, Any], name: str, rope: Mapping[str, Any], rope_type: str
-) -> None:
-    """CheckpointError with every setting that would make `forward` compute another model."""
-    mixture = hf.get("model_type") == "qwen3_moe"
-    unknown = {
-        "model_type": hf.get("model_type") not in ("qwen3", "qwen3_moe"),
-        "hidden_act": hf.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(hf.get("attention_bias")),
-        "use_sliding_window": bool(hf.get("use_sliding_window")),
-        "rope_scaling": rope_type not in ("default", "yarn"),
-        "mlp_only_layers": mixture and bool(hf.get("mlp_only_layers")),
-        "decoder_sparse_step": mixture and hf.get("decoder_sparse_step", 1) != 1,
-        "quantization_config": bool(hf.get("quantization_config")),
-    }
-    if any(unknown.values()):
-        keys = ", ".join(f"{key}={hf.get(key, rope)!r}" for key, bad in unknown.items() if bad)
-        raise CheckpointError(f"{name} is not a Qwen3 that this package computes: {keys}")

@@ -1,5 +1,5 @@
-"""Qwen3, dense or a mixture of experts, as pure functions over a dictionary of arrays
-(`weights.leaves`): token ids to hidden states. `head` goes on to log-probabilities.
+"""The decoders of `families`, dense or a mixture of experts, as pure functions over a dictionary of
+arrays (`weights.leaves`): token ids to hidden states. `head` goes on to log-probabilities.
 
 Layers are stacked on their first dimension and scanned. Precision: weights and activations in
 `cfg.dtype`; norms, rotary angles and softmax in float32.
@@ -8,6 +8,7 @@ Layers are stacked on their first dimension and scanned. Precision: weights and 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,13 @@ def forward(
         tokens_BT, positions_BT, segments_BT = map(
             context.to_context_order, (tokens_BT, positions_BT, segments_BT)
         )
-    cos, sin = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.yarn)
+    turned = _angles(positions_BT, cfg)
     factors, scales = factors_and_scales(lora)
     gathered = cache is None and context.sequence_parallel(T)
 
     def layer_step(carry, xs):
         x_BTD, cache = carry
-        layer, factors, index = xs
+        layer, factors, index, windowed = xs
         # pins the layout of the scan's carry
         x_BTD = (
             context.constrain_activations(x_BTD)
@@ -68,25 +69,17 @@ def forward(
             else meshes.constrain(x_BTD, meshes.ROWS)
         )
         linear = Layer(layer, factors, scales, gathered)
-        h_BTD = rms_norm(x_BTD, layer["attn_norm"], cfg.eps)
-        q_BTNH = linear(h_BTD, "wq").reshape(B, T, cfg.N, cfg.H)
-        k_BTKH = linear(h_BTD, "wk").reshape(B, T, cfg.K, cfg.H)
-        v_BTKH = linear(h_BTD, "wv").reshape(B, T, cfg.K, cfg.H)
-        q_BTNH = rope.rotate(rms_norm(q_BTNH, layer["q_norm"], cfg.eps), cos, sin)
-        k_BTKH = rope.rotate(rms_norm(k_BTKH, layer["k_norm"], cfg.eps), cos, sin)
+        before, after = _norms(layer, cfg)
+        q_BTNH, k_BTKH, v_BTKH = _heads(before(x_BTD, "attn_norm"), linear, turned(windowed), cfg)
+        how = dict(kind=cfg.attention, window=attention.Window.of(cfg.window, windowed))
         if cache is None:
-            out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, kind=cfg.attention)
+            out_BTNH = attention.attend(q_BTNH, k_BTKH, v_BTKH, segments_BT, **how)
         else:
-            out_BTNH, kv_LPSJH = paged.extend(
-                q_BTNH, k_BTKH, v_BTKH, cache, index, count_B, kind=cfg.attention
-            )
+            out_BTNH, kv_LPSJH = paged.extend(q_BTNH, k_BTKH, v_BTKH, cache, index, count_B, **how)
             cache = cache.replace(kv_LPSJH=kv_LPSJH)
-        x_BTD = x_BTD + linear(out_BTNH.reshape(B, T, cfg.N * cfg.H), "wo")
-        h_BTD = rms_norm(x_BTD, layer["mlp_norm"], cfg.eps)
-        if cfg.E:
-            return (x_BTD + moe.mlp(h_BTD, linear, cfg), cache), None
-        h_BTF = jax.nn.silu(linear(h_BTD, "w_gate")) * linear(h_BTD, "w_up")
-        x_BTD = x_BTD + linear(h_BTF, "w_down")
+        out_BTD = linear(out_BTNH.reshape(B, T, cfg.N * cfg.H), "wo")
+        x_BTD = x_BTD + after(out_BTD, "attn_norm")
+        x_BTD = x_BTD + after(_mlp(before(x_BTD, "mlp_norm"), linear, cfg), "mlp_norm")
         return (x_BTD, cache), None
 
     if cache is None:
@@ -96,12 +89,63 @@ def forward(
         layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=policy)
     x_BTD = embed(params["embed"], tokens_BT, positions_axis="context" if cache is None else None)
     # the pages are carried, not scanned over: all layers write into one array, in place
-    xs = (params["layers"], factors, jnp.arange(cfg.L))
+    # None where all layers are alike
+    windowed_L = jnp.array(cfg.windowed) if cfg.windowed else None
+    xs = (params["layers"], factors, jnp.arange(cfg.L), windowed_L)
     (x_BTD, cache), _ = jax.lax.scan(layer_step, (x_BTD, cache), xs)
     hidden_BTD = rms_norm(x_BTD, params["norm"], cfg.eps)
     if cache is not None:
         cache = cache.replace(held_B=cache.held_B + count_B)
     return hidden_BTD, cache
+
+
+def _angles(positions_BT: jax.Array, cfg: Config) -> Callable[[jax.Array | None], tuple]:
+    """The cosines and sines of a layer, [B, T, 1, H / 2], by whether it is windowed (None: all are,
+    or none is)."""
+    scaled = rope.angles(positions_BT, cfg.H, cfg.theta, cfg.scaling)
+    if cfg.kind.scaled_window or not cfg.window or cfg.scaling is None:
+        return lambda windowed: scaled
+    plain = rope.angles(positions_BT, cfg.H, cfg.theta, None)
+    if not cfg.windowed:
+        return lambda windowed: plain
+    return lambda windowed: tuple(
+        jnp.where(windowed, *pair) for pair in zip(plain, scaled, strict=True)
+    )
+
+
+def _norms(layer: dict, cfg: Config) -> tuple[Callable, Callable]:
+    """The norms before a block and after it, by their names: one of them changes nothing."""
+
+    def norm(x_BTD: jax.Array, name: str) -> jax.Array:
+        return rms_norm(x_BTD, layer[name], cfg.eps)
+
+    def same(x_BTD: jax.Array, name: str) -> jax.Array:
+        return x_BTD
+
+    return (norm, same) if cfg.kind.norms == "before" else (same, norm)
+
+
+def _heads(x_BTD: jax.Array, linear: Layer, turned: tuple, cfg: Config) -> tuple:
+    """Queries BTNH, keys and values BTKH, the first two normed as the family does, and rotated."""
+
+    def heads(name: str, norm: str, width: int) -> jax.Array:
+        x = linear(x_BTD, name)
+        if norm and cfg.kind.qk_norm == "width":
+            x = rms_norm(x, linear.weights[norm], cfg.eps)
+        x = x.reshape(*x.shape[:2], width, cfg.H)
+        if norm and cfg.kind.qk_norm == "head":
+            x = rms_norm(x, linear.weights[norm], cfg.eps)
+        return rope.rotate(x, *turned) if norm else x
+
+    return heads("wq", "q_norm", cfg.N), heads("wk", "k_norm", cfg.K), heads("wv", "", cfg.K)
+
+
+def _mlp(x_BTD: jax.Array, linear: Layer, cfg: Config) -> jax.Array:
+    """The mlp, or the mixture of experts in its place; [B, T, D]."""
+    if cfg.E:
+        return moe.mlp(x_BTD, linear, cfg)
+    h_BTF = jax.nn.silu(linear(x_BTD, "w_gate")) * linear(x_BTD, "w_up")
+    return linear(h_BTF, "w_down")
 
 
 @functools.partial(jax.checkpoint, static_argnums=2)

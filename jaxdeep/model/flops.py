@@ -9,6 +9,7 @@ forward and 8 backward.
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Sequence
@@ -76,11 +77,18 @@ def of_step(
     forward passes beside them. Padding is not counted. With `adapter.rank` 0 the base itself is
     trained."""
     tokens = sum(int(np.count_nonzero(batch.segments_BT)) for batch in batches)
-    pairs = sum(
-        int(((batch.positions_BT + 1) * (batch.segments_BT > 0)).sum()) for batch in batches
-    )
+
+    def pairs(window: int) -> int:
+        """Of a layer: each token with those it attends to."""
+        seen = [batch.positions_BT + 1 for batch in batches]
+        seen = [np.minimum(x, window) if window else x for x in seen]
+        return sum(
+            int((x * (batch.segments_BT > 0)).sum()) for x, batch in zip(seen, batches, strict=True)
+        )
+
+    layers = collections.Counter(cfg.windows).items()
     base = 2 * per_token(cfg) * tokens
-    attention = 4 * cfg.L * cfg.N * cfg.H * pairs
+    attention = 4 * cfg.N * cfg.H * sum(count * pairs(window) for window, count in layers)
     factors = 2 * of_adapter(cfg, adapter) * tokens if adapter.rank else 0
     forward = base + attention + factors
     backward = (base if adapter.rank else 2 * base) + 2 * attention + 2 * factors

@@ -7,6 +7,7 @@ every checkpoint of a run carries its `Base`, and it is checked wherever one is 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ from jaxdeep.model.config import Config
 
 FIELDS = ("V", "D", "F", "L", "N", "K", "H", "theta", "eps", "tie", "E", "top_k", "norm_top_k")
 """What of the configuration is hashed: the architecture, and not how it is computed."""
+BEYOND = ("family", "biases", "window", "windowed")
+"""What is hashed where it is not a plain Qwen3's; and the scaling of rotary frequencies, if any."""
 
 
 class Base(NamedTuple):
@@ -72,8 +75,13 @@ def digest(parts: Iterable[bytes]) -> str:
 
 
 def _hash_half(cfg: Config, half: Any) -> str:
-    about = json.dumps([getattr(cfg, name) for name in FIELDS]).encode()
-    return digest([about, *(x.tobytes() for x in jax.tree.leaves(half))])
+    about = [getattr(cfg, name) for name in FIELDS]
+    plain = {field.name: field.default for field in dataclasses.fields(Config)}
+    beyond = {name: getattr(cfg, name) for name in BEYOND if getattr(cfg, name) != plain[name]}
+    if cfg.scaling is not None:
+        beyond["scaling"] = cfg.scaling.to_hf()
+    about += [beyond] if beyond else []
+    return digest([json.dumps(about).encode(), *(x.tobytes() for x in jax.tree.leaves(half))])
 
 
 @jax.jit

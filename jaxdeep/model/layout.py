@@ -16,21 +16,8 @@ from jaxdeep.errors import CheckpointError
 from jaxdeep.model import tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
+from jaxdeep.model.families import LINEARS
 
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "wo": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "router": "mlp.gate",
-    "w_gate": "mlp.gate_proj",
-    "w_up": "mlp.up_proj",
-    "w_down": "mlp.down_proj",
-}
 TOP = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight"}
 INDEX = "model.safetensors.index.json"
 PUBLISHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # what is downloaded of a hub id
@@ -68,9 +55,18 @@ class Slot(NamedTuple):
     transposed: bool
 
 
-def hf_module(name: str, layer: int, expert: int | None = None) -> str:
-    """The published name of a layer's module: model.layers.3.mlp.experts.7.gate_proj."""
-    inside = NAMES[name] if expert is None else NAMES[name].replace("mlp", f"mlp.experts.{expert}")
+def names(cfg: Config) -> dict[str, str]:
+    """The published name of each of a layer's weights: "self_attn.q_proj.weight"."""
+    out = {name: f"{module}.weight" for name, module in cfg.kind.names.items()}
+    for linear, module in LINEARS.items():
+        out[model_weights.bias_of(linear)] = f"{module}.bias"
+    return out
+
+
+def in_layer(inside: str, layer: int, expert: int | None = None) -> str:
+    """The published name of a module or tensor in a layer: model.layers.3.mlp.experts.7.up_proj."""
+    if expert is not None:
+        inside = inside.replace("mlp", f"mlp.experts.{expert}")
     return f"model.layers.{layer}.{inside}"
 
 
@@ -80,7 +76,7 @@ def slots(cfg: Config, shards: int = 1) -> dict[str, Slot]:
     The experts of a linear are in groups of `shards`, one expert of each shard, where a shard holds
     E / shards consecutive ones: a group is moved at once, so that every device gets (or gives) one.
     """
-    tree = model_weights.published(cfg)
+    tree, published = model_weights.published(cfg), names(cfg)
     per_shard = cfg.E // shards
     experts = [shard * per_shard + i for i in range(per_shard) for shard in range(shards)]
     out = {TOP["embed"]: Slot("embed", None, None, tree["embed"].shape, False)}
@@ -89,7 +85,7 @@ def slots(cfg: Config, shards: int = 1) -> dict[str, Slot]:
             stacked = bool(cfg.E) and name in model_weights.EXPERTS
             shape = leaf.shape[2:] if stacked else leaf.shape[1:]
             for expert in experts if stacked else [None]:
-                key = f"{hf_module(name, layer, expert)}.weight"
+                key = in_layer(published[name], layer, expert)
                 out[key] = Slot(name, layer, expert, shape[::-1], len(shape) == 2)
     out[TOP["norm"]] = Slot("norm", None, None, tree["norm"].shape, False)
     if not cfg.tie:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxdeep.model.weights import bias_of
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -52,13 +53,15 @@ class Layer:
     gathered: bool = False
 
     def __call__(self, x_BTi: jax.Array, name: str) -> jax.Array:
-        """`x_BTi` through the linear `name` and the adapters beside it; [B, T, out]."""
+        """`x_BTi` through the linear `name`, its bias and the adapters beside it; [B, T, out]."""
         weight, dtype = self._gather(self.weights[name]), x_BTi.dtype
         if isinstance(weight, dict):
             # the scale belongs to an output, so it comes after the product, which stays in `dtype`
             y_BTo = (x_BTi @ weight["q"].astype(dtype)) * weight["scale"].astype(dtype)
         else:
             y_BTo = x_BTi @ weight
+        if (bias := bias_of(name)) in self.weights:
+            y_BTo = y_BTo + self._gather(self.weights[bias])
         for factors, scale in zip(self.factors, self.scales, strict=True):
             if name not in factors:
                 continue

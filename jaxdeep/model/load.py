@@ -128,7 +128,7 @@ def _read(
     def callback(index: tuple[slice, ...]) -> np.ndarray:
         return piece(tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True)))
 
-    dtype = tensors.DTYPES[entries[0].dtype]
+    dtype = entries[0].read_as
     return jax.make_array_from_callback(shape, published, callback, dtype=dtype)
 
 

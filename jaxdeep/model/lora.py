@@ -24,9 +24,13 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.model import tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
+from jaxdeep.model.families import LINEARS
 from jaxdeep.model.identity import Base, check, digest
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.settings import Above, AtLeast, section
+
+LINEAR_OF = {module.rpartition(".")[2]: name for name, module in LINEARS.items()}
+"""A linear by the last part of its published name, by which PEFT calls it."""
 
 
 @section
@@ -35,7 +39,10 @@ class LoraConfig:
 
     rank: Annotated[int, AtLeast(0), "its rank; 0 trains every weight of the base instead"]
     alpha: Annotated[float, Above(0), "its scale times its rank"]
-    targets: Annotated[tuple[str, ...], "the linears that it is added to"] = model_weights.LINEARS
+    targets: Annotated[
+        tuple[str, ...],
+        "the linears that it is added to, by their names here or in PEFT; all-linear is all",
+    ] = model_weights.LINEARS
     under: Annotated[
         tuple[str, ...],
         "frozen adapters between the base and the trained one: folders of runs or of PEFT adapters",
@@ -43,8 +50,14 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         names = model_weights.LINEARS
-        if not self.targets or not set(self.targets) <= set(names):
-            raise ConfigError(f"lora.targets={self.targets}: choose some of {', '.join(names)}")
+        given = tuple(dict.fromkeys(LINEAR_OF.get(name, name) for name in self.targets))
+        given = names if given == ("all-linear",) else given
+        if not given or not set(given) <= set(names):
+            raise ConfigError(
+                f"lora.targets={self.targets}: choose some of {', '.join(names)} (or by their "
+                f"names in PEFT, {', '.join(LINEAR_OF)}, or all-linear)"
+            )
+        object.__setattr__(self, "targets", given)
         if self.under and not self.rank:
             raise ConfigError(
                 f"lora.under={self.under} lies under an adapter, and lora.rank=0 trains none: "

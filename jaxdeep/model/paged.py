@@ -14,6 +14,9 @@ pages of its own, and its tables hold their local numbers.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -78,9 +81,11 @@ def extend(
     count_B: jax.Array,
     *,
     kind: str,
+    window: attention.Window | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Append the first `count_B` keys and values of each row to the row's tokens, and attend: query
-    t of a row sees its first held + t + 1 tokens. Returns the output BTNH and the pages' new array.
+    t of a row sees its first held + t + 1 tokens, or the last of them in the window. Returns the
+    output BTNH and the pages' new array.
 
     `kind` is as in `attention.attend`: all but "plain" choose the kernel on TPUs, where the width
     of a head allows it.
@@ -89,7 +94,7 @@ def extend(
     mesh = jax.sharding.get_abstract_mesh()
     model = 1 if mesh.empty else mesh.shape["model"]
 
-    def local(q_bTnH, k_bTkH, v_bTkH, kv_LpSjH, table_bX, held_b, count_b, layer):
+    def local(q_bTnH, k_bTkH, v_bTkH, kv_LpSjH, table_bX, held_b, count_b, layer, on):
         if K % model:
             heads = attention.kv_heads(N, K, model, jax.lax.axis_index("model"))
             k_bTkH, v_bTkH = (jnp.take(x, heads, axis=2) for x in (k_bTkH, v_bTkH))
@@ -100,9 +105,15 @@ def extend(
         pages, table_bX = kv_LpSjH.reshape(L * p, S, j, H), table_bX + layer * p
         ragged = kind != "plain" and attention.platform() == "tpu" and H % attention.LANES == 0
         attend = kernel if ragged else plain
-        return attend(q_bTnH, pages, table_bX, held_b), kv_LpSjH
+        if window is None:
+            return attend(q_bTnH, pages, table_bX, held_b), kv_LpSjH
+        # rows that are not in use must not look as if they needed the oldest pages
+        held_b = jnp.where(count_b > 0, held_b, jnp.max(held_b))
+        here = attention.Window(window.width, on)
+        return attend(q_bTnH, pages, table_bX, held_b, here), kv_LpSjH
 
     args = (q_BTNH, k_BTKH, v_BTKH, pages.kv_LPSJH, pages.table_BX, pages.held_B, count_B, layer)
+    args = (*args, window and window.on)
     if mesh.empty or mesh.size == 1:
         return local(*args)
     heads, rows, paged = P(ROWS, None, "model"), P(ROWS), P(None, ROWS, None, "model")
@@ -110,7 +121,7 @@ def extend(
     # check_vma is off: the kernel does not declare over which axes its results vary
     return jax.shard_map(
         local,
-        in_specs=(heads, kv, kv, paged, rows, rows, rows, P()),
+        in_specs=(heads, kv, kv, paged, rows, rows, rows, P(), P()),
         out_specs=(heads, paged),
         check_vma=False,
     )(*args)
@@ -136,7 +147,11 @@ def write(kv_LPSJH, k_BTKH, v_BTKH, table_BX, held_B, count_B, layer) -> jax.Arr
 
 
 def plain(
-    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
+    q_BTNH: jax.Array,
+    kv_PSJH: jax.Array,
+    table_BX: jax.Array,
+    held_B: jax.Array,
+    window: attention.Window | None = None,
 ) -> jax.Array:
     """Attention of new queries to pages that already hold their keys; returns BTNH.
 
@@ -144,20 +159,26 @@ def plain(
     result does not depend on them. The cost of a group is that of its longest row: rows of similar
     length belong next to each other.
     """
-    B = len(held_B)
+    B, reach = len(held_B), window and window.reach()
     if attention.platform() == "gpu":
-        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, GPU_BLOCK)
+        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, reach, GPU_BLOCK)
     if B <= GROUP or B % GROUP:
-        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, BLOCK)
+        return _blocks(q_BTNH, kv_PSJH, table_BX, held_B, reach, BLOCK)
     rows = (x.reshape(B // GROUP, GROUP, *x.shape[1:]) for x in (q_BTNH, table_BX, held_B))
-    out = jax.lax.map(lambda row: _blocks(row[0], kv_PSJH, *row[1:], BLOCK), tuple(rows))
+    out = jax.lax.map(lambda row: _blocks(row[0], kv_PSJH, *row[1:], reach, BLOCK), tuple(rows))
     return out.reshape(q_BTNH.shape)
 
 
 def _blocks(
-    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array, size: int
+    q_BTNH: jax.Array,
+    kv_PSJH: jax.Array,
+    table_BX: jax.Array,
+    held_B: jax.Array,
+    reach: jax.Array | None,
+    size: int,
 ) -> jax.Array:
-    """As `plain` for one group of rows, in blocks of about `size` slots."""
+    """As `plain` for one group of rows, in blocks of about `size` slots. A query sees the last
+    `reach` keys (None: all)."""
     B, T, N, H = q_BTNH.shape
     _, S, J, _ = kv_PSJH.shape
     K, M = J // 2, N // (J // 2)
@@ -181,7 +202,8 @@ def _blocks(
         scores_BKQY = jnp.einsum(
             "bkqh,bkyh->bkqy", q_BKQH, kv[..., :H], preferred_element_type=jnp.float32
         ) * (H**-0.5)
-        seen_BQY = i * x * S + jnp.arange(x * S) <= index_BQ[:, :, None]
+        back_BQY = index_BQ[:, :, None] - (i * x * S + jnp.arange(x * S))
+        seen_BQY = back_BQY >= 0 if reach is None else (back_BQY >= 0) & (back_BQY < reach)
         scores_BKQY = jnp.where(seen_BQY[:, None], scores_BKQY, attention.MASKED)
         new_BKQ = jnp.maximum(top_BKQ, jnp.max(scores_BKQY, axis=-1))
         shrink_BKQ = jnp.exp(top_BKQ - new_BKQ)
@@ -201,27 +223,47 @@ def _blocks(
         jnp.zeros((B, K, M * T, H), jnp.float32),
     )
     blocks = jnp.minimum((jnp.max(held_B) + T - 1) // (x * S) + 1, table_BX.shape[1] // x)
-    _, total_BKQ, out_BKQH = jax.lax.fori_loop(0, blocks, block, start)
+    first = 0
+    if reach is not None:
+        # Blocks before the window of every row. What others before a row's own window leave is
+        # shrunk to nothing by its first key.
+        first = jnp.minimum(jnp.maximum(jnp.min(held_B) - (reach - 1), 0) // (x * S), blocks - 1)
+    _, total_BKQ, out_BKQH = jax.lax.fori_loop(first, blocks, block, start)
     out_BKQH = (out_BKQH / total_BKQ[..., None]).astype(q_BTNH.dtype)
     return out_BKQH.reshape(B, K, M, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def kernel(
-    q_BTNH: jax.Array, kv_PSJH: jax.Array, table_BX: jax.Array, held_B: jax.Array
+    q_BTNH: jax.Array,
+    kv_PSJH: jax.Array,
+    table_BX: jax.Array,
+    held_B: jax.Array,
+    window: attention.Window | None = None,
 ) -> jax.Array:
     """As `plain`, by the kernel for TPUs, to which a row's last T tokens are its queries."""
     B, T, N, H = q_BTNH.shape
     S, X = kv_PSJH.shape[1], table_BX.shape[1]
-    out = ragged_paged_attention(
+    arrays = (
         q_BTNH.reshape(B * T, N, H),
         kv_PSJH,
         held_B + T,
         table_BX,
         jnp.arange(B + 1, dtype=jnp.int32) * T,
         jnp.array([B], jnp.int32),
-        sm_scale=H**-0.5,
-        # explicit: its own choice asks which chip it runs on, which ahead of time there is none
-        num_kv_pages_per_block=min(max(TPU_BLOCK // S, 1), X),
-        num_queries_per_block=min(B * T, 32),
     )
+
+    def run(width: int | None) -> Callable[..., jax.Array]:
+        return functools.partial(
+            ragged_paged_attention,
+            sm_scale=H**-0.5,
+            sliding_window=width,
+            # explicit: its own choice asks which chip it runs on, which ahead of time there is none
+            num_kv_pages_per_block=min(max(TPU_BLOCK // S, 1), X),
+            num_queries_per_block=min(B * T, 32),
+        )
+
+    if window is None or window.on is None:
+        out = run(window and window.width)(*arrays)
+    else:
+        out = jax.lax.cond(window.on, run(window.width), run(None), *arrays)
     return out.reshape(B, T, N, H)

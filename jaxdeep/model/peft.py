@@ -22,31 +22,31 @@ from jaxdeep.errors import CheckpointError
 from jaxdeep.model import identity, lora, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
+from jaxdeep.model.families import LINEARS
 from jaxdeep.model.identity import Base
-from jaxdeep.model.layout import NAMES, hf_module
+from jaxdeep.model.layout import in_layer
 from jaxdeep.model.load import put_beside
 from jaxdeep.model.lora import Adapter
 from jaxdeep.model.tensors import on_host
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "jaxdeep.json"
 PREFIX = "base_model.model."
-LEAVES = {
-    hf.rpartition(".")[2]: name for name, hf in NAMES.items() if name in model_weights.LINEARS
-}
 TENSOR = re.compile(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight")
 MODULE = re.compile(r"model\.layers\.(\d+)\.(?:self_attn|mlp(?:\.experts\.(\d+))?)\.(\w+)")
 FUSED = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
-REFUSED = (  # settings with which an adapter computes something else than x @ a @ b * scale
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "trainable_token_indices",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "use_qalora",
-    "use_bdlora",
-    "fan_in_fan_out",
+READ = (  # settings that are honoured here
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+    *("target_modules", "exclude_modules", "target_parameters", "layers_to_transform"),
+    "init_lora_weights",
 )
+HARMLESS = (  # and those that change nothing of what an adapter computes once it is trained
+    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "lora_dropout", "layers_pattern", "megatron_config", "megatron_core"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    *("qalora_group_size", "ensure_weight_tying"),
+)
+"""Every other setting that is not empty is refused by name: with it an adapter computes something
+else than `x @ a @ b * scale`, such as with use_dora, modules_to_save or lora_bias."""
 BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract the initial adapter from the base's weights."""
 
@@ -113,7 +113,7 @@ def _plan(cfg: Config, spec: lora.LoraConfig, targets: list[str]) -> dict[str, t
             for expert in experts:
                 for key, factor in (("a", "lora_A"), ("b", "lora_B")):
                     *_, rows, columns = shapes[name][key].shape
-                    full = f"{PREFIX}{hf_module(name, i, expert)}.{factor}.weight"
+                    full = f"{PREFIX}{in_layer(LINEARS[name], i, expert)}.{factor}.weight"
                     plan[full] = ((columns, rows), name, key, i, expert)
     return plan
 
@@ -126,7 +126,7 @@ def _about(spec: lora.LoraConfig, targets: list[str], base: Base) -> dict[str, A
         "base_model_name_or_path": base.name,
         "r": spec.rank,
         "lora_alpha": spec.alpha,
-        "target_modules": [NAMES[name].rpartition(".")[2] for name in targets],
+        "target_modules": [LINEARS[name].rpartition(".")[2] for name in targets],
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -173,6 +173,14 @@ def load(path: pathlib.Path, cfg: Config, base: Base | None = None) -> Adapter:
     # zeros are no adapter: `save` writes them for experts' linears that have none
     pieces = [piece for piece in pieces if piece.a.any() or piece.b.any()] or pieces
     scales = [_scale(path, piece, about) for piece in pieces]
+    # a scale of zero is no adapter, either
+    kept = [(piece, scale) for piece, scale in zip(pieces, scales, strict=True) if scale]
+    if not kept:
+        raise CheckpointError(
+            f"{path}: lora_alpha={about['lora_alpha']} scales every factor to zero, so this "
+            f"adapter changes nothing: set lora_alpha in {CONFIG} to what it was trained with"
+        )
+    pieces, scales = zip(*kept, strict=True)
     leaves = {piece.leaf for piece in pieces}
     targets = tuple(name for name in model_weights.LINEARS if name in leaves)
     rank = max(piece.a.shape[-1] for piece in pieces)
@@ -200,13 +208,24 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
         ) from error
     if kind != "LORA":
         raise CheckpointError(f"{path} is an adapter of type {kind}, not LORA")
-    wrong = [f"{name}={about[name]!r}" for name in REFUSED if about.get(name)]
+    known = (*READ, *HARMLESS)
+    wrong = [f"{name}={value!r}" for name, value in about.items() if value and name not in known]
     wrong += [f"bias={bias!r}"] if bias != "none" else []
     initial = about.get("init_lora_weights")
     if isinstance(initial, str) and initial.startswith(BASE_CHANGING):
         wrong.append(f"init_lora_weights={initial!r}")
     if wrong:
         raise CheckpointError(f"{path} is more than two factors a linear: {', '.join(wrong)}")
+    for name in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(about.get(name) or {}, dict):
+            raise CheckpointError(f"{path}: {name}={about[name]!r} is not a dictionary")
+    numbers = {"r": about["r"], "lora_alpha": about["lora_alpha"]}
+    for kind in ("rank_pattern", "alpha_pattern"):
+        numbers |= {f"{kind}[{key!r}]": value for key, value in (about.get(kind) or {}).items()}
+    for name, value in numbers.items():
+        right = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not right or not math.isfinite(value):
+            raise CheckpointError(f"{path}: {name}={value!r} in {CONFIG} is not a number")
     return about
 
 
@@ -218,9 +237,13 @@ def _pairs(path: pathlib.Path) -> dict[str, tuple[tensors.Entry, tensors.Entry]]
     for name, entry in tensors.header(path / WEIGHTS).items():
         match = TENSOR.fullmatch(name)
         if not match or not (MODULE.fullmatch(match[1]) or FUSED.fullmatch(match[1])):
-            raise CheckpointError(f"{path}: the tensor {name} is no factor of a Qwen3's linear")
+            raise CheckpointError(f"{path}: the tensor {name} is no factor of a linear")
         if entry.dtype not in tensors.DTYPES or len(entry.shape) != 2:
-            raise CheckpointError(f"{path}: {name} is {entry.dtype}{list(entry.shape)}")
+            raise CheckpointError(
+                f"{path}: {name} is {entry.dtype}{list(entry.shape)}, and a factor has two "
+                f"dimensions and one of the types {', '.join(tensors.DTYPES)}: save the adapter "
+                "in float32"
+            )
         pairs.setdefault(match[1], {})[match[2]] = entry
     for module, pair in pairs.items():
         if len(pair) != 2:
@@ -248,7 +271,7 @@ def _pieces(
         fits = fits and cfg.E > 0 and rank % cfg.E == 0 and last != ""
         module = f"model.layers.{layer}.mlp.experts.{last}"
     else:
-        name = LEAVES.get(last)
+        name = lora.LINEAR_OF.get(last)
         of_expert = cfg.E > 0 and name in model_weights.EXPERTS
         fits = fits and name is not None and of_expert == (expert is not None)
         fits = fits and (expert is None or expert < cfg.E)

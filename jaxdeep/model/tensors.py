@@ -24,7 +24,12 @@ import numpy as np
 from jaxdeep.errors import CheckpointError
 from jaxdeep.parallel import exchange
 
-DTYPES = {"BF16": jnp.dtype("bfloat16"), "F16": np.dtype("float16"), "F32": np.dtype("float32")}
+DTYPES = {
+    "BF16": jnp.dtype("bfloat16"),
+    "F16": np.dtype("float16"),
+    "F32": np.dtype("float32"),
+    "F64": np.dtype("float64"),
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ALIGN = 64  # bytes; what XLA's CPU backend asks of memory that it takes over without a copy
 BLOCK = 32 * 2**20  # bytes of a file that are read at one time
@@ -37,6 +42,11 @@ class Entry(NamedTuple):
     start: int
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def read_as(self) -> np.dtype:
+        """The dtype that `read` gives: float32 for float64, which nothing computes in."""
+        return DTYPES["F32" if self.dtype == "F64" else self.dtype]
 
 
 def header(path: pathlib.Path) -> dict[str, Entry]:
@@ -69,8 +79,8 @@ def header(path: pathlib.Path) -> dict[str, Entry]:
 
 
 def read(entry: Entry, slices: Sequence[slice] | None = None) -> np.ndarray:
-    """The tensor, or the part that `slices`, one a dimension, choose. CheckpointError if the file
-    ends early."""
+    """The tensor, or the part that `slices`, one a dimension, choose, as `entry.read_as`.
+    CheckpointError if the file ends early."""
     dtype, shape = DTYPES[entry.dtype], entry.shape
     slices = slices or [slice(None)] * len(shape)
     bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]
@@ -92,7 +102,7 @@ def read(entry: Entry, slices: Sequence[slice] | None = None) -> np.ndarray:
             if block.size != rows * width:
                 raise CheckpointError(f"{entry.file} ends within a tensor: fetch it again")
             out[row : row + rows] = block.reshape(rows, *shape[1:])[(slice(None), *columns)]
-    return out.view(dtype)
+    return out.view(dtype).astype(entry.read_as, copy=False)
 
 
 def write(

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxdeep.model import families
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 
-LINEARS = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-EXPERTS = ("w_gate", "w_up", "w_down")  # in a mixture there is one of each per expert
+LINEARS = tuple(families.LINEARS)
+EXPERTS = families.MLP  # in a mixture there is one of each per expert
 
 
 class Leaf(NamedTuple):
     """A declared weight: its shape, the names of its dimensions (keys of `mesh.RULES`), its fan-in
-    (None: it is initialised to ones), and its dtype if it is not the model's."""
+    (None: it is initialised to ones, 0: to zeros), and its dtype if it is not the model's."""
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -46,13 +47,17 @@ def leaves(cfg: Config) -> dict[str, Any]:
 def published(cfg: Config) -> dict[str, Any]:
     """As `leaves`, before quantization: the weights that a checkpoint holds."""
     L, D, F, Q, KV, H = cfg.L, cfg.D, cfg.F, cfg.N * cfg.H, cfg.K * cfg.H, cfg.H
+    # the widths of the norms of queries and keys
+    normed = {"head": (H, H), "width": (Q, KV), "": ()}[cfg.kind.qk_norm]
     layers = {
         "attn_norm": Leaf((L, D), ("layers", None), None),
         "wq": Leaf((L, D, Q), ("layers", "embed", "heads"), D),
         "wk": Leaf((L, D, KV), ("layers", "embed", "kv_heads"), D),
         "wv": Leaf((L, D, KV), ("layers", "embed", "kv_heads"), D),
-        "q_norm": Leaf((L, H), ("layers", None), None),
-        "k_norm": Leaf((L, H), ("layers", None), None),
+        **{
+            name: Leaf((L, width), ("layers", None), None)
+            for name, width in zip(("q_norm", "k_norm"), normed, strict=False)
+        },
         "wo": Leaf((L, Q, D), ("layers", "heads", "embed"), Q),
         "mlp_norm": Leaf((L, D), ("layers", None), None),
     }
@@ -69,6 +74,10 @@ def published(cfg: Config) -> dict[str, Any]:
             "w_up": Leaf((L, D, F), ("layers", "embed", "mlp"), D),
             "w_down": Leaf((L, F, D), ("layers", "mlp", "embed"), F),
         }
+    for name in cfg.biases:
+        outputs, axis = layers[name].shape[-1], layers[name].axes[-1]
+        axis = None if axis == "embed" else axis  # as a norm: too small to be spread
+        layers[bias_of(name)] = Leaf((L, outputs), ("layers", axis), 0)
     tree = {
         # laid out for the lookup in `decoder.embed`, not for a matmul
         "embed": Leaf((cfg.V, D), ("vocab", "embed_table"), D),
@@ -76,6 +85,11 @@ def published(cfg: Config) -> dict[str, Any]:
         "norm": Leaf((D,), (None,), None),
     }
     return tree if cfg.tie else tree | {"head": Leaf((D, cfg.V), ("embed", "vocab"), D)}
+
+
+def bias_of(linear: str) -> str:
+    """The name of the bias of a linear: bq of wq, b_up of w_up."""
+    return f"b{linear.removeprefix('w')}"
 
 
 def _quantized(leaf: Leaf) -> dict[str, Leaf]:
@@ -137,13 +151,13 @@ def quantize(weight: jax.Array) -> dict[str, jax.Array]:
 
 
 def init(key: jax.Array, cfg: Config) -> dict[str, Any]:
-    """Random weights: normal with variance 1 / fan-in, norms at one."""
+    """Random weights: normal with variance 1 / fan-in, norms at one, biases at zero."""
     flat, tree = jax.tree.flatten(published(cfg), is_leaf=is_leaf)
     keys = jax.random.split(key, len(flat))
     dtype = jnp.dtype(cfg.dtype)
     arrays = [
-        jnp.ones(leaf.shape, dtype)
-        if leaf.fan_in is None
+        jnp.full(leaf.shape, leaf.fan_in is None, dtype)
+        if not leaf.fan_in
         else (jax.random.normal(k, leaf.shape) * leaf.fan_in**-0.5).astype(dtype)
         for k, leaf in zip(keys, flat, strict=True)
     ]

@@ -60,10 +60,16 @@ def advantage_metrics(
     return out
 
 
-def engine_counts(before: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
-    """What an engine has done between two readings of its metrics."""
+def engine_counts(
+    readings: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+) -> dict[str, float]:
+    """What engines have done together between two readings of the metrics of each, one engine a
+    process."""
     names = ("sampled", "prefilled", "reused", "paused", "compilations")
-    done = {f"engine/{name}": now[name] - before[name] for name in names}
+    done = {
+        f"engine/{name}": sum(now[name] - before[name] for before, now in readings)
+        for name in names
+    }
     entered = done["engine/reused"] + done["engine/prefilled"]
     return done | {"engine/hit_rate": done["engine/reused"] / max(entered, 1)}
 

@@ -222,9 +222,10 @@ class Training:
         return StepData(rows, batches, shares | {"grpo/epochs": self.explorer.walk.epochs})
 
     def describe(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-        """Metrics of the rollouts, and of the engine since the last step."""
+        """Metrics of the rollouts, and of the engines of all processes since the last step."""
         before, self.counts = self.counts, self.engine.metrics()
-        return summary.summarize(groups) | summary.engine_counts(before, self.counts)
+        readings = exchange.all_gather_objects([(before, self.counts)])
+        return summary.summarize(groups) | summary.engine_counts(readings)
 
     def update(self, batches: Sequence[Batch], rollouts: int) -> Update:
         """The passes over a step's microbatches, which hold so many rollouts; at the first of them

@@ -75,6 +75,15 @@ class AdapterBank:
         mixes = [weight * self[other].mix_A for other, weight in weights.items()]
         return self._name(name, AdapterMix(np.sum(mixes, axis=0, dtype=np.float32)))
 
+    def remove(self, name: str) -> AdapterMix:
+        """Let `name` stand for nothing. Returns what it stood for. ValueError for an unknown name,
+        and for ""."""
+        mix = self[name]
+        if not name:
+            raise ValueError("the name '' always stands for something: let it stand for the base")
+        mix.named = False
+        return self.mixes.pop(name)
+
     def _name(self, name: str, mix: AdapterMix) -> AdapterMix | None:
         replaced = self.mixes.get(name)
         if replaced is not None:

@@ -153,6 +153,13 @@ class Engine:
         with self._wake:
             self._forget(self._bank.compose(name, weights))
 
+    def remove_adapter(self, name: str) -> None:
+        """Let `name` stand for nothing any more: new requests for it are refused, and its pages and
+        its place are free once those in flight have ended. ValueError for an unknown name, and for
+        "", which stands for the base (`set_adapter(None)`)."""
+        with self._wake:
+            self._forget(self._bank.remove(name))
+
     def set_base(self, params: dict) -> None:
         """Sample from other weights of the same shapes. RuntimeError if requests are in flight."""
         with self._wake:
@@ -245,9 +252,10 @@ class Engine:
                     requests = self._scheduler.in_flight
                     self._wake.notify_all()
                 for request in requests:
-                    if not request.future.done():
-                        error = RuntimeError("the engine closed before this request was served")
-                        error.__cause__ = self._error
+                    error = RuntimeError("the engine closed before this request was served")
+                    error.__cause__ = self._error
+                    # whoever waits may cancel at any moment: to ask first would not help
+                    with contextlib.suppress(concurrent.futures.InvalidStateError):
                         request.future.set_exception(error)
 
     def _ready(self) -> bool:

@@ -85,18 +85,19 @@ class Pool:
             matched += more
         return lease, matched
 
-    def match(self, policy: Hashable, tokens: Sequence[int]) -> int:
-        """How many tokens a lease would find in full pages. Changes nothing."""
-        node, size, matched = self._roots.get(policy, Node()), self.size, 0
+    def match(self, policy: Hashable, tokens: Sequence[int]) -> tuple[int, int]:
+        """How many tokens a lease would find in full pages, and how many of these pages are in use
+        by others. Changes nothing."""
+        node, size, matched, used = self._roots.get(policy, Node()), self.size, 0, 0
         while child := node.children.get(tuple(tokens[matched : matched + size])):
-            node, matched = child, matched + size
-        return matched
+            node, matched, used = child, matched + size, used + bool(child.users)
+        return matched, used
 
-    def grow(self, lease: Lease, tokens: int, *, spare: int = 0) -> bool:
+    def grow(self, lease: Lease, tokens: int) -> bool:
         """Give a sequence pages for `tokens` tokens in all. False, and nothing changed, if pages
-        are lacking or fewer than `spare` would be left for others."""
+        are lacking."""
         need = -(-tokens // self.size) - len(lease.path) - len(lease.own)
-        if need > 0 and need + spare > self.available:
+        if need > self.available:
             return False
         while need > len(self._free):
             self._unlink(next(iter(self._idle)))
@@ -112,14 +113,18 @@ class Pool:
         size = self.size
         if self._forgotten(lease.root):
             return
-        while lease.own and (len(lease.path) + 1) * size <= len(tokens):
-            start = len(lease.path) * size
-            node = lease.path[-1] if lease.path else lease.root
-            page_tokens = tuple(tokens[start : start + size])
+        node = lease.path[-1] if lease.path else lease.root
+        first = len(lease.path)
+        full = min(len(tokens) // size, first + len(lease.own))
+        for at in range(first, full):
+            page_tokens = tuple(tokens[at * size : (at + 1) * size])
             if page_tokens in node.children:
-                return
-            node.children[page_tokens] = Node(node, page_tokens, lease.own.pop(0), users=1)
-            lease.path.append(node.children[page_tokens])
+                break
+            child = Node(node, page_tokens, lease.own[at - first], users=1)
+            node.children[page_tokens] = child
+            lease.path.append(child)
+            node = child
+        del lease.own[: len(lease.path) - first]
 
     def release(self, lease: Lease, tokens: Sequence[int]) -> None:
         """End a sequence that holds `tokens`. Others find them while their room is not needed."""
@@ -155,9 +160,17 @@ class Pool:
     def forget(self, policy: Hashable) -> None:
         """Drop what was computed with this policy: its pages are free, those in use once they are
         released."""
-        root = self._roots.pop(policy, Node())
-        for node in [node for node in self._idle if _root(node) is root]:
-            self._unlink(node)
+        ahead = [self._roots.pop(policy, Node())]
+        while ahead:  # from the root down, so that each page is visited once
+            node = ahead.pop()
+            below = [*node.children.values(), *node.partial]
+            ahead += below
+            for child in below:
+                if not child.users:
+                    del self._idle[child]
+                    self._free.append(child.page)
+            node.children = {key: child for key, child in node.children.items() if child.users}
+            node.partial = []
 
     def _forgotten(self, root: Node) -> bool:
         return root not in self._roots.values()
@@ -170,12 +183,6 @@ class Pool:
         else:
             node.parent.partial.remove(node)
         self._free.append(node.page)
-
-
-def _root(node: Node) -> Node:
-    while node.parent is not None:
-        node = node.parent
-    return node
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

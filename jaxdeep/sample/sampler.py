@@ -73,14 +73,17 @@ class Draws:
 
 
 def cut(scaled_BV: jax.Array, params: DrawParams) -> jax.Array:
-    """Scores [B, V] with minus infinity in place of those that top-k, top-p or min-p exclude. The
-    most likely token always stays, and all whose score equals the lowest that stays."""
+    """Scores [B, V] with minus infinity in place of those that top-k, top-p or min-p exclude; top-p
+    is of the probability that top-k left, as in transformers and vLLM. The most likely token always
+    stays, and all whose score equals the lowest that stays."""
     V = scaled_BV.shape[1]
     down_BV = -jnp.sort(-scaled_BV, axis=-1)
-    prob_BV = jax.nn.softmax(down_BV, axis=-1)
+    top_k_B = jnp.where(params.top_k_B > 0, jnp.minimum(params.top_k_B, V), V)
+    lowest_B1 = jnp.take_along_axis(down_BV, top_k_B[:, None] - 1, axis=-1)
+    kept_BV = down_BV >= lowest_B1
+    prob_BV = jax.nn.softmax(jnp.where(kept_BV, down_BV, -jnp.inf), axis=-1)
     before_BV = jnp.cumsum(prob_BV, axis=-1) - prob_BV
-    top_k_B = jnp.where(params.top_k_B > 0, params.top_k_B, V)
-    kept_BV = (jnp.arange(V) < top_k_B[:, None]) & (before_BV < params.top_p_B[:, None])
+    kept_BV &= before_BV < params.top_p_B[:, None]
     kept_BV &= prob_BV >= params.min_p_B[:, None] * prob_BV[:, :1]
     last_B = jnp.maximum(jnp.sum(kept_BV, axis=-1) - 1, 0)
     least_B1 = jnp.take_along_axis(down_BV, last_B[:, None], axis=-1)

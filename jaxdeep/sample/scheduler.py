@@ -15,7 +15,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxdeep.sample.pages import Pool
@@ -113,25 +113,14 @@ class Scheduler:
         busy = collections.Counter(r.shard for r in (*self.prefilling, *self.decoding))
         while self.waiting:
             request = self.waiting[0]
-            open_shards = [
-                shard
-                for shard in range(self.shards)
-                if busy[shard] < self.engine.slots // self.shards
-            ]
-            if not open_shards:
-                return
-            # the last token is always computed again: the next one is predicted from it
-            prefix = request.content[:-1]
-            shard = max(
-                open_shards,
-                key=lambda s: (self.pools[s].match(request.mix, prefix), self.pools[s].available),
-            )
-            pool = self.pools[shard]
-            lease, computed = pool.lease(request.mix, prefix)
-            if not pool.grow(lease, len(request.content), spare=busy[shard]):
+            shard = self._best_shard(request, busy)
+            if shard is None:
                 # nobody overtakes it: a long request would wait forever behind short ones
-                pool.release(lease, request.content[:computed])
                 return
+            pool = self.pools[shard]
+            # the last token is always computed again: the next one is predicted from it
+            lease, computed = pool.lease(request.mix, request.content[:-1])
+            pool.grow(lease, len(request.content))
             # Others can share its pages before they are computed: tiles enter in the order of
             # admission, and a call writes the keys of all its tiles before any of them attends.
             pool.publish(lease, request.content)
@@ -143,6 +132,46 @@ class Scheduler:
                 self.counts["requests"] += 1
                 self.counts["queue_seconds"] += time.perf_counter() - request.submitted_at
             self.counts["reused"] += computed
+
+    def _best_shard(self, request: Request, busy: Mapping[int, int]) -> int | None:
+        """The shard on which a request costs least, of those with a free slot and room for what it
+        holds; None if there is none. `busy` counts the requests in progress on each shard.
+
+        The cost is in tokens that a shard computes: those that are not in its pages yet; those of
+        decode calls, which have a row for each slot of their size whether it is used or not, and
+        become larger for all shards if one has more requests than a small call holds; and those
+        that are computed again because pages run out before everybody has ended. Where it is equal,
+        the shard with the fewest requests takes it, then the one with the most pages.
+        """
+        engine, page = self.engine, self.engine.page
+        most = engine.slots // self.shards
+        growth = self._promised_pages()
+
+        def cost(shard: int) -> tuple[bool, int, int, int]:
+            pool = self.pools[shard]
+            matched, used = pool.match(request.mix, request.content[:-1])
+            now, later = (
+                -(-n // page) - used
+                for n in (len(request.content), len(request.content) + request.left)
+            )
+            beside = busy[shard]
+            rows = self._call_size(engine.slots, beside + 1) // self.shards
+            lacking = max(later + growth[shard] - pool.available, 0)
+            tokens = len(request.content) - matched + rows * request.left + lacking * page
+            return now + beside > pool.available, tokens, beside, -pool.available
+
+        costs = {shard: cost(shard) for shard in range(self.shards) if busy[shard] < most}
+        best = min(costs, key=lambda shard: costs[shard], default=None)
+        return None if best is None or costs[best][0] else best
+
+    def _promised_pages(self) -> collections.Counter[int]:
+        """The pages of each shard that requests in progress will still ask for, if none ends before
+        its budget does."""
+        growth: collections.Counter[int] = collections.Counter()
+        for request in (*self.prefilling, *self.decoding):
+            whole = -(-(len(request.content) + request.left) // self.engine.page)
+            growth[request.shard] += whole - len(request.lease.path) - len(request.lease.own)
+        return growth
 
     def demand(self) -> Demand:
         """What there is to do. Processes that make calls together take the maximum over all."""

@@ -27,7 +27,12 @@ class OptimConfig:
     end: Annotated[float, AtLeast(0), AtMost(1), "the last rate, as a share of the peak"] = 0.0
     b1: Annotated[float, AtLeast(0), Below(1), "decay of the mean of the gradients"] = 0.9
     b2: Annotated[float, AtLeast(0), Below(1), "decay of the mean of their squares"] = 0.95
-    weight_decay: Annotated[float, AtLeast(0), "decoupled decay of weights, times the rate"] = 0.0
+    weight_decay: Annotated[
+        float,
+        AtLeast(0),
+        "decoupled decay, times the rate, of linears, the head and "
+        "an adapter's factors; norms, biases and the embedding stay as they are",
+    ] = 0.0
     clip: Annotated[
         float, AtLeast(0), "the largest global norm of the gradients; 0: they are not clipped"
     ] = 1.0
@@ -66,23 +71,35 @@ def schedule(cfg: OptimConfig, lr: float) -> optax.Schedule:
 def chain(cfg: OptimConfig) -> optax.GradientTransformation:
     """The optax transformation that `cfg` describes. It is built inside the jitted functions: as a
     static argument it would compile them again each time, as no two transformations are equal."""
-    adamw = optax.adamw(schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay)
+    mask = decayed if cfg.weight_decay else None
+    adamw = optax.adamw(
+        schedule(cfg, cfg.lr), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=mask
+    )
     clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
     if cfg.name == "adamw":
         return optax.chain(clip, adamw)
 
-    def matrices(tree: Any) -> Any:
-        # stacked linears [L, in, out]: each layer is orthogonalized by itself
-        numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
-        return jax.tree.map(lambda leaf: numbers if leaf.ndim == 3 else None, tree)
-
+    # stacked linears [L, in, out]: each layer is orthogonalized by itself
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
     muon = optax.contrib.muon(
         schedule(cfg, cfg.muon_lr),
         weight_decay=cfg.weight_decay,
-        adam_b1=cfg.b1,
-        adam_b2=cfg.b2,
-        adam_weight_decay=cfg.weight_decay,
-        adam_learning_rate=schedule(cfg, cfg.lr),
-        muon_weight_dimension_numbers=matrices,  # leaves without any are AdamW's
+        muon_weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: numbers, tree),
     )
-    return optax.chain(clip, muon)
+    both = optax.partition(
+        {"muon": muon, "adamw": adamw},
+        lambda tree: jax.tree.map(lambda leaf: "muon" if leaf.ndim == 3 else "adamw", tree),
+    )
+    return optax.chain(clip, both)
+
+
+def decayed(tree: Any) -> Any:
+    """Whether weight decay applies to each leaf of what is trained: to matrices that multiply. A
+    norm or a bias has no direction to forget, and a row of the embedding that a batch does not hold
+    would only shrink."""
+
+    def one(path: tuple, leaf: Any) -> bool:
+        # stacked by layer, a linear has three dimensions and a norm two
+        return leaf.ndim >= 3 or path[-1].key == "head"
+
+    return jax.tree.map_with_path(one, tree)

@@ -1,4 +1,4 @@
-"""Small models of both kinds, their weights, adapters and logits, computed once for several
+"""Small models of three kinds, their weights, adapters and logits, computed once for several
 tests."""
 
 import dataclasses
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdeep.model import decoder, head, lora
+from jaxdeep.model import decoder, families, head, lora, rope
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
@@ -21,7 +21,17 @@ DENSE = Config(
     remat="dots",
 )
 MIXTURE = dataclasses.replace(DENSE, F=24, tie=False, E=4, top_k=2)
-CONFIGS = {"dense": DENSE, "mixture": MIXTURE}
+# norms after attention and mlp, over the whole width of queries and keys; a window in one layer
+OLMO = dataclasses.replace(
+    DENSE,
+    family="olmo3",
+    tie=False,
+    biases=families.ATTENTION,
+    window=6,
+    windowed=(True, False),
+    scaling=rope.Yarn(4.0, 128),
+)
+CONFIGS = {"dense": DENSE, "mixture": MIXTURE, "olmo": OLMO}
 LORA = lora.LoraConfig(rank=3, alpha=6.0)
 TOKENS = np.random.default_rng(0).integers(0, 96, (2, 19))
 

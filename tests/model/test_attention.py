@@ -23,12 +23,13 @@ def inputs(T, B=2, N=4, K=2, H=8, seed=0):
     return q, k, v, segments.astype(np.int32)
 
 
-def loop(q, k, v, segments):
+def loop(q, k, v, segments, width=10**6):
     out = np.zeros(q.shape)
     B, T, N, H = q.shape
     for b in range(B):
         for t in range(T):
-            seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+            first = max(t - width + 1, 0)
+            seen = [s for s in range(first, t + 1) if segments[b, s] == segments[b, t]]
             for n in range(N):
                 kv = n // (N // k.shape[2])
                 scores = k[b, seen, kv].astype(float) @ q[b, t, n] / np.sqrt(H)
@@ -54,36 +55,49 @@ def same(want, got, atol=1e-4):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=atol, rtol=1e-4), want, got)
 
 
+WINDOW = attention.Window(5)
+ON, OFF = (attention.Window(5, np.array(on)) for on in (True, False))
+
+
 @pytest.mark.parametrize("block", [64, 8])
-def test_equals_a_loop(block):
+@pytest.mark.parametrize("window", [None, WINDOW, ON, OFF], ids=["none", "always", "on", "off"])
+def test_equals_a_loop(block, window):
     args = inputs(19)
-    attend = jax.jit(functools.partial(attention.attend, block=block))
-    np.testing.assert_allclose(attend(*args), loop(*args), atol=1e-5)
+    attend = jax.jit(functools.partial(attention.attend, block=block, window=window))
+    want = loop(*args, 5) if window in (WINDOW, ON) else loop(*args)
+    np.testing.assert_allclose(attend(*args), want, atol=1e-5)
 
 
-def test_blocks_change_neither_values_nor_gradients():
+@pytest.mark.parametrize("window", [None, attention.Window(11)], ids=["none", "11"])
+def test_blocks_change_neither_values_nor_gradients(window):
     args = inputs(37)
-    same(run(args, block=64), run(args, block=8))
+    same(run(args, block=64, window=window), run(args, block=8, window=window))
 
 
-def test_splash_equals_plain():
+@pytest.mark.parametrize("on", [None, True, False])
+def test_splash_equals_plain(on):
     args = inputs(256, N=4, K=2, H=16)
-    same(run(args, kind="plain"), run(args, kind="splash"))
+    window = None if on is None else attention.Window(40, np.array(on))
+    same(run(args, kind="plain", window=window), run(args, kind="splash", window=window))
 
 
 @pytest.mark.parametrize(
-    ("T", "axes"),
-    [(512, dict(data=1, context=2, model=4)), (256, dict(data=2, model=4))],
+    ("T", "axes", "window"),
+    [
+        (512, dict(data=1, context=2, model=4), attention.Window(140)),
+        (256, dict(data=2, model=4), None),
+    ],
     ids=str,
 )
-def test_splash_on_a_mesh_equals_plain_on_one_device(T, axes):
+def test_splash_on_a_mesh_equals_plain_on_one_device(T, axes, window):
     """Two kv heads for four devices, and positions in the order of the context axis."""
     args = inputs(T, N=4, K=2, H=16)
     weight = np.random.default_rng(1).standard_normal(args[0].shape)
-    want_out, want_grads = run(args, weight, kind="plain")
+    want_out, want_grads = run(args, weight, kind="plain", window=window)
     with meshes.use(meshes.make_mesh(meshes.MeshConfig(**axes))):
         order = context.order(T)
-        out, grads = run([x[:, order] for x in args], weight[:, order], kind="splash")
+        args = [x[:, order] for x in args]
+        out, grads = run(args, weight[:, order], kind="splash", window=window)
     back = np.argsort(order)
     same((want_out, want_grads), jax.tree.map(lambda x: x[:, back], (out, grads)))
 

@@ -76,6 +76,7 @@ def same(want, got, tolerance=1e-4):
 
 BATCH = packed(tiny.CFG, 2, (37, 5, 11), 64)
 MIXTURE = dict(E=4, top_k=2, F=16)
+OLMO = dict(family="olmo3", window=9, windowed=(True, False), biases=("wq", "wk", "wv", "wo"))
 
 
 @functools.cache
@@ -103,6 +104,7 @@ def alone(**changes):
         pytest.param(dict(context=8), {}, dict(chunk=3, remat="full"), marks=pytest.mark.slow),
         pytest.param(dict(context=4, model=2), {}, {}, marks=pytest.mark.slow),
         pytest.param(dict(data=2, context=2, model=2), MIXTURE, {}, marks=pytest.mark.slow),
+        pytest.param(dict(data=2, context=2, model=2), OLMO, {}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -9,10 +9,10 @@ import pytest
 from tiny import pages
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import decoder, head, layout, load, lora
+from jaxdeep.model import decoder, families, head, layout, load, lora
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
-from jaxdeep.model.rope import Yarn
+from jaxdeep.model.rope import Linear, Llama3, Yarn
 from jaxdeep.parallel import mesh as meshes
 
 SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, tied
@@ -24,10 +24,32 @@ SHAPES = {  # vocab, hidden, mlp, layers, heads, kv heads, head width, theta, ti
     "one layer, wide groups": (97, 64, 96, 1, 8, 1, 32, 5e6, False),
 }
 
+WINDOWED = (True, True, False)
+YARN = Yarn(4.0, 16, attention=1.2)
 CHANGES = {
-    "YaRN, 41 of 16 x 4 positions": dict(yarn=Yarn(4.0, 16, attention=1.2), limit=64),
+    "YaRN, 41 of 16 x 4 positions": dict(scaling=YARN, limit=64),
+    "biases, a window in some layers": dict(biases=families.ATTENTION, window=9, windowed=WINDOWED),
     "3 of 8 experts": dict(E=8, top_k=3, F=32),
     "2 of 4 experts, weights as they are": dict(E=4, top_k=2, F=32, norm_top_k=False),
+    "qwen2": dict(family="qwen2", biases=("wq", "wk", "wv"), tie=True, K=2),
+    "qwen2, a window and YaRN": dict(
+        family="qwen2", biases=("wq", "wk", "wv"), window=7, scaling=YARN, limit=64
+    ),
+    "llama 2, linear rope": dict(family="llama", scaling=Linear(2.5), theta=1e4),
+    "llama 3": dict(family="llama", K=1, scaling=Llama3(8.0, 16), theta=5e5),
+    "llama, all biases, tied": dict(
+        family="llama", biases=(*families.ATTENTION, *families.MLP), tie=True, H=32
+    ),
+    "mistral, full attention": dict(family="mistral", K=2, H=32),
+    "mistral, a window": dict(family="mistral", K=1, window=8),
+    "olmo 2": dict(family="olmo2"),
+    "olmo 2, grouped heads, tied": dict(
+        family="olmo2", K=2, tie=True, biases=families.ATTENTION, scaling=Llama3(4.0, 16)
+    ),
+    "olmo 3": dict(family="olmo3", window=9, windowed=WINDOWED, theta=5e5),
+    "olmo 3, YaRN where there is no window": dict(
+        family="olmo3", K=2, window=5, windowed=WINDOWED, scaling=YARN, limit=64
+    ),
 }
 
 
@@ -49,7 +71,19 @@ def one_device():
     return meshes.make_mesh(devices=jax.devices()[:1])
 
 
-@pytest.mark.parametrize("name", [*SHAPES, *CHANGES])
+# one of each family always; the other shapes are for the slow tests
+QUICK = (
+    *("theta 1e4, tied, 1 kv head", "theta 1e6, untied, 4 kv heads", "one layer, wide groups"),
+    *("biases, a window in some layers", "3 of 8 experts", "qwen2, a window and YaRN"),
+    *("llama 3", "mistral, a window", "olmo 2", "olmo 3, YaRN where there is no window"),
+)
+EVERY = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*SHAPES, *CHANGES)
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_equals_transformers(name, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -57,17 +91,25 @@ def test_equals_transformers(name, tmp_path):
     cfg = config(shape, **CHANGES.get(name, {}))
     torch.manual_seed(0)
     hf = {k: v for k, v in cfg.to_hf().items() if k not in ("architectures", "torch_dtype")}
-    peer = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**hf))
+    # a token for padding would get no gradient there
+    about = transformers.AutoConfig.for_model(**hf, pad_token_id=None)
+    peer = transformers.AutoModelForCausalLM.from_config(about)
     peer = peer.float().eval()
     with torch.no_grad():  # norms away from one, so that a swapped norm would show
         for key, value in peer.named_parameters():
             if "norm" in key:
                 value.mul_(1 + 0.3 * torch.randn_like(value))
+            elif "bias" in key:
+                value.copy_(0.3 * torch.randn_like(value))
             else:
                 value.mul_(4)
     peer.save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1, "the sharded layout must be what is read"
-    assert Config.from_hf(tmp_path, dtype="float32") == cfg
+    assert (
+        Config.from_hf(tmp_path, dtype="float32")
+        == cfg
+        == Config.from_hf(cfg.to_hf(), dtype="float32")
+    )
 
     params = load.load(str(tmp_path), cfg, one_device())
     assert model_weights.count(cfg) == sum(p.numel() for p in peer.parameters())
@@ -89,12 +131,12 @@ def test_equals_transformers(name, tmp_path):
 
     logps = torch.log_softmax(theirs[:, :-1], -1).gather(-1, ids[:, 1:, None])
     (-logps.sum() / tokens.size).backward()
-    named = dict(peer.named_parameters())
+    named, names = dict(peer.named_parameters()), layout.names(cfg)
     for leaf, ours in grads["layers"].items():
         if cfg.E and leaf in model_weights.EXPERTS:  # fused there; test_moe has their gradients
             continue
         for i in range(cfg.L):
-            grad = named[f"model.layers.{i}.{layout.NAMES[leaf]}.weight"].grad.numpy()
+            grad = named[layout.in_layer(names[leaf], i)].grad.numpy()
             close(np.asarray(ours[i]).T if grad.ndim == 2 else ours[i], grad)
     for leaf in grads.keys() - {"layers"}:
         grad = named[layout.TOP[leaf]].grad.numpy()
@@ -261,7 +303,14 @@ def test_zero_adapter_is_the_base_and_merging_is_applying(tiny):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"model_type": "llama"}, "model_type"),
+        (
+            {"model_type": "gpt2"},
+            "model_type='gpt2', which is not computed here. Computed are qwen3",
+        ),
+        (
+            {"model_type": "gemma3_text"},
+            "RNJ-1 is of this type",
+        ),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "rope_scaling"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
         ({"hidden_size": None, "drop": "hidden_size"}, "hidden_size"),
@@ -272,6 +321,15 @@ def test_other_architectures_are_refused_by_name(change, said):
     hf.pop(hf.pop("drop", ""), None)
     with pytest.raises(CheckpointError, match=said):
         Config.from_hf(hf)
+
+
+def test_null_kv_heads_are_as_many_as_query_heads():
+    hf = TINY.to_hf() | {"num_key_value_heads": None, "head_dim": None, "hidden_size": 64}
+    cfg = Config.from_hf(hf)
+    assert (cfg.K, cfg.N, cfg.H) == (4, 4, 16)
+    for key, value in (("num_hidden_layers", "2"), ("hidden_size", 0), ("rms_norm_eps", None)):
+        with pytest.raises(CheckpointError, match=f"{key}={value!r}"):
+            Config.from_hf(hf | {key: value})
 
 
 def test_real_configs_give_the_published_counts(shared):

@@ -67,6 +67,9 @@ def test_a_step_counts_gradients_only_where_there_are_any():
     linears = 2 * flops.per_token(cfg) * 30
     attention = 4 * cfg.L * cfg.N * cfg.H * (10 * 11 // 2 + 20 * 21 // 2)
     assert flops.of_step(cfg, NONE, [one]) == 3 * linears + 3 * attention
+    half = dataclasses.replace(cfg, window=4, windowed=(True, False))
+    windowed = 4 * cfg.N * cfg.H * (4 * 30 - 2 * 6)  # the first three of each see 3, 2, 1 fewer
+    assert flops.of_step(half, NONE, [one]) == 3 * linears + 3 * (attention / 2 + windowed)
     factors = 2 * flops.of_adapter(cfg, ADAPTER) * 30
     adapted = 2 * linears + 3 * attention + 3 * factors
     assert flops.of_step(cfg, ADAPTER, [one]) == adapted

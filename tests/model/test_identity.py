@@ -10,6 +10,7 @@ from model.models import CONFIGS, DENSE
 from jaxdeep.errors import CheckpointError
 from jaxdeep.model import load, lora
 from jaxdeep.model.identity import Base, check, identity, of_files
+from jaxdeep.model.rope import Linear, Llama3, Yarn
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -37,8 +38,17 @@ def test_another_weight_or_another_shape_is_another_base():
     merged = lora.merge(params, lora.Adapter(wk, 1.0))
     moved = params | {"norm": params["norm"] * 1.1}
     fresh = jax.tree.map(lambda x: x[..., ::-1], params)
-    others = {identity(p, DENSE) for p in (merged, moved, fresh)} | {identity(params, other)}
-    assert len(others) == 4 and found not in others
+    stretched = [
+        dataclasses.replace(DENSE, scaling=scaling)
+        for scaling in (Yarn(4.0, 128), Yarn(8.0, 128), Linear(4.0), Llama3(4.0, 128))
+    ]
+    stretched += [
+        dataclasses.replace(DENSE, window=4),
+        dataclasses.replace(DENSE, window=4, windowed=(True, False)),
+    ]
+    others = {identity(p, DENSE) for p in (merged, moved, fresh)}
+    others |= {identity(params, cfg) for cfg in (other, *stretched)}
+    assert len(others) == 10 and found not in others
     for hash in others:
         with pytest.raises(CheckpointError, match=f"base one .{found}.*two .{hash}"):
             check("it", Base("one", found), Base("two", hash))

@@ -29,10 +29,11 @@ def equal(tree, other):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Both models, one in a single file and one in several."""
+    """The models, one in a single file and the others in several."""
     path = tmp_path_factory.mktemp("saved")
     load.save(path / "dense", models.params("dense"), DENSE)
-    load.save(path / "mixture", models.params("mixture"), MIXTURE, max_shard=30_000)
+    for name in CONFIGS.keys() - {"dense"}:
+        load.save(path / name, models.params(name), CONFIGS[name], max_shard=30_000)
     return path
 
 
@@ -97,6 +98,12 @@ def test_a_mixture_that_transformers_saved_is_read(saved, tmp_path):
     equal(load.load(str(tmp_path), cfg, models.one_device()), models.params("mixture"))
 
 
+def test_float64_is_read_as_float32(saved, tmp_path):
+    path = shutil.copytree(saved / "dense", tmp_path / "x")
+    rewrite(path, lambda held: held.update({k: v.astype(np.float64) for k, v in held.items()}))
+    equal(load.load(str(path), DENSE, models.one_device()), models.params("dense"))
+
+
 def test_experts_are_put_in_place_without_talking(saved):
     mesh = models.four_devices()
     where = model_weights.shardings(MIXTURE, mesh)["layers"]["w_up"]
@@ -136,7 +143,7 @@ def float8(path):
 
 def other_architecture(path):
     about = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(about | {"model_type": "llama"}))
+    (path / "config.json").write_text(json.dumps(about | {"model_type": "gpt2"}))
 
 
 O_PROJ, MORE = "model.layers.1.self_attn.o_proj.weight", "model.layers.2.input_layernorm.weight"
@@ -160,7 +167,7 @@ BROKEN = {
         rf"{O_PROJ} has shape \(31, 64\), config.json asks for \(32, 64\)",
     ),
     "a wrong dtype": (float8, r"layers.1.mlp.up_proj.weight is F8_E4M3, not one of BF16"),
-    "another architecture": (other_architecture, "model_type='llama'"),
+    "another architecture": (other_architecture, "model_type='gpt2'"),
 }
 
 

@@ -1,5 +1,6 @@
 """Attention to pages against the kernel's own reference, a loop, and one device."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ from jax.experimental.pallas.ops.tpu.ragged_paged_attention import kernel as rag
 
 from jaxdeep.model import attention, decoder, paged
 from jaxdeep.model import weights as model_weights
+from jaxdeep.model.rope import Yarn
 from jaxdeep.parallel import mesh as meshes
 
 
@@ -27,17 +29,22 @@ def inputs(B, T, N, K, H, S, X, seed=0, spare=3):
 
 
 @pytest.mark.parametrize(
-    ("B", "T", "N", "K", "H", "S", "X"),
+    ("B", "T", "N", "K", "H", "S", "X", "width"),
     [
-        (5, 1, 4, 2, 16, 8, 20),
-        (3, 7, 6, 2, 8, 16, 9),
-        (2, 16, 2, 2, 32, 128, 9),
-        (2 * paged.GROUP, 1, 4, 2, 16, 8, 6),
-        (1, 3, 4, 1, 8, 4, 1),
+        (5, 1, 4, 2, 16, 8, 20, 0),
+        (3, 7, 6, 2, 8, 16, 9, 0),
+        (2, 16, 2, 2, 32, 128, 9, 0),
+        (2 * paged.GROUP, 1, 4, 2, 16, 8, 6, 0),
+        (1, 3, 4, 1, 8, 4, 1, 0),
+        (5, 1, 4, 2, 16, 8, 20, 70),
+        (3, 7, 6, 2, 8, 16, 9, 5),
+        (2 * paged.GROUP, 1, 4, 2, 16, 8, 6, 12),
     ],
 )
 @pytest.mark.parametrize("there", ["cpu", "gpu"])
-def test_plain_is_what_the_kernel_is_meant_to_compute(B, T, N, K, H, S, X, there, monkeypatch):
+def test_plain_is_what_the_kernel_is_meant_to_compute(
+    B, T, N, K, H, S, X, width, there, monkeypatch
+):
     monkeypatch.setattr(attention, "platform", lambda: there)
     q, kv, table, held = inputs(B, T, N, K, H, S, X)
     want = ragged.ref_ragged_paged_attention(
@@ -48,15 +55,18 @@ def test_plain_is_what_the_kernel_is_meant_to_compute(B, T, N, K, H, S, X, there
         np.arange(B + 1, dtype=np.int32) * T,
         np.array([B], np.int32),
         sm_scale=H**-0.5,
+        sliding_window=width or None,
     )
+    window = attention.Window.of(width, None)
     # a function of its own: what was traced for another device is not taken
-    got = jax.jit(lambda *args: paged.plain(*args))(q, kv, table, held)
+    got = jax.jit(lambda *args: paged.plain(*args, window))(q, kv, table, held)
     np.testing.assert_allclose(got.reshape(B * T, N, H), want, atol=2e-6)
 
 
-def test_a_row_is_the_same_beside_a_longer_one():
+@pytest.mark.parametrize("width", [0, 30])
+def test_a_row_is_the_same_beside_a_longer_one(width):
     q, kv, table, _ = inputs(2, 1, 4, 2, 16, 8, 40)
-    run = jax.jit(paged.plain)
+    run = jax.jit(lambda *args: paged.plain(*args, attention.Window.of(width, None)))
     short = run(q, kv, table, np.array([9, 0], np.int32))
     beside = run(q, kv, table, np.array([9, 300], np.int32))
     np.testing.assert_array_equal(short[0], beside[0])
@@ -112,11 +122,18 @@ MESHES = [
 ]
 
 
-@pytest.mark.parametrize("shape", [dict(data=1), *MESHES], ids=str)
-def test_pages_on_a_mesh_hold_what_a_forward_pass_computes(shape):
+OLMO = dict(family="olmo3", window=6, windowed=(True, False), scaling=Yarn(4.0, 16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [*((shape, {}) for shape in (dict(data=1), *MESHES)), (MESHES[1], OLMO)],
+    ids=str,
+)
+def test_pages_on_a_mesh_hold_what_a_forward_pass_computes(shape, changes):
     devices = jax.devices()[: 1 if shape == dict(data=1) else 8]
     mesh = meshes.make_mesh(meshes.MeshConfig(**({"data": 1} | shape)), devices)
-    got, want, kv = conversation(tiny.CFG, mesh)
+    got, want, kv = conversation(dataclasses.replace(tiny.CFG, **changes), mesh)
     np.testing.assert_allclose(got, want, atol=1e-5)
     local = kv.addressable_shards[0].data
     # each device has its rows' pages, of the kv heads that its query heads need

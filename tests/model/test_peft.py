@@ -46,7 +46,7 @@ def test_peft_computes_the_same_from_what_is_written_and_writes_what_is_read(nam
     np.testing.assert_allclose(models.their_logits(model), ours, atol=1e-4)
     assert np.abs(ours - models.logits(name, None)).max() > 0.1
     about = json.loads((saved / f"{name}-adapter" / peft.CONFIG).read_text())
-    assert sorted(about["target_modules"]) == sorted(peft.LEAVES)
+    assert sorted(about["target_modules"]) == sorted(lora.LINEAR_OF)
     model.save_pretrained(tmp_path, selected_adapters=["default"])
     back = peft.load(tmp_path, CONFIGS[name])
     assert set(back.factors) == set(model_weights.LINEARS) and back.base is None
@@ -151,6 +151,12 @@ def held(change):
     return spoil
 
 
+def doubles(path):
+    file = path / peft.WEIGHTS
+    found = {k: tensors.read(e).astype(np.float64) for k, e in tensors.header(file).items()}
+    tensors.write(file, {k: (v.shape, v.dtype) for k, v in found.items()}, found.values())
+
+
 A = f"{peft.PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
 ONE = np.ones((3, 3), np.float32)
 REFUSED = {
@@ -159,6 +165,13 @@ REFUSED = {
     "modules to save": (settings(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
     "lora bias": (settings(lora_bias=True), "lora_bias=True"),
     "a changed base": (settings(init_lora_weights="pissa_niter_4"), "pissa_niter_4"),
+    "alpha of zero": (settings(lora_alpha=0), "lora_alpha=0 scales every factor to zero"),
+    "alpha as text": (settings(lora_alpha="16"), "lora_alpha='16' in adapter_config.json is not"),
+    "a pattern of no number": (
+        settings(alpha_pattern={"q_proj": None}),
+        r"alpha_pattern\['q_proj'\]=None",
+    ),
+    "a setting of the future": (settings(use_other=True), "use_other=True"),
     "another kind": (settings(peft_type="IA3"), "type IA3"),
     "another rank": (settings(r=4), "has rank 3, adapter_config.json says 4"),
     "not targeted": (settings(target_modules=["k_proj"]), "q_proj, which .* does not target"),
@@ -173,7 +186,10 @@ REFUSED = {
     ),
     "half a pair": (held(lambda x: x.pop(A)), "q_proj has lora_B and not the other"),
     "a wrong shape": (held(lambda x: x.update({A: ONE})), r"q_proj has factors \[3, 3\]"),
-    "a wrong dtype": (integers, r"q_proj.lora_A.weight is I32\[3, 32\]"),
+    "a wrong dtype": (
+        integers,
+        r"q_proj.lora_A.weight is I32\[3, 32\], .* BF16, F16, F32, F64: save .* float32",
+    ),
     "truncated": (truncate, "the file is not whole"),
     "nothing": (held(dict.clear), "holds no factors"),
     "no weights": (lambda path: (path / peft.WEIGHTS).unlink(), "holds no adapter_model"),
@@ -192,6 +208,18 @@ def test_what_is_no_adapter_of_this_base_is_refused_by_name(name, saved, tmp_pat
     spoil(path)
     with pytest.raises(CheckpointError, match=said):
         peft.load(path, DENSE, BASE)
+
+
+def test_factors_in_float64_are_read_and_a_module_scaled_to_zero_is_none(saved, tmp_path):
+    path = shutil.copytree(saved / "dense-adapter", tmp_path / "x")
+    doubles(path)
+    settings(alpha_pattern={"q_proj": 0})(path)
+    back = peft.load(path, DENSE, BASE)
+    assert set(back.factors) == set(model_weights.LINEARS) - {"wq"}
+    for leaf, pair in back.factors.items():
+        for key, got in pair.items():
+            assert got.dtype == np.float32
+            np.testing.assert_array_equal(got, models.adapter("dense").factors[leaf][key])
 
 
 def test_an_adapter_of_another_architecture_is_refused(saved):

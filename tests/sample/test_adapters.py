@@ -160,6 +160,19 @@ def test_a_slot_is_taken_while_a_name_or_a_request_uses_it():
         bank["c"]
 
 
+def test_a_name_that_is_removed_leaves_its_place():
+    bank = AdapterBank(tiny.CFG, 1)
+    bank.put("a", SMALL, 1, [])
+    gone = bank.remove("a")
+    assert not gone.named and list(bank.mixes) == [""]
+    with pytest.raises(RuntimeError, match="no room"):
+        bank.put("b", SMALL, 1, [gone])  # while a request still uses it
+    bank.put("b", SMALL, 1, [])
+    for name, said in (("a", "no adapter 'a', only '', 'b'"), ("", "let it stand for the base")):
+        with pytest.raises(ValueError, match=said):
+            bank.remove(name)
+
+
 def test_processes_take_a_slot_that_is_free_in_all_of_them():
     bank = AdapterBank(tiny.CFG, 3, lambda used: [used, [False, True, False]])
     bank.put("a", SMALL, 0, [])

@@ -2,6 +2,7 @@
 on a mesh."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import random
@@ -209,7 +210,9 @@ def test_what_is_cut_off_is_never_drawn_and_the_rest_as_likely_as_it_says(how):
     p /= p.sum()
     order = np.argsort(-p)
     kept = np.arange(tiny.CFG.V) < (sampling.top_k or tiny.CFG.V)
-    kept &= np.cumsum(p[order]) - p[order] < sampling.top_p
+    left = np.where(kept, p[order], 0)  # by top-k, of which top-p takes its share
+    left /= left.sum()
+    kept &= np.cumsum(left) - left < sampling.top_p
     kept &= p[order] >= sampling.min_p * p.max()
     p[order[~kept]] = 0
     p /= p.sum()
@@ -264,21 +267,35 @@ def test_a_new_adapter_forgets_what_the_old_one_computed_and_nothing_else():
         check(say("both")[0], half.replace(factors=joint))
         with pytest.raises(ValueError, match="no adapter 'three', only '', 'one', 'two', 'both'"):
             say("three")
+        engine.remove_adapter("two")
+        with pytest.raises(ValueError, match="no adapter 'two', only '', 'one', 'both'"):
+            say("two")
+        assert all(len(pool._roots) <= 3 for pool in engine._scheduler.pools)
         # new versions, other names and a composition compile nothing
         assert engine.metrics()["compilations"] == compiled
 
 
 KINDS = {
     "experts": dict(E=8, top_k=3, F=24, tie=False),
-    "yarn": dict(yarn=Yarn(4.0, 32), theta=1e6),
+    "yarn": dict(scaling=Yarn(4.0, 32), theta=1e6),
     "int8": dict(quant="int8"),
+    "biases, a window": dict(family="qwen2", biases=("wq", "wk", "wv"), window=10),
+    "norms after, some windows": dict(
+        family="olmo3", window=12, windowed=(False, True), scaling=Yarn(4.0, 32)
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [*list(KINDS)[:3], pytest.param("biases, a window", marks=pytest.mark.slow), list(KINDS)[4]],
+)
 def test_every_kind_of_model_talks_as_it_is_trained(kind):
     cfg = dataclasses.replace(tiny.CFG, **KINDS[kind])
     params = jax.jit(lambda: model_weights.init(jax.random.key(0), cfg))()
+    for name in map(model_weights.bias_of, cfg.biases):  # they begin at zero
+        bias = params["layers"][name]
+        params["layers"][name] = bias + 0.3 * np.sin(np.arange(bias.size)).reshape(bias.shape)
     fresh = lora.init(jax.random.key(1), cfg, tiny.SPEC)
     factors = jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), fresh)
     adapter = lora.Adapter(factors, tiny.SCALE)
@@ -404,6 +421,41 @@ def test_closing_answers_whoever_still_waits():
                 await engine([1, 2], seed=0, max_new=1)
 
     asyncio.run(main())
+
+
+def test_a_waiter_that_cancels_as_the_engine_closes_leaves_the_others_their_answer(monkeypatch):
+    """The first one cancels between the moment it is looked at and the moment it is told."""
+    set_exception = concurrent.futures.Future.set_exception
+
+    def cancelled_first(future, error):
+        if future is futures[0]:
+            future.cancel()
+        set_exception(future, error)
+
+    with running() as engine:
+        with engine._wake:  # nothing is admitted meanwhile
+            monkeypatch.setattr(concurrent.futures.Future, "set_exception", cancelled_first)
+            futures = [
+                engine._submit(p, 0, 80, "", NEVER, None) for p in prompts(20, low=30, high=31)
+            ]
+            engine._closed = True
+        engine._thread.join(60)
+    assert futures[0].cancelled()
+    for future in futures[1:]:
+        with pytest.raises(RuntimeError, match="closed before"):
+            future.result(timeout=0)
+
+
+def test_a_loop_that_closes_under_a_stream_does_not_end_the_engine():
+    prompt = prompts(1)[0]
+    with running(steps=1) as engine:
+        loop = asyncio.new_event_loop()
+        stream = engine.stream(prompt, seed=0, max_new=60, sampling=NEVER)
+        loop.run_until_complete(anext(stream))
+        loop.close()
+        said = run(engine(prompt, seed=1, max_new=5, sampling=NEVER))[0]
+        run(stream.aclose())
+    assert len(said.tokens) == 5 and engine._error is None
 
 
 def test_sizes_that_do_not_fit_are_refused():

@@ -1,6 +1,7 @@
 """The pool of pages against a plain account of what each page holds."""
 
 import random
+import sys
 
 import pytest
 
@@ -30,13 +31,13 @@ def test_a_beginning_is_found_until_its_room_is_needed():
     twin, held = pool.lease("p", [1, 2, 3, 4, 5, 6])
     assert held == 4  # and belongs to one sequence at a time
     assert not pool.grow(twin, 9) and len(twin.own) == 0
-    assert not pool.grow(twin, 5, spare=1) and pool.grow(twin, 5)
+    assert pool.grow(twin, 5)
     pool.release(twin, [1, 2, 3, 4, 5])
     pool.release(again, [1, 2, 3, 4, 5, 6])
     fresh, held = pool.lease("p", [7] * 8)
     assert held == 0 and pool.grow(fresh, 8) and pool.available == 0
     pool.release(fresh, [7] * 8)
-    assert pool.match("p", [1, 2]) == 0 and pool.match("p", [7] * 9) == 8
+    assert pool.match("p", [1, 2]) == (0, 0) and pool.match("p", [7] * 9) == (8, 0)
 
 
 def test_what_will_not_be_computed_is_taken_back_unless_others_count_on_it():
@@ -48,7 +49,7 @@ def test_what_will_not_be_computed_is_taken_back_unless_others_count_on_it():
     other, held = pool.lease("p", [1, 2, 3, 4, 0])
     assert held == 4 and not pool.withdraw(lease, 2)
     pool.release(other, tokens[:4])
-    assert pool.withdraw(lease, 3) and pool.match("p", tokens) == 2
+    assert pool.withdraw(lease, 3) and pool.match("p", tokens) == (2, 1)
     pool.release(lease, tokens[:3])
     assert pool.lease("p", tokens)[1] == 3
 
@@ -62,9 +63,40 @@ def test_a_policy_that_is_forgotten_leaves_nothing_behind():
     pool.grow(flying, 3)
     assert held == 2
     pool.forget("p")
-    assert pool.match("p", [1, 2, 3]) == 0 and pool.used == 2
+    assert pool.match("p", [1, 2, 3]) == (0, 0) and pool.used == 2
     pool.release(flying, [1, 2, 5])
-    assert pool.used == 0 and pool.match("p", [1, 2]) == 0 and len(pool._free) == 6
+    assert pool.used == 0 and pool.match("p", [1, 2]) == (0, 0) and len(pool._free) == 6
+
+
+@pytest.mark.parametrize("depth", [4, 64])
+def test_forgetting_visits_each_page_once_however_deep_it_lies(depth):
+    """As many pages in a few long conversations as in many short ones, and one in progress."""
+    pages, size = 512, 2
+    pool = Pool(pages + depth, size)
+    for number in range(pages // depth):
+        tokens = [number, *range(depth * size - 1)]
+        lease, _ = pool.lease("p", tokens)
+        assert pool.grow(lease, len(tokens))
+        pool.release(lease, tokens)
+    live, held = pool.lease("p", [0, *range(size), 7, 7, 7])
+    assert held == size and pool.grow(live, size + 4)
+    lines = 0
+
+    def count(frame, event, _):
+        nonlocal lines
+        lines += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        pool.forget("p")
+    finally:
+        sys.settrace(before)
+    assert lines < 20 * pages
+    assert pool.used == 3 and pool.match("p", [0, 0, 1]) == (0, 0)
+    pool.release(live, [0, *range(size), 7, 7, 7])
+    assert pool.used == 0 and sorted(pool._free) == list(range(pages + depth))
 
 
 def test_no_page_is_two_things_at_once():
@@ -84,7 +116,7 @@ def test_no_page_is_two_things_at_once():
                 assert held <= len(tokens)
                 for page, content in account(lease, tokens[:held], size).items():
                     assert written[page][: len(content)] == content
-                if not pool.grow(lease, len(tokens), spare=rng.randint(0, 3)):
+                if not pool.grow(lease, len(tokens)):
                     pool.release(lease, tokens[:held])
                     continue
                 pool.publish(lease, tokens)

@@ -346,6 +346,63 @@ def test_a_cancelled_request_goes_on_while_others_share_what_it_is_computing():
     crowd.check_end()
 
 
+def place(pages, asked, *, known=(), slots=32, max_new=16, shards=4):
+    """How many of the requests that come at once each shard takes, the sizes of the decode calls
+    they need, and how many are paused; the tokens `known` were prompted before."""
+    engine = EngineConfig(slots=slots, length=128, page=4, chunk=64, tile=4, steps=4)
+    crowd = Crowd(engine, pages * shards, shards, 0, names=1)
+    (mix,) = crowd.names.values()
+
+    def submit(prompt, seed, max_new):
+        request = Request(list(prompt), seed, max_new, Sampling(), mix, concurrent.futures.Future())
+        crowd.submitted.append(request)
+        crowd.scheduler.submit(request)
+        return request
+
+    def run():
+        sizes = set()
+        while crowd.scheduler.in_flight:
+            crowd.admit()
+            call = crowd.call(crowd.scheduler.demand())
+            sizes |= {call.size} if isinstance(call, DecodeCall) else set()
+        return sizes
+
+    if known:
+        submit(known, 1, 1)
+        run()
+    requests = [submit(prompt, seed, max_new) for seed, prompt in enumerate(asked)]
+    crowd.admit()
+    taken = sorted((r.shard for r in requests if r.lease), key=int)
+    sizes = run()
+    crowd.check_end()
+    counts = [taken.count(shard) for shard in range(shards)]
+    return counts, sizes, crowd.scheduler.counts["paused"]
+
+
+SYSTEM = [1, 2, 3, 4] * 10
+ALIKE = [[*SYSTEM, n % V, n // V, 0, 0, 0, 0] for n in range(8)]
+APART = [[n] * 46 for n in range(8)]
+
+
+@pytest.mark.parametrize("known", [(), SYSTEM], ids=["new", "seen before"])
+@pytest.mark.parametrize("asked", [ALIKE, APART], ids=["a common beginning", "nothing in common"])
+@pytest.mark.parametrize("pages", [32, 300], ids=["few pages", "many pages"])
+def test_requests_spread_over_the_shards_whatever_they_share(pages, asked, known):
+    """Two on each fill the small decode call; with eight on one, each call would have 32 rows."""
+    counts, sizes, paused = place(pages, asked, known=known)
+    assert counts == [2, 2, 2, 2] and sizes == {8} and paused == 0
+
+
+def test_a_long_beginning_is_worth_a_larger_call_and_a_full_shard_is_not():
+    long = [1, 2, 3, 4] * 28
+    counts, sizes, _ = place(300, [[*long, n] for n in range(8)], known=long, max_new=4)
+    # 112 tokens for each row that moves, against 6 more rows for 4 tokens
+    assert sorted(counts) == [0, 0, 0, 8] and sizes == {32}
+    # 28 of the 32 pages of a shard hold the beginning, and two requests fill the rest
+    counts, _, paused = place(32, [[*long, n] for n in range(8)], known=long, max_new=4)
+    assert sorted(counts) == [2, 2, 2, 2] and paused == 0
+
+
 def test_the_scheduler_needs_no_jax():
     program = (
         "import sys\n"

@@ -335,8 +335,11 @@ def test_bad_settings_are_refused_with_their_values():
         meshes.make_mesh(meshes.MeshConfig(data=3, model=2))
     with pytest.raises(ConfigError, match="decay is 'cubic', none of 'linear'"):
         optim.OptimConfig(lr=1.0, steps=1, decay="cubic")
-    with pytest.raises(ConfigError, match="w_q"):
+    with pytest.raises(ConfigError, match=r"w_q.*q_proj"):
         lora.LoraConfig(4, 4.0, ("w_q",))
+    assert lora.LoraConfig(4, 4.0, ("q_proj", "wv", "wq")).targets == ("wq", "wv")
+    assert lora.LoraConfig(4, 4.0, "wq, wv").targets == ("wq", "wv")
+    assert lora.LoraConfig(4, 4.0, ("all-linear",)) == lora.LoraConfig(4, 4.0)
     with pytest.raises(ConfigError, match="3 rows"):
         meshes.put(meshes.make_mesh(), pack(rows(), B=3, T=64)[0])
     empty = [r._replace(learn=r.learn * 0) for r in rows()]
