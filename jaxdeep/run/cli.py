@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdeep import __version__
+from jaxdeep import __version__, compiled
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
@@ -83,22 +83,28 @@ def _main(argv: list[str]) -> int:
         print(__version__)
         return 0
     name, *rest = argv
+    described = verb(name)
+    if "-h" in rest or "--help" in rest:
+        print(usage(described))
+        return 0
+    if described.arguments:
+        words, flags = split(described, rest)
+        return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
+    command = parse(described, rest)
+    loaded = load_config(command.config, command.overrides)
+    compiled.keep()
+    module = importlib.import_module(f"jaxdeep.run.{name}")
+    return module.main(loaded, command.workdir, **command.flags)
+
+
+def verb(name: str) -> Verb:
+    """The verb of this name; ConfigError where there is none."""
     if name not in VERBS:
         raise ConfigError(
             f"{name!r} is not a verb.{configs.suggest(name, VERBS)} "
             f"The verbs are {', '.join(VERBS)}"
         )
-    verb = describe(name)
-    if "-h" in rest or "--help" in rest:
-        print(usage(verb))
-        return 0
-    if verb.arguments:
-        words, flags = split(verb, rest)
-        return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
-    command = parse(verb, rest)
-    loaded = load_config(command.config, command.overrides)
-    module = importlib.import_module(f"jaxdeep.run.{name}")
-    return module.main(loaded, command.workdir, **command.flags)
+    return describe(name)
 
 
 def describe(name: str) -> Verb:
