@@ -25,7 +25,11 @@ from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
-VERBS = ("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view", "ask", "check")
+VERBS = (
+    *("quickstart", "sft", "grpo", "eval", "chat", "export", "plan", "view", "ask", "check"),
+    "doctor",
+)
+SWITCHES = ("json",)  # flags without a value
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -144,7 +148,9 @@ def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if name not in own and (verb.arguments or not name.startswith("config.")):
             suggestion = configs.suggest(name, (*own, "help"))
             raise ConfigError(f"{verb.name} has no flag --{name}.{suggestion}")
-        if not equals:
+        if name in SWITCHES and not equals:
+            value = "True"
+        elif not equals:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name}=...")
@@ -211,7 +217,7 @@ def usage(verb: Verb) -> str:
         "workdir=DIR": f"folder for the state and the results of the run (default {workdir})",
     }
     flags = {} if verb.arguments else common
-    flags |= {f"{name}=...": text for name, text in verb.flags.items()}
+    flags |= {name + "=..." * (name not in SWITCHES): text for name, text in verb.flags.items()}
     width = max(map(len, flags))
     lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
     words = ["", f"  jaxdeep {verb.name} {verb.arguments}"] if verb.arguments else []

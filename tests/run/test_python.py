@@ -37,9 +37,7 @@ def told(tmp_path, monkeypatch):
     """A verb `told`, and the path of a configuration."""
     (tmp_path / "verbs").mkdir()
     (tmp_path / "verbs" / "told.py").write_text(VERB)
-    monkeypatch.setattr(
-        jaxdeep.run, "__path__", [*jaxdeep.run.__path__, str(tmp_path / "verbs")]
-    )
+    monkeypatch.setattr(jaxdeep.run, "__path__", [*jaxdeep.run.__path__, str(tmp_path / "verbs")])
     monkeypatch.setattr(cli, "VERBS", (*cli.VERBS, "told"))
     yield small.config(tmp_path, "sft", steps=3)
     vars(jaxdeep.run).pop("told", None)
@@ -74,7 +72,7 @@ def test_inside_an_event_loop_as_in_a_notebook(told, tmp_path):
     ("verb", "flags", "error", "says"),
     [
         ("tell", {}, ConfigError, "'tell' is not a verb. Did you mean \"told\"?"),
-        ("told", {"dry": 1}, ConfigError, "told has no flag --dry. Did you mean \"dry-run\"?"),
+        ("told", {"dry": 1}, ConfigError, 'told has no flag --dry. Did you mean "dry-run"?'),
         ("told", {"status": 2}, JaxdeepError, "told ended with status 2"),
         ("view", {}, ConfigError, "view takes RUN"),
     ],
@@ -83,5 +81,5 @@ def test_what_is_wrong_is_raised(told, tmp_path, verb, flags, error, says):
     with pytest.raises(error) as raised:
         jaxdeep.run_verb(verb, told, tmp_path / "a", **flags)
     assert says in str(raised.value)
-    with pytest.raises(ConfigError, match="none.py does not exist"):
+    with pytest.raises(ConfigError, match=r"none\.py does not exist"):
         jaxdeep.run_verb("told", "none.py", tmp_path / "b")
