@@ -22,6 +22,7 @@ COMMON = {
     "console",
     "signals",
     "boards",
+    "compiled",
 }
 
 # What each part may import beside itself and COMMON; "run" is in nobody's row.
@@ -61,6 +62,7 @@ ROOTS = {
     "signals": {"errors"},
     "metrics": {"errors", "workdir"},
     "boards": {"errors", "workdir"},
+    "compiled": {"console"},
     "settings": {"errors"},
     "config": {"errors", "settings", "workdir"},
 }
