@@ -99,7 +99,7 @@ function metricsAt(step) {
 /** What stands in the lines below, one word a column. */
 function heads() {
   return el("div", { class: "rollout heads" },
-    ["reward", "advantage", "stop · turns · tokens", "last answer"].map((head) => el("span", {}, head)));
+    ["reward", "advantage", "stop · turns · tokens", "last answer, or the failure"].map((head) => el("span", {}, head)));
 }
 
 /** One line about a rollout, which opens it. */
@@ -110,7 +110,7 @@ function line(run, key, rollout) {
   const about = { "data-stop": rollout.stop, "data-reward": rollout.reward ?? "" };
   return el("a", { class: "item rollout", href: path(key, run.index, rollout.id), ...about },
     el("b", {}, number(rollout.reward)),
-    el("span", { class: rollout.advantage > 0 ? "up" : "down" },
+    el("span", { class: rollout.advantage > 0 ? "up" : rollout.advantage < 0 ? "down" : "quiet" },
       rollout.advantage === null ? "" : sign + number(rollout.advantage)),
     el("span", { class: rollout.truncated || rollout.failure ? "bad" : "quiet" }, facts.join(" · ")),
     el("span", { class: "said" }, rollout.failure || rollout.said));
