@@ -14,4 +14,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help 1 "$@"
 need NAME ZONE WORKDIR
+check_sent "$@"
 on_all bash "$WORKER" start "$WORKDIR" "$@"
