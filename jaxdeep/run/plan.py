@@ -35,7 +35,10 @@ from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.workdir import write_atomic
 
 DEFAULT_CONFIG = "configs/search/quickstart.py"
-EXAMPLE = "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4"
+EXAMPLE = (
+    "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4 "
+    "--config.mesh.model=4 --config.rollout.cache_gb=18"
+)
 FLAGS = {
     "topology": "chips to plan for, such as v5e:8x8 or v5e:16x16*2 (default v5e:1x1), or several",
     "sweep": "axes of the mesh to try sizes of, such as model,context",

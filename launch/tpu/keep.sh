@@ -4,7 +4,7 @@
 # WORKDIR: the same command continues from the last checkpoint there. Then the TPU is deleted.
 #
 #   NAME=pod ZONE=us-west4-a TPU=v5litepod-16 SPOT=1 WORKDIR=gs://bucket/runs/grpo launch/tpu/keep.sh \
-#       python -m jaxdeep grpo --config=configs/search/grpo.py
+#       bash launch/first_job.sh
 #
 # The variables are those of create.sh and setup.sh. This script runs here, not on the TPU: in tmux,
 # say. When the command cannot be run (status 2), fails RETRIES (5) times on one TPU, or a new TPU is
