@@ -18,8 +18,12 @@ from pathlib import Path
 
 from jaxdeep.console import say
 
-FOLDER, LIMIT_OF = "JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
 LIMIT = 8 * 2**30  # bytes
+SETTINGS = {  # of jax, beside the folder: the size, and the seconds of compiling from which it is kept
+    "jax_compilation_cache_max_size": LIMIT,
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+}
 UNFINISHED = 60.0  # seconds after which a program without its time of use was left by a kill
 
 
@@ -67,10 +71,11 @@ def keep() -> Path | None:
         say(f"compiled programs are not kept for the next run: {error}. {FOLDER} names a folder")
         return None
     os.environ[FOLDER] = str(place)
-    limit = os.environ.setdefault(LIMIT_OF, str(LIMIT))
+    wanted = {name: value for name, value in SETTINGS.items() if name.upper() not in os.environ}
+    os.environ |= {name.upper(): str(value) for name, value in wanted.items()}
     if jax is not None:  # it has read the environment already
-        jax.config.update("jax_compilation_cache_max_size", int(limit))
-        jax.config.update("jax_compilation_cache_dir", str(place))
+        for name, value in {**wanted, FOLDER.lower(): str(place)}.items():
+            jax.config.update(name, value)
     return place
 
 

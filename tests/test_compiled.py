@@ -16,16 +16,18 @@ import sys
 from jaxdeep import compiled
 place = compiled.keep()
 import jax
+seconds = jax.config.jax_persistent_cache_min_compile_time_secs
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
-print(place, jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size)
+print(place, jax.config.jax_compilation_cache_dir, jax.config.jax_compilation_cache_max_size,
+      seconds)
 """
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A user with an empty cache folder, whose environment says nothing of compiled programs."""
-    for name in (compiled.FOLDER, compiled.LIMIT_OF):
+    for name in (compiled.FOLDER, *map(str.upper, compiled.SETTINGS)):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv(name, "")  # so that what keep() sets is undone
         monkeypatch.delenv(name)
@@ -48,7 +50,9 @@ def test_the_environment_comes_first(home, monkeypatch):
     monkeypatch.setenv(compiled.FOLDER, str(home / "mine"))
     assert compiled.keep() is None
     assert os.environ[compiled.FOLDER] == str(home / "mine")
-    assert compiled.LIMIT_OF not in os.environ and not (home / "cache").exists()
+    assert (
+        not {*map(str.upper, compiled.SETTINGS)} & {*os.environ} and not (home / "cache").exists()
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_said(home, monkeypatch, capsys):
@@ -60,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_said(home, monkeypatch, capsys):
 def test_what_a_kill_left_half_written_goes(home):
     place = compiled.keep()
     assert os.environ[compiled.FOLDER] == str(place)
-    assert os.environ[compiled.LIMIT_OF] == str(compiled.LIMIT)
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(compiled.LIMIT)
     old = time.time() - 10 * compiled.UNFINISHED
     for name in ("whole", "killed", "being-written"):
         (place / f"{name}-cache").write_bytes(b"program")
@@ -81,8 +85,9 @@ def test_jax_writes_there_and_finds_it_again(home, first):
     command = [sys.executable, "-c", COMPILE.format(first=first)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    place, used, limit = done.stdout.split()
-    assert place == used == str(compiled.folder()) and int(limit) == compiled.LIMIT
+    place, used, limit, seconds = done.stdout.split()
+    assert place == used == str(compiled.folder())
+    assert int(limit) == compiled.LIMIT and float(seconds) == 0.2
     assert {path.name.rpartition("-")[2] for path in compiled.folder().iterdir()} >= {
         "cache",
         "atime",
