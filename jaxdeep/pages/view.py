@@ -164,7 +164,8 @@ def _tokenizer(run: Path) -> Tokenizer:
 def _columns(path: Path) -> dict[str, Any]:
     """The metrics that are numbers, as columns by name; None where a row has none."""
     rows = read_metrics(path) if path.exists() else []
-    names = dict.fromkeys(name for row in rows for name in row)
+    # in the order of the last row: the first may be of an evaluation before training alone
+    names = dict.fromkeys(name for row in (*rows[-1:], *rows) for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names if name != "step"}
     numbers = {
         name: values

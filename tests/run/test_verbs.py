@@ -304,8 +304,13 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
 
 def test_metrics_say_what_happened(tmp_path):
     config, workdir = small.config(tmp_path, "grpo", steps=2), tmp_path / "run"
-    assert cli.main(["grpo", f"--config={config}", f"--workdir={workdir}"]) == 0
-    row = read_metrics(workdir / "metrics.jsonl")[-1]
+    dev = {"taskset": "facts", "corpus": "dev", "questions": "dev", "k": 1, "count": 3}
+    flags = [f"--config.dev.{name}={value}" for name, value in dev.items()]
+    flags += [f"--config={config}", f"--workdir={workdir}", "--config.grpo.eval_every=2"]
+    assert cli.main(["grpo", *flags]) == 0
+    before, first, row = read_metrics(workdir / "metrics.jsonl")
+    assert before["step"] == 0 and before["dev/em"] >= 0 and "reward/mean" not in before
+    assert "dev/em" not in first and row["dev/em"] >= 0
     stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
     assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)
