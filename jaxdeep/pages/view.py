@@ -40,6 +40,7 @@ PAGE = Path(__file__).parent / "page"
 FORMAT = 2  # of the scripts: those of another format are made again
 CHUNK = 2**16  # tokens in a script, about a megabyte
 LABEL = 200  # characters that a folded part shows of what is in it
+LAST = 10**9  # a step that no run reaches
 BROKEN = "\ufffd"  # what part of a character decodes to
 
 
@@ -83,9 +84,14 @@ def _refuse_empty(run: Path, steps: range | None) -> None:
     known = Workdir(run).rollout_steps()
     if steps is not None and not any(step in steps for step in known):
         there = f"there are {spans(known)}" if known else "it has no rollouts of steps at all"
-        raise DataError(f"{run} has no rollouts of steps {steps[0]} to {steps[-1]}: {there}")
+        raise DataError(f"{run} has no rollouts of steps {asked_for(steps)}: {there}")
     if not records(run) and not read_metrics(Workdir(run).metrics):
         raise DataError(f"{run} has nothing to show yet: it has not finished a step")
+
+
+def asked_for(steps: range) -> str:
+    """Steps as they were asked for, where the last may be without an end."""
+    return f"{steps.start} on" if steps.stop > LAST else f"{steps.start} to {steps.stop - 1}"
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -13,9 +13,10 @@ from agent.conftest import chat as _chat  # noqa: F401 - a fixture
 
 from jaxdeep.agent import record
 from jaxdeep.chat.tokenizer import FILE
-from jaxdeep.errors import DataError
+from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.metrics import Metrics, declared
 from jaxdeep.pages import view
+from jaxdeep.run import view as verb
 from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 EVIL = (
@@ -199,8 +200,11 @@ def test_records_that_have_not_changed_are_not_made_again(run, chat):
 
 
 def test_some_steps_and_evaluations(run, chat, monkeypatch):
-    with pytest.raises(DataError, match="no rollouts of steps 3 to 9: there are 1 to 2"):
-        view.build([run], run / "view", steps=range(3, 10))
+    for steps, said in (("3:9", "3 to 9"), ("3:", "3 on"), ("4", "4 to 4")):
+        with pytest.raises(DataError, match=f"no rollouts of steps {said}: there are 1 to 2"):
+            view.build([run], run / "view", steps=verb.window(steps))
+    with pytest.raises(ConfigError, match="--steps=9:3 ends before it begins"):
+        verb.window("9:3")
     assert not (run / "view").exists()
     page = view.build([run], run / "view", steps=range(2, 10))
     assert [r["key"] for r in payload(page.parent / "0/run.js")["records"]] == ["000002"]
