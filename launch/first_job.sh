@@ -13,4 +13,5 @@ help 0 "$@"
 
 become python -m jaxdeep sft --config=configs/search/sft.py --workdir=runs/first_job \
   --config.model.path=tiny --config.model.dtype=float32 --config.data.source=reading:7 \
-  --config.batch.rows=64 --config.batch.length=256 --config.train.steps=2 --config.train.save_every=1 "$@"
+  --config.batch.rows=64 --config.batch.length=256 --config.train.steps=2 --config.train.save_every=1 \
+  --config.optim.warmup=0 "$@"

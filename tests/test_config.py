@@ -105,15 +105,42 @@ def test_a_wrong_override_is_refused_with_what_was_expected(file, override, says
     assert re.search(says, refusal(file, f"--config.{override}"))
 
 
-def test_a_missing_file_names_the_files_there_are(tmp_path, monkeypatch):
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "search.py").write_text(FILE)
-    monkeypatch.setattr(configs, "ROOT", tmp_path)
-    message = refusal("configs/serach.py")
-    assert "configs/serach.py does not exist; there are configs/search.py." in message
-    assert 'Did you mean "configs/search.py"?' in message
-    # The same relative path works from anywhere, through the repository.
-    assert configs.load("configs/search.py").seed == 0
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Three configurations that come with the package, and an empty current folder."""
+    for number, name in enumerate(("search/train", "search/eval", "repair/eval")):
+        path = tmp_path / "shipped" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILE.replace("seed = 0", f"seed = {number}"))
+    monkeypatch.setattr(configs, "SHIPPED", tmp_path / "shipped")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        *(("configs/search/train.py", 0), ("search/train.py", 0), ("search/train", 0)),
+        *(("train", 0), ("repair/eval", 2), ("search/eval", 1)),
+    ],
+)
+def test_what_comes_with_the_package_is_found_by_name(shipped, name, seed):
+    assert configs.load(name).seed == seed
+
+
+def test_a_file_of_ones_own_comes_before_one_of_the_package(shipped):
+    (shipped / "search").mkdir()
+    (shipped / "search" / "train.py").write_text(FILE.replace("seed = 0", "seed = 7"))
+    assert configs.load("search/train.py").seed == 7
+    assert configs.load("search/train").seed == 0
+
+
+def test_a_missing_file_names_the_files_there_are(shipped):
+    message = refusal("configs/search/trian.py")
+    assert "configs/search/trian.py does not exist; with the package come repair/eval, " in message
+    assert 'Did you mean "search/train"?' in message
+    assert "--config=eval could be repair/eval or search/eval: say which" in refusal("eval")
 
 
 @pytest.mark.parametrize(

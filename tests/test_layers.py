@@ -23,6 +23,7 @@ COMMON = {
     "console",
     "signals",
     "boards",
+    "compiled",
 }
 
 # What each part may import beside itself and COMMON; "run" is in nobody's row.
@@ -63,6 +64,7 @@ ROOTS = {
     "signals": {"errors"},
     "metrics": {"errors", "workdir"},
     "boards": {"errors", "workdir"},
+    "compiled": {"console"},
     "settings": {"errors"},
     "config": {"errors", "settings", "workdir"},
 }

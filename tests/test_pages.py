@@ -249,6 +249,30 @@ def test_commands_are_accepted(block, inside, tmp_path):
         check(words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_what_a_command_reads_is_made_before_it(page, inside, tmp_path):
+    """The corpus and the questions are what the page commits or the reader has; a run to start from
+    is made by an earlier command of the page."""
+    made = set()
+    for block in blocks(page):
+        if block.language != "sh":
+            continue
+        commands = calls(block.text, inside, tmp_path / f"record-{block.number}")
+        for words in commands:
+            verb = words[words.index("jaxdeep") + 1 :] if "jaxdeep" in words[:3] else []
+            if not verb or cli.describe(verb[0]).arguments:
+                continue
+            command = cli.parse(cli.describe(verb[0]), verb[1:])
+            config = tasksets.load_config(command.config, command.overrides)
+            start = config.get("train", {}).get("start", "")
+            assert not start or start in made, f"{start} is made by no earlier command"
+            made.add(str(command.workdir))
+            env = config.get("env", {})
+            if verb[0] in ("grpo", "eval", "chat") and env.get("taskset") == "search":
+                for name in (env.corpus, env.questions):
+                    assert pathlib.Path(name).exists(), f"{name} is made by no command"
+
+
 def test_a_wrong_command_is_not_accepted(inside):
     grpo = ["python", "-m", "jaxdeep", "grpo", "--config=configs/search/grpo.py"]
     wrong = [

@@ -2,13 +2,15 @@
 
     python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/ \
         --config.env.questions=questions.jsonl --config.train.start=runs/sft --workdir=runs/grpo
+    python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4 \
+        --config.mesh.model=4 --config.rollout.cache_gb=18
 
 The corpus is a file or folder of Markdown, text or JSONL; a question is a line with `question` and
 `answer`. `train.start` is the run of sft.py to begin from; leave it empty to begin from the model
 itself.
 
-Hardware: meant for a TPU v5e-16 or larger, there with --config.mesh.model=4
---config.rollout.cache_gb=18, which `jaxdeep plan` says fits.
+Hardware: meant for a TPU v5e-16 or larger, with the two flags of the plan above, which fits there;
+without them 16 chips of v5e do not hold it.
 Time and result: not yet run at this size.
 """
 

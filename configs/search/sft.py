@@ -2,6 +2,7 @@
 
     python -m jaxdeep sft --config=configs/search/sft.py \
         --config.data.source=jsonl:traces.jsonl --workdir=runs/sft
+    python -m jaxdeep plan --config=configs/search/sft.py --topology=v5e:4x4
 
     --config.model.path=Qwen/Qwen3-0.6B              another checkpoint: a hub id or a folder
     --config.data.eval="{'rows': 64, 'every': 50}"   the loss on 64 rows held out, every 50 steps
@@ -9,7 +10,7 @@
 
 Formats, mixtures of several sources: jaxdeep/data/README.md.
 
-Hardware: meant for a TPU v5e-16 or larger; `mesh.data` takes all chips.
+Hardware: meant for a TPU v5e-16 or larger, where the plan above fits; `mesh.data` takes all chips.
 Time and result: not yet run at this size.
 """
 

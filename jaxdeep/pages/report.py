@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -28,12 +29,18 @@ from jaxdeep.workdir import write_atomic
 
 WIDTH = 80
 TITLES = {"em": "EM", "f1": "F1", "em_low": "EM low", "em_high": "EM high"}
-COLOURS = 6  # colours for series in the page's style; from the seventh series on they are dashed
-
 # Placeholders: matplotlib writes these colours and the page's style variables replace them, so that
 # the plot follows dark mode.
-AXIS, GRID = "#010101", "#020202"
-SERIES = [f"#0300{number:02x}" for number in range(COLOURS)]
+AXIS, GRID, SERIES = "#010101", "#020202", "#030000"
+
+
+class Curve(NamedTuple):
+    """A quantity over the steps: its first and last value, and its chart as an SVG element."""
+
+    name: str
+    first: float
+    last: float
+    chart: markupsafe.Markup
 
 
 class Cell(NamedTuple):
@@ -69,9 +76,14 @@ def page(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     trajectories: Mapping[str, Sequence[Trajectory]],
     notes: Sequence[str],
+    along: str = "step",
+    links: Mapping[str, str] = MappingProxyType({}),
+    commands: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the page: `rows` as a table with the keys of the first row, `curves` as named series of
-    (step, value) in one plot, `trajectories` by heading, `notes` as paragraphs under the title."""
+    (step, value), each with axes of its own whose horizontal one is called `along`, `trajectories`
+    by heading, `notes` as paragraphs under the title. `links` are pages beside this one by what
+    they show, `commands` what to run next by what it does."""
     columns = [key for key in rows[0] if not _is_bound(key, rows[0])] if rows else []
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -91,9 +103,13 @@ def page(
         notes=notes,
         columns=[_title(column) for column in columns],
         cells=[[_cell(row, column) for column in columns] for row in rows],
-        legend=[(name, points[-1][1]) for name, points in curves.items() if points],
-        plot=_plot(curves),
-        colours=COLOURS,
+        curves=[
+            Curve(name, points[0][1], points[-1][1], _chart(points, along))
+            for name, points in curves.items()
+            if points
+        ],
+        links=links,
+        commands=commands,
         trajectories=trajectories,
         answer=_last_answer,
     )
@@ -160,37 +176,33 @@ def _last_answer(messages: Sequence[Message]) -> str:
     return turns[-1].strip() if turns else ""
 
 
-def _plot(curves: Mapping[str, Sequence[tuple[float, float]]]) -> markupsafe.Markup:
-    """The curves as an SVG element whose colours are the page's variables; empty without a
-    point."""
-    if not any(curves.values()):
-        return markupsafe.Markup()
+def _chart(points: Sequence[tuple[float, float]], along: str) -> markupsafe.Markup:
+    """One series as an SVG element whose colours are the page's variables. A point at 0, before
+    anything was learned, is a ring."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxdeep"}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.4, 2.4), layout="constrained")
         axes = figure.subplots()
-        for index, points in enumerate(points for points in curves.values() if points):
-            steps, values = zip(*points, strict=True)
-            style = "-" if index < COLOURS else "--"
-            marker = "o" if len(points) <= 30 else ""
-            colour = SERIES[index % COLOURS]
-            axes.plot(
-                steps, values, style, color=colour, marker=marker, markersize=4, linewidth=1.8
-            )
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) <= 30 else ""
+        axes.plot(steps, values, color=SERIES, marker=marker, markersize=3, linewidth=1.8)
+        if steps[0] == 0:
+            ring = dict(markersize=7, markerfacecolor="none", clip_on=False)
+            axes.plot(steps[:1], values[:1], color=SERIES, marker="o", **ring)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GRID)
         axes.tick_params(color=GRID, labelcolor=AXIS, labelsize=9)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel("step", color=AXIS, fontsize=9)
+        axes.set_xlabel(along, color=AXIS, fontsize=9, parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         # Without a date and with a fixed salt for its ids, the same curves give the same bytes.
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    variables = {AXIS: "var(--muted)", GRID: "var(--line)"}
-    variables |= {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)}
+    variables = {AXIS: "var(--muted)", GRID: "var(--line)", SERIES: "var(--series)"}
     for colour, variable in variables.items():
         svg = svg.replace(colour, variable)
     return markupsafe.Markup(svg)

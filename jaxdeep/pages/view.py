@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.console import progress
 from jaxdeep.errors import DataError
-from jaxdeep.metrics import read_metrics
+from jaxdeep.metrics import declared, read_metrics
 from jaxdeep.types import ToolCall, Trajectory
 from jaxdeep.workdir import Workdir, write_atomic
 
@@ -40,6 +40,7 @@ PAGE = Path(__file__).parent / "page"
 FORMAT = 2  # of the scripts: those of another format are made again
 CHUNK = 2**16  # tokens in a script, about a megabyte
 LABEL = 200  # characters that a folded part shows of what is in it
+LAST = 10**9  # a step that no run reaches
 BROKEN = "\ufffd"  # what part of a character decodes to
 
 
@@ -55,7 +56,8 @@ class Record(NamedTuple):
 
 def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
     """Write the pages of one run, or of two side by side, for all steps or those in `steps`.
-    Returns the path of the first page. DataError for a folder that is not a run's."""
+    Returns the path of the first page. DataError for a folder that is not a run's, or has nothing
+    to show: no rollouts of these steps, or neither rollouts nor metrics yet."""
     for run in runs:
         if not _is_run(run):
             inside = [str(path) for path in sorted(run.glob("*")) if _is_run(path)]
@@ -63,6 +65,7 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
             raise DataError(
                 f"{run} holds no run, neither metrics.jsonl nor rollouts/ nor eval.jsonl{hint}"
             )
+        _refuse_empty(run, steps)
     out.mkdir(parents=True, exist_ok=True)
     for path in PAGE.iterdir():
         shutil.copyfile(path, out / path.name)
@@ -74,6 +77,32 @@ def build(runs: Sequence[Path], out: Path, steps: range | None = None) -> Path:
 
 def _is_run(path: Path) -> bool:
     return Workdir(path).metrics.exists() or bool(records(path))
+
+
+def _refuse_empty(run: Path, steps: range | None) -> None:
+    """DataError where the pages would show nothing of a run."""
+    known = Workdir(run).rollout_steps()
+    if steps is not None and not any(step in steps for step in known):
+        there = f"there are {spans(known)}" if known else "it has no rollouts of steps at all"
+        raise DataError(f"{run} has no rollouts of steps {asked_for(steps)}: {there}")
+    if not records(run) and not read_metrics(Workdir(run).metrics):
+        raise DataError(f"{run} has nothing to show yet: it has not finished a step")
+
+
+def asked_for(steps: range) -> str:
+    """Steps as they were asked for, where the last may be without an end."""
+    return f"{steps.start} on" if steps.stop > LAST else f"{steps.start} to {steps.stop - 1}"
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers for people: "1 to 40, 50, 60 to 80"."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in ends)
 
 
 def records(run: Path) -> list[Record]:
@@ -120,6 +149,7 @@ def _run(run: Path, out: Path, index: str, steps: range | None) -> None:
         "metrics": _columns(Workdir(run).metrics),
         "records": summaries,
     }
+    about["meanings"] = _meanings(about["metrics"]["values"])
     write(out, f"{index}/vocabulary", words)
     write(out, f"{index}/run", about)
 
@@ -140,7 +170,8 @@ def _tokenizer(run: Path) -> Tokenizer:
 def _columns(path: Path) -> dict[str, Any]:
     """The metrics that are numbers, as columns by name; None where a row has none."""
     rows = read_metrics(path) if path.exists() else []
-    names = dict.fromkeys(name for row in rows for name in row)
+    # in the order of the last row: the first may be of an evaluation before training alone
+    names = dict.fromkeys(name for row in (*rows[-1:], *rows) for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names if name != "step"}
     numbers = {
         name: values
@@ -149,6 +180,12 @@ def _columns(path: Path) -> dict[str, Any]:
         and all(v is None or isinstance(v, (int, float)) for v in values)
     }
     return {"steps": [row["step"] for row in rows], "values": numbers}
+
+
+def _meanings(names: Iterable[str]) -> dict[str, list[str]]:
+    """Unit, meaning and advice of the metrics that are declared, by name."""
+    found = {name: declared(name) for name in names}
+    return {name: [m.unit, m.meaning, m.advice] for name, m in found.items() if m}
 
 
 def _record(

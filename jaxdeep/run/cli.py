@@ -23,15 +23,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from jaxdeep import __version__, metrics
+from jaxdeep import __version__, compiled, metrics
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
 VERBS = (
     *("quickstart", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
-    *("plan", "view"),
+    *("plan", "view", "doctor"),
 )
+SWITCHES = ("json",)  # flags without a value
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 STATUSES = {
     0: "done, or stopped by SIGTERM",
@@ -100,27 +101,33 @@ def _main(argv: list[str]) -> int:
         print(__version__)
         return 0
     name, *rest = argv
+    described = verb(name)
+    if "-h" in rest or "--help" in rest:
+        print(usage(described))
+        return 0
+    for word in rest:
+        if word.startswith("--help="):
+            rest.remove(word)
+            print(help_on(word.removeprefix("--help="), described, rest))
+            return 0
+    if described.arguments:
+        words, flags = split(described, rest)
+        return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
+    command = parse(described, rest)
+    loaded = load_config(command.config, command.overrides)
+    compiled.keep()
+    module = importlib.import_module(f"jaxdeep.run.{name}")
+    return module.main(loaded, command.workdir, **command.flags)
+
+
+def verb(name: str) -> Verb:
+    """The verb of this name; ConfigError where there is none."""
     if name not in VERBS:
         raise ConfigError(
             f"{name!r} is not a verb.{configs.suggest(name, VERBS)} "
             f"The verbs are {', '.join(VERBS)}"
         )
-    verb = describe(name)
-    if "-h" in rest or "--help" in rest:
-        print(usage(verb))
-        return 0
-    for word in rest:
-        if word.startswith("--help="):
-            rest.remove(word)
-            print(help_on(word.removeprefix("--help="), verb, rest))
-            return 0
-    if verb.arguments:
-        words, flags = split(verb, rest)
-        return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
-    command = parse(verb, rest)
-    loaded = load_config(command.config, command.overrides)
-    module = importlib.import_module(f"jaxdeep.run.{name}")
-    return module.main(loaded, command.workdir, **command.flags)
+    return describe(name)
 
 
 def describe(name: str) -> Verb:
@@ -180,7 +187,9 @@ def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if name not in own and (verb.arguments or not name.startswith("config.")):
             suggestion = configs.suggest(name, (*own, "help"))
             raise ConfigError(f"{verb.name} has no flag --{name}.{suggestion}")
-        if not equals:
+        if name in SWITCHES and not equals:
+            value = "True"
+        elif not equals:
             value = next(words, "--")
             if value.startswith("--"):
                 raise ConfigError(f"--{name} needs a value: --{name}=...")
@@ -251,7 +260,7 @@ def usage(verb: Verb) -> str:
         "workdir=DIR": f"folder for the state and the results of the run (default {workdir})",
     }
     flags = {} if verb.arguments else common
-    flags |= {f"{name}=...": text for name, text in verb.flags.items()}
+    flags |= {name + "=..." * (name not in SWITCHES): text for name, text in verb.flags.items()}
     if verb.keys:
         flags["help=config"] = "every key of the configuration; help=config.KEY: those below it"
     width = max(map(len, flags))

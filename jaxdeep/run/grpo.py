@@ -114,6 +114,7 @@ def improve(t: Training, ending: Termination) -> bool:
     """The loop: a step after the other from where the run stands; False where the guard set it
     back."""
     steps, save_every = t.run.train.steps, t.run.train.save_every
+    t.evaluate_start()
     for n in range(t.done + 1, steps + 1):
         position = t.explorer.position()
         sampled = t.sample(n, ending)
@@ -196,8 +197,8 @@ class Training:
         self.trouble = trouble.Trouble(say if self.writes_rollouts else lambda line: None)
         self.timer = trace.Timer(trace.Trace(self.own.path))
         # all processes judge by the rows of the first one
-        known = exchange.broadcast(read_metrics(self.own.metrics))
-        self.watch = guard.Guard(self.run.guard, known)
+        self.known = exchange.broadcast(read_metrics(self.own.metrics))
+        self.watch = guard.Guard(self.run.guard, self.known)
         self.counts = self.engine.metrics()
 
     def sample(self, n: int, ending: Termination) -> Sampled | None:
@@ -285,6 +286,14 @@ class Training:
         }
         found = {"em": harness.summarize(trajectories)["em"], **means}
         return {f"dev/{name}": value for name, value in found.items()}
+
+    def evaluate_start(self) -> None:
+        """Where `dev` is evaluated, a row of step 0 for the policy that the run begins with."""
+        if self.known or self.done:
+            return
+        score = self.evaluate(0)
+        if score is not None and self.monitor.step < 0:
+            self.monitor.write(0, {"dev/em": score} | self.timer.take())
 
     def write(self, n: int, metrics: dict[str, float]) -> dict[str, Any]:
         """The row of step n, with the seconds that each stage took."""

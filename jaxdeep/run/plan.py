@@ -36,7 +36,10 @@ from jaxdeep.workdir import write_atomic
 
 DEFAULT_CONFIG = "configs/search/quickstart.py"
 KEYS = {"": ("GrpoRun", "SftRun")}
-EXAMPLE = "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4"
+EXAMPLE = (
+    "python -m jaxdeep plan --config=configs/search/grpo.py --topology=v5e:4x4 "
+    "--config.mesh.model=4 --config.rollout.cache_gb=18"
+)
 NEEDS = "the extra tpu (pip install 'jaxdeep[tpu]'), but no TPU"
 FLAGS = {
     "topology": "chips to plan for, such as v5e:8x8 or v5e:16x16*2 (default v5e:1x1), or several",

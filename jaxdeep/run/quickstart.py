@@ -20,7 +20,7 @@ from jaxdeep.agent import record
 from jaxdeep.errors import ConfigError
 from jaxdeep.eval import harness
 from jaxdeep.metrics import read_metrics
-from jaxdeep.pages import report
+from jaxdeep.pages import report, view
 from jaxdeep.rl import algorithms
 from jaxdeep.run import grpo, sft
 from jaxdeep.run.eval import evaluate
@@ -34,6 +34,7 @@ DEFAULT_CONFIG = "configs/search/quickstart.py"
 KEYS = {"sft": ("SftRun",), "grpo": ("GrpoRun",), "test": ("EnvConfig",)}
 EXAMPLE = "python -m jaxdeep quickstart --config.seed=1 --workdir=runs/quickstart-1"
 STAGES = {"base": "before training", "sft": "after SFT", "grpo": "after GRPO"}
+TALK = "python -m jaxdeep chat {workdir}"
 HOPS = {"one_hop": 1, "two_hops": 2}
 
 
@@ -136,13 +137,15 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
     shown = better[:1] + [i for i in better[1:] if after[i].task.meta.get("hops") != 1][:2]
     shown += [i for i, t in enumerate(after) if not harness.correct(t)][:2]
     curves = {
-        name: [(step["step"], step[key]) for step in steps if step.get(key) is not None]
-        for name, key in (
-            ("reward of the rollouts", "reward/mean"),
-            ("searches per question", "rollout/calls"),
-            ("exact match, dev", "dev/em"),
+        # the rollouts of a step are of the policy before its update
+        name: [(step["step"] - before, step[key]) for step in steps if step.get(key) is not None]
+        for name, key, before in (
+            ("exact match on dev", "dev/em", 0),
+            ("reward of a rollout", "reward/mean", 1),
+            ("tool calls of a rollout", "rollout/calls", 1),
         )
     }
+    pages = view.build([workdir / "grpo"], Workdir(workdir / "grpo").pages)
     report.page(
         Workdir(workdir).index,
         title="A small model learns",
@@ -159,10 +162,14 @@ def finish(workdir: Path, evaluated: dict[str, list[Trajectory]], seconds: float
             f"After GRPO {pair['only_b']} tasks are right that were wrong after SFT, and "
             f"{pair['only_a']} the other way round: McNemar p = {pair['p']:.2g}.",
         ],
+        along="updates by GRPO",
+        links={"Every rollout of GRPO, token by token": pages.relative_to(workdir).as_posix()},
+        commands={"Talk to it": TALK.format(workdir=workdir)},
     )
     write_atomic(Workdir(workdir).summary, json.dumps(summary, indent=2) + "\n")
     print(report.table(rows, [c for c in rows[0] if c not in ("em_low", "em_high")]))
     print(f"\nMcNemar p = {pair['p']:.2g}; {seconds:.0f} s. Look at {workdir / 'index.html'}")
+    print(f"Talk to it: {TALK.format(workdir=workdir)}")
 
 
 def row(name: str, seen: list[Trajectory]) -> dict[str, Any]:

@@ -40,4 +40,7 @@ def window(steps: str) -> range | None:
         return None
     if not all(end.isdigit() or (colon and not end) for end in (first, last if colon else first)):
         raise ConfigError(f"--steps={steps} is not like 10:20, 10: or :20")
-    return range(int(first or 0), int(last or 10**9) + 1 if colon else int(first) + 1)
+    begin, end = int(first or 0), int(last or view.LAST) if colon else int(first)
+    if begin > end:
+        raise ConfigError(f"--steps={steps} ends before it begins")
+    return range(begin, end + 1)

@@ -80,7 +80,7 @@ class Monitor(Metrics):
         self._boards: list[TensorBoard | Wandb] = []
         self._first = jax.process_index() == 0  # of several processes, whose rows are the same
         if self.settings.wandb and self._first:
-            sent = before[-1]["step"] if before else 0
+            sent = before[-1]["step"] if before else -1
             self._boards.append(Wandb(workdir, self.settings.wandb, sent))
         super().__init__(workdir, step=step)
         self._boards.append(TensorBoard(workdir, (r for r in before if r["step"] <= step)))

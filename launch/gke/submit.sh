@@ -2,14 +2,14 @@
 # Starts one command on every host of one or several TPU slices, as a JobSet.
 #
 #   NAME=grpo IMAGE=REGISTRY/jaxdeep:1 TPU=v5e:4x4 SLICES=1 WORKDIR=gs://bucket/runs/grpo \
-#       launch/gke/submit.sh python -m jaxdeep grpo --config=configs/search/grpo.py
+#       launch/gke/submit.sh bash launch/first_job.sh
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=grpo -c jaxdeep --prefix
 #   kubectl delete jobset grpo
 #
 # The cluster needs JobSet, a node pool of the topology for each slice, and the Cloud Storage FUSE
 # driver with a service account (ACCOUNT) that may write to the bucket. CHIPS_PER_HOST is 4 by
-# default. When pods are preempted they save, and all start again, up to RESTARTS (100) times. DRY=1
-# writes the manifest and prints what would run.
+# default. When pods are preempted all start again from the last checkpoint, up to RESTARTS (100)
+# times. DRY=1 writes the manifest and prints what would run.
 set -euo pipefail
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

@@ -2,12 +2,11 @@
 # Starts one command on every host of one or several TPU slices, through XPK.
 #
 #   NAME=grpo CLUSTER=pod ZONE=us-west4-a IMAGE=REGISTRY/jaxdeep:1 TPU=v5litepod-16 SLICES=1 \
-#       STORAGE=runs WORKDIR=/gcs/runs/grpo launch/gke/xpk.sh \
-#       python -m jaxdeep grpo --config=configs/search/grpo.py
+#       STORAGE=runs WORKDIR=/gcs/runs/grpo launch/gke/xpk.sh bash launch/first_job.sh
 #
-# STORAGE is a bucket that `xpk storage attach` has attached to the cluster, and WORKDIR a folder
-# below its mount point. When pods are preempted they save, and all start again, up to RESTARTS
-# (100) times. DRY=1 prints what would run.
+# STORAGE is a bucket that `xpk storage attach` has attached to the cluster with the options that
+# launch/README.md shows, and WORKDIR a folder below its mount point. When pods are preempted all
+# start again from the last checkpoint, up to RESTARTS (100) times. DRY=1 prints what would run.
 set -euo pipefail
 # shellcheck source=../common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../common.sh"

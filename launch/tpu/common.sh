@@ -36,6 +36,30 @@ on_first() {
   tpu ssh "$NAME" --worker=0 "--command=$(quoted "$@")"
 }
 
+# What the command does on the TPU: running, exited STATUS, lost, none, or unreachable.
+command_state() {
+  local ask="bash $WORKER status 2>/dev/null || echo none" last
+  last=$(on_first bash -c "$ask" | tail -n 1) || last=unreachable
+  if [[ $last == "exited 0" ]] && on_all bash -c "$ask" | grep -x running >/dev/null; then
+    last=running # on another worker
+  fi
+  echo "$last"
+}
+
+# Ends with status 2 where a word of a command names a file that the workers will not have: what is
+# sent to them is the last commit.
+check_sent() { # WORDS...
+  local root word path
+  root=$(cd "$HERE/../.." && pwd)
+  for word in "$@"; do
+    path=${word#--*=} path=${path%%:*} path=${path%/}
+    [[ $path && $path != -* && $path != /* && $path != ../* && $path != *[[:space:]]* ]] || continue
+    [[ $path == *.py || $path == *.sh || -e $root/$path ]] || continue
+    git -C "$root" cat-file -e "HEAD:$path" 2>/dev/null ||
+      fail "$word: $path is not in the last commit, which is what the workers get"
+  done
+}
+
 # The TPU's state in Google's words; empty if there is no such TPU.
 state() {
   local column=state

@@ -2,7 +2,7 @@
 # Starts one command on every worker, in the background: it does not need this machine any more.
 #
 #   NAME=pod ZONE=us-west4-a WORKDIR=gs://bucket/runs/grpo launch/tpu/run.sh \
-#       python -m jaxdeep grpo --config=configs/search/grpo.py --config.env.corpus=docs/
+#       bash launch/first_job.sh
 #
 # The command gets --workdir, a folder that all workers and all later TPUs share: in a bucket
 # (mounted by gcsfuse), or on a file system that is mounted on every worker. It runs in the
@@ -14,4 +14,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help 1 "$@"
 need NAME ZONE WORKDIR
+check_sent "$@"
 on_all bash "$WORKER" start "$WORKDIR" "$@"

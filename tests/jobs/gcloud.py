@@ -1,6 +1,7 @@
 """A stand-in for `gcloud compute tpus`: a TPU is a folder, a worker's home a folder in it, and what
 is sent by ssh really runs there. FAKE_TPUS names the folder of all; FAKE_WORKERS says how many
-hosts a slice has."""
+hosts a slice has. FAKE_ERROR is what `create` fails with; where the file `unreachable` is in the
+folder, no worker answers."""
 
 import contextlib
 import os
@@ -30,6 +31,9 @@ def list(format):
 
 
 def create(name, node_count="1", **_):
+    if error := os.environ.get("FAKE_ERROR"):
+        print(f"ERROR: (gcloud) {error}", file=sys.stderr)
+        return 1
     (CLOUD / name).mkdir()
     for worker in range(WORKERS * int(node_count)):
         (CLOUD / name / f"worker-{worker}").mkdir()
@@ -48,6 +52,8 @@ def scp(source, target, **where):
 
 
 def ssh(name, command, **where):
+    if (CLOUD / "unreachable").exists():
+        return 255
     status = 0
     for home in homes(name, **where):
         env = os.environ | {"HOME": str(home)}

@@ -11,6 +11,8 @@ from jobs.scripts import CLOUD, LAUNCH, ROOT, call, lines, stand_in
 
 from jaxdeep import config as configs
 from jaxdeep.run import cli
+from jaxdeep.setup.runs import SftRun
+from jaxdeep.setup.sections import load_run
 
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch")])
 MEANT = [path for path in SCRIPTS if path.name not in ("common.sh", "env.sh")]  # not only sourced
@@ -235,6 +237,7 @@ def test_slurm_test_job(nothing_runs):
     (first,) = dry("first_job.sh", *sbatch[-2:], path=nothing_runs)
     _, loaded = accepted(first[3:])
     assert loaded.batch.rows == 8 and loaded.train.steps == 2
+    assert load_run(SftRun, loaded).optim.steps == 2
 
 
 def accepted(words):
@@ -253,6 +256,9 @@ def test_recipes_are_commands_that_the_verbs_take(path, nothing_runs):
         assert words[:3] == ["python", "-m", "jaxdeep"]
         command, loaded = accepted(words[3:])
         assert str(command.workdir) == "/b/c d"
-        if words[3] != "export" and words[3] != "sft":
-            assert loaded.train.start.startswith("/b/")
+        if words[3] in ("grpo", "eval"):
+            # GRPO begins with the published model, an evaluation with the run beside it
+            assert loaded.train.start == ("" if words[3] == "grpo" else "/b/grpo_qwen3_8b")
+            (from_sft,) = dry(name(path), path=nothing_runs, START="/b/sft")
+            assert accepted(from_sft[3:])[1].train.start == "/b/sft"
     assert len(said) == (2 if "export" in path.name else 1)

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from jobs.scripts import LAUNCH, ROOT, stand_in
+from jobs.scripts import LAUNCH, stand_in
 
 PATIENCE = 240.0  # seconds: the machine may be busy
 
@@ -44,6 +44,7 @@ class Cloud:
     """The cloud, and the repository that is sent to it."""
 
     def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
         self.tpus, self.repo, self.runs = folder / "tpus", folder / "repo", folder / "a run"
         self.started: list[subprocess.Popen] = []
         self.tpus.mkdir()
@@ -80,7 +81,7 @@ class Cloud:
         process = subprocess.Popen(
             ["bash", self.repo / "launch/tpu" / script, *words],
             env=self.env,
-            cwd=ROOT,
+            cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -181,11 +182,91 @@ def test_kept_through_a_preemption_and_a_failure(cloud):
     assert not (cloud.tpus / "pod").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("status, says", [(2, "cannot be run"), (3, "exited 3, 2 times")])
-def test_what_cannot_succeed_is_given_up(status, says, cloud):
+def log_of(cloud):
+    """What keep.sh brought here of the workers' logs."""
+    return (cloud.folder / "jaxdeep-pod.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "command, says, told",
+    [
+        (["python", "-c", "print('no such key'); raise SystemExit(2)"], "cannot be run", "no such"),
+        pytest.param(["none", "--x"], "cannot be run", "cannot run", marks=pytest.mark.slow),
+        pytest.param(
+            ["python", "-c", "raise SystemExit(3)"], "exited 3, 2 times", "", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["status 2", "no such command", "fails again and again"],
+)
+def test_what_cannot_succeed_leaves_nothing_that_bills(command, says, told, cloud):
     cloud.env["RETRIES"] = "2"
-    keep = cloud.start("keep.sh", "python", "-c", f"raise SystemExit({status})")
+    keep = cloud.start("keep.sh", *command)
+    said = keep.communicate(timeout=PATIENCE)[0]
+    assert keep.returncode == 2 and says in said and "jaxdeep-pod.log" in said
+    assert told in log_of(cloud) and log_of(cloud).count("==> ") == 0
+    assert not (cloud.tpus / "pod").exists()
+    assert cloud.asked("create") == cloud.asked("delete") == 1
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_to_stay_is_said_to_bill(cloud):
+    cloud.env["KEEP"] = "1"
+    stop = ["python", "-c", "raise SystemExit(2)"]
+    said = cloud.start("keep.sh", *stop).communicate(timeout=PATIENCE)[0]
+    assert (cloud.tpus / "pod").exists() and cloud.asked("delete") == 0
+    assert "it bills: NAME=pod ZONE=zone-a QUEUED=1 launch/tpu/stop.sh --delete" in said
+    # the next command is tried, whatever became of the one before
+    done = cloud.start("keep.sh", "python", "-c", "pass").communicate(timeout=PATIENCE)[0]
+    assert not (cloud.tpus / "pod").exists(), done
+
+
+@pytest.mark.parametrize(
+    "words, env, says",
+    [
+        (
+            ["bash", "launch/recipes/none.sh"],
+            {},
+            "launch/recipes/none.sh is not in the last commit",
+        ),
+        (["python", "later.py"], {}, "later.py is not in the last commit"),
+        (["python", "count.py", "--config.env.corpus=docs/"], {}, "docs is not in the last commit"),
+        (["python", "count.py"], {"TPU": "tpu7x-8"}, "launch/gke has TPU7x"),
+        (
+            ["python", "count.py"],
+            {"FAKE_ERROR": "INVALID_ARGUMENT: no such type"},
+            "cannot be created",
+        ),
+    ],
+)
+def test_what_can_never_run_is_told_before_there_is_a_tpu(words, env, says, cloud):
+    (cloud.repo / "docs").mkdir()
+    for name in ("later.py", "docs/a.md"):
+        (cloud.repo / name).write_text("not committed")
+    cloud.env |= env
+    keep = cloud.start("keep.sh", *words)
     said = keep.communicate(timeout=PATIENCE)[0]
     assert keep.returncode == 2 and says in said
-    assert (cloud.tpus / "pod").exists() and cloud.asked("create") == 1
+    assert not (cloud.tpus / "pod").exists() and cloud.asked("ssh") == 0
+
+
+def test_no_room_now_is_asked_for_again(cloud):
+    cloud.env["FAKE_ERROR"] = "RESOURCE_EXHAUSTED: no capacity"
+    keep = cloud.start("keep.sh", "python", "count.py")
+    cloud.wait(lambda: cloud.asked("create") >= 3)
+    assert keep.poll() is None
+
+
+@pytest.mark.slow
+def test_a_new_tpu_that_is_not_reached_is_deleted_a_used_one_is_not(cloud):
+    cloud.env |= {"SILENT": "2"}
+    keep = cloud.start("keep.sh", "python", "count.py")
+    cloud.advance()
+    (cloud.tpus / "unreachable").touch()
+    asked = cloud.asked("ssh")
+    cloud.wait(lambda: cloud.asked("ssh") > asked + 5)
+    assert keep.poll() is None and (cloud.tpus / "pod").exists()
+    keep.terminate()
+    assert "pod was not reached 2 times; it bills" in keep.communicate(timeout=PATIENCE)[0]
+    cloud.call("stop.sh", "--delete")
+    said = cloud.start("keep.sh", "python", "count.py").communicate(timeout=PATIENCE)[0]
+    assert "pod: not reached" in said and not (cloud.tpus / "pod").exists()

@@ -9,9 +9,12 @@ from run import small
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-QUICK = ["--config.sft.train.steps=2", "--config.grpo.train.steps=1", "--config.test.count=8"]
-SMALL = 'TOPOLOGY, FLAGS = "v5e:1x1", []'
-FEWER = {"quickstart": f"FLAGS = {QUICK!r}", "your_tool": "STEPS = 2", "plan_a_pod": SMALL}
+QUICK = [
+    *("sft.train.steps=2", "sft.optim.warmup=0", "grpo.train.steps=1", "grpo.optim.warmup=0"),
+    "test.count=8",
+]
+SMALL = 'CONFIG, TOPOLOGY, CHANGES = "search/quickstart", "v5e:1x1", []'
+FEWER = {"quickstart": f"CHANGES = {QUICK!r}", "your_tool": "STEPS = 3", "plan_a_pod": SMALL}
 SEEN = {
     "quickstart": ("after GRPO", "<iframe", "--- reward"),
     "your_tool": ("Desk(", "step  2"),

@@ -13,9 +13,10 @@ from agent.conftest import chat as _chat  # noqa: F401 - a fixture
 
 from jaxdeep.agent import record
 from jaxdeep.chat.tokenizer import FILE
-from jaxdeep.errors import DataError
-from jaxdeep.metrics import Metrics
+from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.metrics import Metrics, declared
 from jaxdeep.pages import view
+from jaxdeep.run import view as verb
 from jaxdeep.types import Branch, Message, Piece, Stop, Task, ToolCall, Trajectory
 
 EVIL = (
@@ -199,6 +200,12 @@ def test_records_that_have_not_changed_are_not_made_again(run, chat):
 
 
 def test_some_steps_and_evaluations(run, chat, monkeypatch):
+    for steps, said in (("3:9", "3 to 9"), ("3:", "3 on"), ("4", "4 to 4")):
+        with pytest.raises(DataError, match=f"no rollouts of steps {said}: there are 1 to 2"):
+            view.build([run], run / "view", steps=verb.window(steps))
+    with pytest.raises(ConfigError, match="--steps=9:3 ends before it begins"):
+        verb.window("9:3")
+    assert not (run / "view").exists()
     page = view.build([run], run / "view", steps=range(2, 10))
     assert [r["key"] for r in payload(page.parent / "0/run.js")["records"]] == ["000002"]
     record.write(run / "eval.jsonl", [rollout(chat, Task(str(k), "?"), None) for k in range(5)])
@@ -223,6 +230,33 @@ def test_a_run_without_rollouts_has_curves(run, tmp_path):
     page = view.build([tmp_path / "sft"], tmp_path / "sft" / "view")
     found = payload(page.parent / "0/run.js")
     assert found["records"] == [] and found["metrics"]["steps"] == [1, 2]
+
+
+def test_metrics_come_with_what_they_mean(run):
+    view.build([run], run / "view")
+    found = payload(run / "view" / "0" / "run.js")["meanings"]
+    for name in ("reward/mean", "train/loss"):
+        metric = declared(name)
+        assert found[name] == [metric.unit, metric.meaning, metric.advice]
+    assert "n" not in found  # declared nowhere
+
+
+def test_pages_without_anything_to_show_are_refused(run, tmp_path):
+    empty = tmp_path / "begun"
+    Metrics(empty, step=0).close()
+    with pytest.raises(DataError, match="begun has nothing to show yet"):
+        view.build([empty], empty / "view")
+    shutil.copy(run / "metrics.jsonl", empty)
+    with pytest.raises(DataError, match="it has no rollouts of steps at all"):
+        view.build([run, empty], empty / "view", steps=range(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([1, 2, 3, 7, 9, 10], "1 to 3, 7, 9 to 10")],
+)
+def test_spans_of_numbers(numbers, text):
+    assert view.spans(numbers) == text
 
 
 def test_what_is_no_run_is_named(run, tmp_path):
@@ -255,8 +289,14 @@ def test_a_browser_shows_it(run):
         pytest.skip("no chromium here")
     page = view.build([run, run], run / "view")
     for place, words in (
-        ("", ["reward/mean", "step 2"]),
-        ("#/000001", ["mean reward 0.5 of 2", "onerror"]),
+        ("", ["reward/mean", "step 2", "weighted total", "by step, with their mean reward"]),
+        (
+            "#/000001",
+            [
+                *("mean reward 0.5 of 2", "onerror", "what it is", "stop · turns · tokens"),
+                '<option value="finished">',
+            ],
+        ),
         ("#/000001/0/1", ["im_start", "the policy's, learned", "onerror"]),
         ("#/search/nothing/000001", ["8 of 8 rollouts have it", "<mark>nothing</mark>"]),
     ):

@@ -1,9 +1,14 @@
 """A plan adds up, on virtual devices in place of described ones; what cannot be planned is
 refused."""
 
+import ast
 import dataclasses
+import importlib.util
 import json
 import os
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
@@ -258,3 +263,36 @@ def test_a_step_takes_as_long_on_16_chips_as_on_512(tmp_path):
     """Weak scaling: the same work a chip on a part of a slice, on all of it, and on two."""
     seconds = [facts["step"]["estimated_seconds"] for facts in planned(SAME_WORK, tmp_path)]
     assert max(seconds) < 1.1 * min(seconds), seconds
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PLANS = {
+    f"{path.parent.name}/{path.stem}": shlex.split(command)[3:]
+    for path in sorted((ROOT / "configs").rglob("*.py"))
+    for command in re.findall(
+        r"^ {4}(python -m jaxdeep plan .+)$",
+        ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " "),
+        re.MULTILINE,
+    )
+}
+
+
+def test_what_names_a_slice_has_a_plan_for_it():
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        planned = f"{path.parent.name}/{path.stem}" in PLANS
+        assert planned == ("meant for a TPU" in doc), path
+    assert PLANS["search/grpo"][1:] == shlex.split(verb.EXAMPLE)[4:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_a_configuration_fits_the_slice_that_it_names(name, tmp_path):
+    """By the TPU compiler, with the command that the configuration shows."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU compiler is not installed: pip install -e '.[tpu]'")
+    command = [sys.executable, "-m", "jaxdeep", *PLANS[name], f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    plans = json.loads((tmp_path / "plan.json").read_text())
+    assert plans and all(plan["fits"] for plan in plans)

@@ -305,10 +305,15 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):
 
 def test_metrics_say_what_happened(tmp_path):
     config, workdir = small.config(tmp_path, "grpo", steps=2), tmp_path / "run"
-    same = ["grpo", f"--config={config}", f"--workdir={workdir}", f"--config.env.taskset={OWN}"]
-    assert cli.main(same) == 0
-    row = read_metrics(workdir / "metrics.jsonl")[-1]
+    dev = {"taskset": "facts", "corpus": "dev", "questions": "dev", "k": 1, "count": 3}
+    flags = [f"--config.dev.{name}={value}" for name, value in dev.items()]
+    flags += [f"--config={config}", f"--workdir={workdir}", "--config.grpo.eval_every=2"]
+    flags += [f"--config.env.taskset={OWN}"]
+    assert cli.main(["grpo", *flags]) == 0
+    before, first, row = read_metrics(workdir / "metrics.jsonl")
+    assert before["step"] == 0 and before["dev/em"] >= 0 and "reward/mean" not in before
     assert [name for name in row if not declared(name)] == []
+    assert "dev/em" not in first and row["dev/em"] >= 0
     stops = sum(value for name, value in row.items() if name.startswith("rollout/stop/"))
     assert math.isclose(stops, 1) and row["rollout/turns"] >= 1
     assert {"reward/mean", "reward/answer", "time/rollout", "grpo/flat_groups"} <= set(row)

@@ -28,6 +28,14 @@ function points(steps, values) {
   return out;
 }
 
+/** What a metric is declared to mean, with its unit, and what to do when it looks wrong as its tooltip. */
+function meaning(name, tag) {
+  const known = runs.map((run) => run.meanings[name]).find(Boolean);
+  if (!known) return el(tag, { class: "means" }, "");
+  const [unit, means, advice] = known;
+  return el(tag, { class: "means", title: advice || means }, unit ? `${unit}: ${means}` : means);
+}
+
 /** One metric of all runs: title, lines, and what is under the pointer. */
 function chart(name, runs, open) {
   const every = runs.map((run) => points(run.metrics.steps, run.metrics.values[name] || []));
@@ -66,7 +74,8 @@ function chart(name, runs, open) {
   });
   plot.addEventListener("click", (event) => open(under(event).find(Boolean)[0]));
   return el("figure", { class: "chart" }, el("figcaption", {}, el("span", {}, name), output), plot,
-    el("div", { class: "axis" }, el("span", {}, `${number(y0)} to ${number(y1)}`), el("span", {}, `steps ${x0} to ${x1}`)));
+    el("div", { class: "axis" }, el("span", {}, `${number(y0)} to ${number(y1)}`), el("span", {}, `steps ${x0} to ${x1}`)),
+    meaning(name, "p"));
 }
 
 /** All metrics, by what stands before the first slash; each is drawn when it comes into sight. */

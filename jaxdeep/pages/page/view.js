@@ -80,17 +80,26 @@ function homePage() {
     el("section", { class: "runs" }, runs.map((run, i) => el("div", {},
       el("h1", { class: `run${i}` }, run.name), el("p", { class: "quiet" }, run.path),
       run.config ? el("details", {}, el("summary", {}, "configuration"), el("pre", {}, run.config)) : null))),
-    records().length ? el("h2", {}, "Rollouts") : "",
+    records().length ? el("h2", {}, "Rollouts ", el("small", {}, "by step, with their mean reward")) : "",
     el("nav", { class: "steps" }, records().map((record) =>
       el("a", { class: "item", href: path(record.key) }, titleOf(record), rewards(record.key)))),
-    el("h2", {}, "Metrics"), curves(runs, open));
+    runs.some((run) => run.metrics.steps.length) ? el("h2", {}, "Metrics") : "", curves(runs, open));
 }
 
 function metricsAt(step) {
   const names = new Set(runs.flatMap((run) => Object.keys(run.metrics.values)));
   const value = (run, name) => run.metrics.values[name]?.[run.metrics.steps.indexOf(step)];
-  return el("details", {}, el("summary", {}, "metrics of this step"), el("table", {}, [...names].map((name) =>
-    el("tr", {}, el("th", {}, name), runs.map((run) => el("td", {}, number(value(run, name))))))));
+  const heads = ["metric", ...(runs.length > 1 ? runs.map((run) => run.name) : ["value"]), "what it is"];
+  return el("details", {}, el("summary", {}, "metrics of this step"), el("table", {},
+    el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head))),
+    [...names].map((name) => el("tr", {}, el("th", { scope: "row" }, name),
+      runs.map((run) => el("td", {}, number(value(run, name)))), meaning(name, "td")))));
+}
+
+/** What stands in the lines below, one word a column. */
+function heads() {
+  return el("div", { class: "rollout heads" },
+    ["reward", "advantage", "stop · turns · tokens", "last answer, or the failure"].map((head) => el("span", {}, head)));
 }
 
 /** One line about a rollout, which opens it. */
@@ -98,9 +107,10 @@ function line(run, key, rollout) {
   const { turns } = rollout.metrics;
   const facts = [rollout.stop.replaceAll("_", " "), `${number(turns)} turns`, `${number(rollout.tokens)} tokens`];
   const sign = rollout.advantage > 0 ? "+" : "";
-  return el("a", { class: "item rollout", href: path(key, run.index, rollout.id) },
+  const about = { "data-stop": rollout.stop, "data-reward": rollout.reward ?? "" };
+  return el("a", { class: "item rollout", href: path(key, run.index, rollout.id), ...about },
     el("b", {}, number(rollout.reward)),
-    el("span", { class: rollout.advantage > 0 ? "up" : "down" },
+    el("span", { class: rollout.advantage > 0 ? "up" : rollout.advantage < 0 ? "down" : "quiet" },
       rollout.advantage === null ? "" : sign + number(rollout.advantage)),
     el("span", { class: rollout.truncated || rollout.failure ? "bad" : "quiet" }, facts.join(" · ")),
     el("span", { class: "said" }, rollout.failure || rollout.said));
@@ -123,10 +133,12 @@ async function recordPage(key, mine) {
   const side = (rollouts, i) => el("div", { class: `side run${i}` },
     el("p", { class: "quiet" }, runs.length > 1 ? `${runs[i].name}: ` : "",
       rollouts.length ? `mean reward ${mean(rollouts)} of ${rollouts.length}` : "not in this step"),
-    rollouts.map((rollout) => line(runs[i], key, rollout)));
+    rollouts.length ? heads() : "", rollouts.map((rollout) => line(runs[i], key, rollout)));
+  offerStops(loaded.flat().flatMap((task) => task.rollouts.map((rollout) => rollout.stop)));
   show(titleOf(record), [titleOf(record)],
     el("h1", {}, titleOf(record), el("small", {}, ` ${groups.size} tasks`)),
     record.step === null ? "" : metricsAt(record.step),
+    el("p", { class: "quiet", id: "shown", role: "status" }),
     [...groups.values()].map((group) => el("section", { class: "group card" },
       el("h2", {}, group.question || group.task),
       el("p", { class: "quiet" }, [group.task, ...group.answers].join(" · ")),
@@ -172,13 +184,31 @@ async function searchPage(query, key, mine) {
   status.dataset.done = "";
 }
 
+/** The reasons of stops to choose from: those of this page, and the one that is chosen. */
+function offerStops(present) {
+  const chosen = $("stop").value, every = [...new Set([...present, ...(chosen ? [chosen] : [])])].sort();
+  $("stop").replaceChildren(el("option", { value: "" }, "any"),
+    ...every.map((stop) => el("option", { value: stop }, stop.replaceAll("_", " "))));
+  $("stop").value = chosen;
+}
+
+/** Whether a line is of the rewards and the stop that are asked for. A rollout without a reward is in no range. */
+function wanted({ dataset }) {
+  const [least, most] = [$("least"), $("most")].map((input) => input.valueAsNumber);
+  const reward = dataset.reward === "" ? NaN : Number(dataset.reward);
+  if ($("stop").value && dataset.stop !== $("stop").value) return false;
+  return (Number.isNaN(least) || reward >= least) && (Number.isNaN(most) || reward <= most);
+}
+
 function filter() {
   const words = $("query").value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const item of document.querySelectorAll("main .item:not(.hitline)")) {
     const text = `${item.closest(".group")?.querySelector("h2").textContent} ${item.textContent}`.toLowerCase();
-    item.hidden = !words.every((word) => text.includes(word));
+    item.hidden = !words.every((word) => text.includes(word)) || ("stop" in item.dataset && !wanted(item));
   }
   for (const group of document.querySelectorAll(".group")) group.hidden = !group.querySelector(".item:not([hidden])");
+  const all = document.querySelectorAll("main a.rollout"), seen = [...all].filter((item) => !item.hidden);
+  if ($("shown")) $("shown").textContent = seen.length < all.length ? `${seen.length} of ${all.length} rollouts are shown` : "";
 }
 
 async function route() {
@@ -237,7 +267,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   $("help").addEventListener("click", KEYS["?"]);
   $("main").addEventListener("pointerover", tell);
   $("main").addEventListener("click", tell);
-  $("query").addEventListener("input", filter);
+  for (const id of ["query", "least", "most", "stop"]) $(id).addEventListener("input", filter);
   $("search").addEventListener("submit", (event) => {
     event.preventDefault();
     const [key] = here();
