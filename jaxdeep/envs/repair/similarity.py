@@ -45,29 +45,31 @@ def _gain(old: str | None, new: str | None, right: str | None) -> float:
         return 0.0
     if bare_new == bare_right:
         return 1.0
-    pairs = [_differing(text, bare_right) for text in (bare_old, bare_new)]
-    by_line = any(len(a) * len(b) > _BY_CHARACTER for a, b, _ in pairs)  # the same for both
-    base, gained = (_ratio(*pair, by_line) for pair in pairs)
+    texts: list[Sequence[str]] = [bare_old, bare_new, bare_right]
+    parts = [_differing(text, bare_right) for text in texts[:2]]
+    if any(len(a) * len(b) > _BY_CHARACTER for a, b in parts):  # the same for both comparisons
+        texts = [split_lines(text) for text in (bare_old, bare_new, bare_right)]
+    base, gained = (_ratio(text, texts[2]) for text in texts[:2])
     return min(1.0, max(0.0, (gained - base) / (1.0 - base))) if base < 1.0 else 0.0
 
 
-def _differing(a: str, b: str) -> tuple[str, str, int]:
-    """Two texts without what both begin and end with, and how many characters that is."""
+def _differing(a: Sequence[str], b: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Two texts, or lists of lines, without what both begin and end with."""
     limit = min(len(a), len(b))
     head = next((i for i in range(limit) if a[i] != b[i]), limit)
     tail = next((i for i in range(limit - head) if a[-1 - i] != b[-1 - i]), limit - head)
-    return a[head : len(a) - tail], b[head : len(b) - tail], head + tail
+    return a[head : len(a) - tail], b[head : len(b) - tail]
 
 
-def _ratio(a: str, b: str, same: int, by_line: bool) -> float:
-    """Twice the characters in common over all characters, after Ratcliff and Obershelp; `same` of
-    them are around both texts. `by_line` compares whole lines, for long texts: the comparison is
-    quadratic."""
-    parts = (split_lines(a), split_lines(b)) if by_line else (a, b)
+def _ratio(a: Sequence[str], b: Sequence[str]) -> float:
+    """Twice the characters in common over all characters, after Ratcliff and Obershelp; of texts by
+    character, of lists by line. Only what differs in between is compared: that is quadratic."""
+    parts = _differing(a, b)
     blocks = difflib.SequenceMatcher(None, *parts, autojunk=False).get_matching_blocks()
+    total = len("".join(a)) + len("".join(b))
+    different = sum(len("".join(part)) for part in parts)
     common = sum(len("".join(parts[0][m.a : m.a + m.size])) for m in blocks)
-    total = len(a) + len(b) + 2 * same
-    return 2 * (same + common) / total if total else 1.0
+    return (total - different + 2 * common) / total if total else 1.0
 
 
 def _bare(text: str) -> str:
@@ -135,8 +137,8 @@ def _by_file(diff: str) -> dict[str, str]:
 def block_similarity(generated: Sequence[Block], oracle: Sequence[Block]) -> float:
     """CodeRepairRL's likeness of search/replace blocks, pair by pair in order: the mean of the line
     ratios of both parts, over the larger number of blocks. Where the oracle has no block it is 1
-    for none and 0 for any: there, unlike in the original, blocks that could not be read are never none,
-    since `parse` raises."""
+    for none and 0 for any. Blocks that could not be read are never none here, since `parse` raises:
+    in the original they were, and garbage was paid in full."""
     count = max(len(generated), len(oracle))
     if not count:
         return 1.0
