@@ -6,9 +6,11 @@ each outcome is written to the report channel at once, so that those of a progra
 count.
 """
 
+import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -132,8 +134,11 @@ def raised_limits(settings):
 
 @attack
 def become_root(settings):
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        if re.search(r"^CapEff:\s*0*[1-9a-f]", file.read(), re.MULTILINE):
+            return "it has privileges"
     if os.getuid() == 0:
-        return "it is root"
+        return None  # without a privilege that is only a name
     return "became root" if succeeds(os.setuid, 0) or succeeds(os.setgid, 0) else None
 
 

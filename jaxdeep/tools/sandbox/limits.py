@@ -62,7 +62,8 @@ class Result:
     `status`
       exited    the program ended by itself; `code` is its exit code
       signal    a signal ended it; `code` is the signal's number
-      timeout, memory, output, disk    it went over that limit and was killed
+      timeout, memory, output, disk    it went over that limit and was killed; of processes too many
+                at a time say "memory", where it is the watchdog that saw them
       infra     it could not be run, or ended without a record of how; `detail` says why. This is
                 the machine's failure and says nothing about the program.
     `output` is what it wrote, stdout and stderr together; `report` what it wrote to the channel

@@ -27,7 +27,7 @@ LIMITS = Limits(
 SHORT = dataclasses.replace(LIMITS, seconds=1.0)
 
 TOGETHER = (
-    *("fork_bomb", "thread_bomb", "memory", "raised_limits", "become_root", "make_device"),
+    *("memory", "raised_limits", "become_root", "make_device"),
     *("write_outside", "read_host", "symlink_out", "variables", "tcp", "udp", "local_sockets"),
     *("other_sockets", "signal_host", "trace_host", "list_processes", "user_namespace"),
     "fill_temporary",
@@ -35,6 +35,8 @@ TOGETHER = (
 """Attacks that end by themselves, run one after the other in one box."""
 
 ALONE = {
+    "fork_bomb": (LIMITS, None),
+    "thread_bomb": (LIMITS, None),
     "daemon": (LIMITS, "exited"),
     "memory_of_many": (LIMITS, "memory"),
     "endless_loop": (SHORT, "timeout"),
@@ -45,7 +47,7 @@ ALONE = {
 }
 """Attacks that a limit has to end, each in a box of its own, with the status that says so."""
 
-_QUICK = ("daemon", "endless_loop", "memory_of_many", "output_flood", "fill_work")
+_QUICK = ("fork_bomb", "daemon", "endless_loop", "memory_of_many", "output_flood", "fill_work")
 _VARIABLE = "JAXDEEP_SANDBOX_SECRET"
 
 

@@ -21,6 +21,7 @@ from jaxdeep.tools.sandbox.limits import Limits, Status
 
 _TICK = 0.1  # seconds between looks of the watchdog
 _GRACE = 5.0  # seconds to end in, once told to
+_OWN_PROCESSES = 8  # of a box itself
 _CHUNK = 65536
 _RECORDS = 65536  # bytes of records that are read at most
 
@@ -220,7 +221,10 @@ class _Watch:
         total = sum(memory_mb(pid) for pid in pids)
         self.ended.cpu = max(self.ended.cpu, sum(cpu_seconds(pid) for pid in pids))
         self.ended.peak_mb = max(self.ended.peak_mb, total)
-        if total > (self.limits.total_mb or self.limits.memory_mb):
+        threads = sum(threads_of(pid) for pid in pids)
+        # the kernel does not bound those of root, even of a root without any capability
+        crowd = threads > self.limits.processes + _OWN_PROCESSES
+        if crowd or total > (self.limits.total_mb or self.limits.memory_mb):
             self._end("memory")
         if self.prepared.disk is not None and self.prepared.disk() > self.limits.disk_mb:
             self._end("disk")
@@ -248,6 +252,13 @@ def descendants(pid: int) -> list[int]:
                 found += children
                 todo += children
     return found
+
+
+def threads_of(pid: int) -> int:
+    """The number of threads of a process; 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/task"))
+    return 0
 
 
 def memory_mb(pid: int) -> float:
