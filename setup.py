@@ -1,5 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, ray, serve, sandbox, dev (tests), bench (comparisons with
-PyTorch, and slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, ray, serve, sandbox, swebench, dev (tests), bench
+(comparisons with PyTorch, and slow tests)."""
 
 import pathlib
 import re
@@ -72,6 +72,7 @@ setup(
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
         "ray": ["ray>=2.60,<3"],
         "sandbox": SANDBOX,
+        "swebench": ["swebench>=5.0.2,<6"],  # grading by its rules
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [
             *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),

@@ -1,10 +1,10 @@
 """From the outcomes of tests to whether a task is resolved, by two rules.
 
-`strict`, for training: a test of FAIL_TO_PASS or PASS_TO_PASS must have passed. A skipped one counts
-only where it was skipped before the change, and only for PASS_TO_PASS.
+`strict`, for training: a test of FAIL_TO_PASS or PASS_TO_PASS must have passed. A skipped one
+counts only where it was skipped before the change, and only for PASS_TO_PASS.
 
-`swebench5`, to report scores that can be compared: what the package `swebench` 5 does with the log of
-a run, parsers included, which come from the installed package.
+`swebench5`, to report scores that can be compared: what the package `swebench` 5 does with the log
+of a run, parsers included, which come from the installed package.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def report(
     *,
     skipped_before: Collection[str] = (),
 ) -> Report:
-    """What a rule makes of the outcomes of tests: passed, failed, error, skipped, xfailed or others,
-    by id; a test that is not there is missing. `skipped_before`: tests that were skipped before the
-    change too. Raises `ConfigError` for an unknown rule."""
+    """What a rule makes of the outcomes of tests: passed, failed, error, skipped, xfailed or
+    others, by id; a test that is not there is missing. `skipped_before`: tests that were skipped
+    before the change too. Raises `ConfigError` for an unknown rule."""
     if rule == "strict":
 
         def good(test: str) -> bool:

@@ -24,6 +24,7 @@ import sys
 from typing import Any, Literal
 
 from jaxdeep.envs.repair.diff import DiffError, Files, Form, parse
+from jaxdeep.envs.repair.grading import Rule, report
 from jaxdeep.envs.repair.scan import Flag, is_runner_file, is_shadow, is_test_file, scan
 from jaxdeep.envs.repair.task import RepairTask
 from jaxdeep.tools import sandbox
@@ -37,7 +38,7 @@ _RUNNERS = pathlib.Path(__file__).with_name("runners")
 _CALLS = "\n".join((_RUNNERS / name).read_text("utf-8") for name in ("values.py", "calls.py"))
 _TESTS = (_RUNNERS / "tests.py").read_text("utf-8")
 _NO_CONFIGURATION = ".no-pytest-configuration.ini"
-_CONFIGURATIONS = {  # where pytest is configured, and the section that says so; in its order
+CONFIGURATIONS = {  # where pytest is configured, and the section that says so; in its order
     "pytest.ini": "",
     ".pytest.ini": "",
     "pyproject.toml": "[tool.pytest",
@@ -68,6 +69,8 @@ class Verdict:
     cpu: float = 0.0
     peak_mb: float = 0.0
     detail: str = ""
+    tree: str = ""  # git's id of the repository's files after the patch
+    apply_level: int = 0  # which command of the chain applied the patch, from 1
 
     @property
     def reward(self) -> float | None:
@@ -104,17 +107,23 @@ def judge(
     kept = [flag for flag in flags if flag.what not in task.allowed_flags]
     if task.runner == "calls":
         return _judge_calls(task, after, kept, level, seed)
-    return _judge_tests(task, after, kept, level, seed)
+    return judge_tests(task, after, kept, level, seed)
 
 
-def _run(task: RepairTask, source: str, files, fixed, told: dict, level) -> sandbox.Result:
+def _run(
+    task: RepairTask, source: str, files: Files, fixed, told: dict, level, folder=None
+) -> sandbox.Result:
     python = task.python or (sys.executable if level == "full" else sandbox.python())
     limits = sandbox.Limits(seconds=task.seconds, memory_mb=task.memory_mb)
+    if folder is not None:
+        size = sum(file.lstat().st_size for file in folder.rglob("*")) >> 20
+        limits = dataclasses.replace(limits, disk_mb=limits.disk_mb + 2 * size)
     return sandbox.execute(
         sandbox.Job(
-            # not in the folder of the program, of which nothing may be imported first
+            # not from a file in the folder of the program, of which nothing may be imported first
             [python, "-s", "-B", "-c", source],
             {path: text for path, text in files.items() if text is not None},
+            folder=folder,
             fixed=fixed,
             limits=limits,
             level=level,
@@ -290,16 +299,25 @@ def _laid(task: RepairTask, after: Files) -> dict[str, str | None]:
 
 def _configuration(task: RepairTask) -> str:
     """The file of the task's own that configures pytest."""
-    for path, section in _CONFIGURATIONS.items():
+    for path, section in CONFIGURATIONS.items():
         text = task.files.get(path)
         if text is not None and section in text:
             return path
     return _NO_CONFIGURATION
 
 
-def _judge_tests(
-    task: RepairTask, after: Files, flags: list[Flag], level: sandbox.Level, seed: int
+def judge_tests(
+    task: RepairTask,
+    after: Files,
+    flags: list[Flag],
+    level: sandbox.Level,
+    seed: int,
+    *,
+    folder: pathlib.Path | None = None,
+    rule: Rule = "strict",
 ) -> Verdict:
+    """The verdict of tests, for `flags` that a scan has found. `folder` holds files that are there
+    besides, as a checkout does, changed as they are to be judged."""
     canaries = [_canary(task.runner) for _ in range(2)]
     nonce = secrets.token_hex(16)
     expected = [*task.fail_to_pass, *task.pass_to_pass]
@@ -315,7 +333,7 @@ def _judge_tests(
     }
     if told["configuration"] == _NO_CONFIGURATION:
         fixed[_NO_CONFIGURATION] = "[pytest]\n"
-    result = _run(task, _TESTS, _laid(task, after), fixed, told, level)
+    result = _run(task, _TESTS, _laid(task, after), fixed, told, level, folder)
     measured = _measured(task, result, 2)
     if result.status == "infra":
         return Verdict(**measured, status="infra", detail=result.detail)
@@ -327,9 +345,8 @@ def _judge_tests(
     tests = {test: seen.get(test, "missing") for test in expected}
     reasons = [str(flag) for flag in flags if flag.tampering]
     reasons += _disagreements(result, records, forged, twice, seen, canaries, expected)
-    f2p = _share(task.fail_to_pass, tests)
-    p2p = _share(task.pass_to_pass, tests)
-    status: Status = "resolved" if f2p == p2p == 1 else "unresolved"
+    found = report(seen, task.fail_to_pass, task.pass_to_pass, rule)
+    status: Status = "resolved" if found.resolution == "full" else "unresolved"
     if reasons:
         status = "tampered"
     elif result.status == "timeout":
@@ -339,15 +356,11 @@ def _judge_tests(
         **measured,
         status=status,
         tests=tests,
-        f2p=f2p,
-        p2p=p2p,
+        f2p=found.f2p,
+        p2p=found.p2p,
         flags=(*reasons, *noted),
         detail=result.output[-2000:],
     )
-
-
-def _share(names, tests: dict[str, Outcome]) -> float:
-    return sum(tests[name] == "passed" for name in names) / len(names) if names else 1.0
 
 
 def _outcomes(records: list[dict]) -> tuple[dict[str, Outcome], list[str]]:
