@@ -1,6 +1,7 @@
 """Boxes: what they hold, what they report, and that nothing is left of a run."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import os
@@ -245,6 +246,44 @@ def test_runs_beside_each_other_do_not_meet(level):
         return await asyncio.gather(*map(sandbox.run, jobs))
 
     assert [result.output for result in asyncio.run(several())] == [f"{n}\n" for n in range(6)]
+
+
+def test_what_is_killed_with_a_slot_is_nobody_else():
+    # mechanisms are tried as a user while boxes of other threads begin and end
+    assert slots.TRIAL not in range(slots.FIRST, slots.FIRST + slots.COUNT)
+    if slots.available():
+        with slots.slot() as first, slots.slot() as second:
+            assert len({first, second, slots.TRIAL}) == 3
+
+
+@pytest.mark.slow
+def test_hostile_programs_among_many_change_no_result(level):
+    hostile = (
+        "import os\nwhile True:\n    os.fork()",
+        "import os\nos.setsid()\nwhile True:\n    os.write(1, b'x' * 9999)",
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    os.fork()\n    time.sleep(99)",
+        "x = [0]\nwhile True:\n    x += x",
+        "import os, signal\nos.kill(-1, signal.SIGKILL)",
+    )
+    limits = sandbox.Limits(seconds=20, memory_mb=128, flood_bytes=2**20)
+    command = [sys.executable if level == "full" else sandbox.python(), "-S", "-c"]
+
+    def one(n):
+        program = hostile[n // 20 % len(hostile)] if n % 20 == 0 else f"print({n} ** 2)"
+        return sandbox.execute(sandbox.Job([*command, program], limits=limits, level=level))
+
+    def memory():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(1, 20)))
+        before = memory()
+        results = list(pool.map(one, range(400)))
+    assert [r.output for n, r in enumerate(results) if n % 20] == [
+        f"{n**2}\n" for n in range(400) if n % 20
+    ]
+    assert {r.status for n, r in enumerate(results) if n % 20} == {"exited"}
+    assert memory() < 1.2 * before + 4096  # pages
 
 
 def test_what_a_program_leaves_on_disk_is_removed(level):

@@ -30,7 +30,7 @@ _REMEDIES = {
 @functools.cache
 def problem(level: Level) -> str:
     """Why a level does not work here, in one line; "" if it does. Tried once a process."""
-    user = slots.FIRST if slots.available() else None
+    user = slots.TRIAL if slots.available() else None
     if level == "full":
         return bubblewrap.probe(user)
     return guard.probe(user) if level == "guarded" else ""

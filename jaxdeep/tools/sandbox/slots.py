@@ -24,6 +24,10 @@ from collections.abc import Iterator
 from jaxdeep.errors import WorldError
 
 FIRST, COUNT = 58_000, 512
+TRIAL = FIRST + COUNT
+"""The user that mechanisms are tried as. It is no slot's: those of a slot are killed without
+notice."""
+
 _CLEAR_SECONDS = 20.0
 
 
@@ -33,7 +37,7 @@ def available() -> bool:
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         return False
     # root of a container may be left without the capability, or without the id
-    change = ["setpriv", f"--reuid={FIRST}", f"--regid={FIRST}", "--clear-groups", "true"]
+    change = ["setpriv", f"--reuid={TRIAL}", f"--regid={TRIAL}", "--clear-groups", "true"]
     return subprocess.run(change, check=False, capture_output=True).returncode == 0
 
 
