@@ -23,7 +23,7 @@ import jaxdeep.tools.sandbox.levels as levels
 import jaxdeep.tools.sandbox.slots as slots
 from jaxdeep.errors import ConfigError, DataError, WorldError
 from jaxdeep.tools.sandbox.limits import Level, Limits, Result
-from jaxdeep.tools.sandbox.supervise import Ended, Prepared, descendants, supervise
+from jaxdeep.tools.sandbox.supervise import Channel, Ended, Prepared, descendants, supervise
 
 Content = str | bytes
 
@@ -79,7 +79,8 @@ async def run(job: Job) -> Result:
     """Runs a job in a new box; see `execute`. As many run at one time as there are cores.
     Cancelling it ends the run, and waits until nothing is left of it."""
     cancel = threading.Event()
-    future = asyncio.wrap_future(_pool().submit(execute, job, cancel))
+    channel = Channel(job.stdin, cancel=cancel)
+    future = asyncio.wrap_future(_pool().submit(execute, job, channel))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -94,22 +95,24 @@ def _pool() -> concurrent.futures.ThreadPoolExecutor:
     return concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "sandbox")
 
 
-def execute(job: Job, cancel: threading.Event | None = None) -> Result:
+def execute(job: Job, channel: Channel | None = None) -> Result:
     """Runs a job in a new box and waits for it. When it returns, no process and no file of the run
-    is left. `cancel` ends it early, with the status "infra".
+    is left. `channel` takes the place of the job's input and may end it early, which has the status
+    "infra".
 
     Raises `ConfigError` where the job's level does not work here, `DataError` for a folder that is
     not there and for files that do not fit. All else is in the `Result`: a run that could not be
     made, or that ended without a record of how, has the status "infra"."""
     levels.need(job.level)
+    channel = channel or Channel(job.stdin)
     try:
         with slots.slot() as user, _staging() as staging:
             source = staging / "src"
             _fill(source, job)
             if job.level == "full":
-                ended = _boxed(job, staging, user, cancel)
+                ended = _boxed(job, staging, user, channel)
             else:
-                ended = _guarded(job, staging, user, cancel)
+                ended = _guarded(job, staging, user, channel)
             if user is not None:
                 slots.clear(user)  # before its files are removed
     except (OSError, WorldError) as error:
@@ -193,7 +196,7 @@ def _memory_of(user: int | None):
     return descendants if user is None else (lambda _: slots.processes_of(user))
 
 
-def _boxed(job: Job, staging: pathlib.Path, user: int | None, cancel) -> Ended:
+def _boxed(job: Job, staging: pathlib.Path, user: int | None, channel: Channel) -> Ended:
     fixed = {path: _write(staging / "fixed", path, job.fixed[path]) for path in job.fixed}
     _own(staging / "src", user)
     with contextlib.ExitStack() as stack:
@@ -212,12 +215,12 @@ def _boxed(job: Job, staging: pathlib.Path, user: int | None, cancel) -> Ended:
             stack.callback(box.close)
             return Prepared(box.command, tuple(box.fds), bubblewrap.stop, _memory_of(user))
 
-        ended = supervise(prepare, job.limits, job.stdin, cancel)
+        ended = supervise(prepare, job.limits, channel)
     bubblewrap.wait_until_empty(ended.records)
     return ended
 
 
-def _guarded(job: Job, staging: pathlib.Path, user: int | None, cancel) -> Ended:
+def _guarded(job: Job, staging: pathlib.Path, user: int | None, channel: Channel) -> Ended:
     source, temporary = staging / "src", staging / "tmp"
     temporary.mkdir()
     if user is not None and not bubblewrap.reachable(job.command[0]):
@@ -256,7 +259,7 @@ def _guarded(job: Job, staging: pathlib.Path, user: int | None, cancel) -> Ended
 
         return Prepared(command, (), guard.stop, _memory_of(user), disk)
 
-    return supervise(prepare, job.limits, job.stdin, cancel)
+    return supervise(prepare, job.limits, channel)
 
 
 def _result(ended: Ended, job: Job) -> Result:

@@ -79,12 +79,17 @@ class Kept:
         return bytes(self._head) + note + tail
 
 
-def supervise(
-    prepare: Callable[[int, int], Prepared],
-    limits: Limits,
-    stdin: bytes = b"",
-    cancel: threading.Event | None = None,
-) -> Ended:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Channel:
+    """What goes between a run and its caller: the input, as bytes or the end of a pipe; whoever
+    takes the report as it comes (else it is kept); an event that ends the run."""
+
+    stdin: bytes | int = b""
+    on_report: Callable[[bytes], None] | None = None
+    cancel: threading.Event | None = None
+
+
+def supervise(prepare: Callable[[int, int], Prepared], limits: Limits, channel: Channel) -> Ended:
     """Runs what `prepare` makes of two file descriptors, for records of how it ended and for the
     report. Raises OSError if it cannot be started."""
     status_r, status_w = os.pipe()
@@ -95,7 +100,7 @@ def supervise(
             prepared = prepare(status_w, report_w)
             process = subprocess.Popen(
                 prepared.command,
-                stdin=subprocess.PIPE,
+                stdin=channel.stdin if isinstance(channel.stdin, int) else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
@@ -111,7 +116,7 @@ def supervise(
             os.close(report_w)
         with process:
             try:
-                return _Watch(process, prepared, limits, stdin, cancel).run(*readers)
+                return _Watch(process, prepared, limits, channel).run(*readers)
             finally:
                 process.kill()  # only if something above raised: else it has ended
     finally:
@@ -120,9 +125,10 @@ def supervise(
 
 
 class _Watch:
-    def __init__(self, process, prepared, limits, stdin, cancel) -> None:
+    def __init__(self, process, prepared, limits, channel) -> None:
         self.process, self.prepared, self.limits = process, prepared, limits
-        self.stdin, self.cancel = memoryview(stdin), cancel
+        self.channel = channel
+        self.stdin = memoryview(b"" if isinstance(channel.stdin, int) else channel.stdin)
         self.ended, self.output = Ended(), Kept(limits.output_bytes)
         self.report, self.status = bytearray(), bytearray()
         self.selector = selectors.DefaultSelector()
@@ -139,8 +145,9 @@ class _Watch:
             for source in sinks:
                 os.set_blocking(source.fileno(), False)
                 self.selector.register(source, selectors.EVENT_READ, sinks[source])
-            os.set_blocking(self.process.stdin.fileno(), False)
-            self.selector.register(self.process.stdin, selectors.EVENT_WRITE, None)
+            if self.process.stdin is not None:
+                os.set_blocking(self.process.stdin.fileno(), False)
+                self.selector.register(self.process.stdin, selectors.EVENT_WRITE, None)
             self.selector.register(pidfd, selectors.EVENT_READ, "ended")
             look = start + _TICK / 4
             while True:
@@ -154,7 +161,7 @@ class _Watch:
                 now = time.monotonic()
                 if now >= start + self.limits.seconds:
                     self._end("timeout")
-                if self.cancel is not None and self.cancel.is_set():
+                if self.channel.cancel is not None and self.channel.cancel.is_set():
                     ended.cancelled = True
                     self._end(None)
                 if now >= look:
@@ -193,6 +200,9 @@ class _Watch:
         self.status += data[: _RECORDS - len(self.status)]
 
     def _report(self, data: bytes) -> None:
+        if self.channel.on_report is not None:
+            self.channel.on_report(data)
+            return
         self.report += data[: self.limits.report_bytes - len(self.report)]
         if len(data) and len(self.report) >= self.limits.report_bytes:
             self._end("output")
