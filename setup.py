@@ -97,6 +97,7 @@ setup(
         "regex>=2025.10.22",
         "rich>=14,<16",
         "tqdm>=4.67,<5",
+        "prompt_toolkit>=3.0.50,<4",
         "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "etils[epath]>=1.13,<2",

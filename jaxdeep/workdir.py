@@ -1,7 +1,7 @@
 """The one place that knows where things lie in a run's folder; files that are replaced in one step;
 the lock on the folder.
 
-    config.json          the configuration, the command, the commit, the versions
+    config.json          every setting of the run, the command, the commit, the versions
     metrics.jsonl        a row a step; tensorboard/, trace.json.gz, profile/ beside it
     tokenizer.json       of the run's model, so that rollouts can be read
     rollouts/000012.jsonl, gaps/000012.npy    of step 12
@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxdeep.errors import JaxdeepError
+from jaxdeep.errors import ConfigError, JaxdeepError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,20 +147,52 @@ def write_atomic(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def home(path: str | Path) -> Path:
+    """The path with a leading `~` or `~name` replaced by that home folder; shells do not do it
+    after `--workdir=`. ConfigError for the name of nobody here."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no home folder of that name") from None
+
+
+def check_writable(path: Path, key: str = "--workdir") -> None:
+    """ConfigError, with the `key` that named it, where a run cannot keep files in this folder: it
+    is a file, lies below one, or may not be written to. Nothing is created."""
+    place = path.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        what = "is a file" if place == path.absolute() else f"lies below {place}, which is a file"
+        raise ConfigError(f"{key}={path} {what}: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={path}: {place} may not be written to, choose another folder")
+
+
 @contextlib.contextmanager
-def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Holds the folder for one run; JaxdeepError where another run holds it. The kernel drops the
-    lock with the process, so a killed run leaves nothing to clean up."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+", encoding="utf-8") as file:
+def lock_workdir(path: Path, key: str = "--workdir") -> Iterator[None]:
+    """Holds the folder that `key` names for one run; JaxdeepError where another run holds it, or
+    where nothing can be written there. The kernel drops the lock with the process, so a killed run
+    leaves nothing to clean up."""
+    check_writable(path, key)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / ".lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise ConfigError(
+            f"{key}={path} cannot be written to ({error.strerror}): choose another folder"
+        ) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             raise JaxdeepError(
-                f"{workdir} is in use by another run (process {owner}): "
-                "wait for it, stop it, or choose another --workdir"
+                f"{path} is in use by another run (process {owner}): "
+                f"wait for it, stop it, or choose another {key}"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

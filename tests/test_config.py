@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Literal
 
@@ -251,7 +252,7 @@ def test_save_records_what_was_run_without_jax(file, tmp_path):
         "import sys; sys.modules['jax'] = None\n"
         "import pathlib; from jaxdeep import config\n"
         "loaded = config.load(sys.argv[1], ['--config.rollout.group=3'])\n"
-        "config.save(loaded, pathlib.Path(sys.argv[2]), ['jaxdeep', 'grpo', '--config.name=a b'])\n"
+        "config.save(loaded, loaded, pathlib.Path(sys.argv[2]), ['jaxdeep', 'grpo', '--config.name=a b'])\n"
     )
     workdir = tmp_path / "new" / "run"
     subprocess.run([sys.executable, "-c", program, file, workdir], check=True, cwd=configs.ROOT)
@@ -298,3 +299,20 @@ def test_a_section_that_all_runs_have_need_not_be_in_the_file(file):
     loaded = configs.load(file, ["--config.profile.steps=10:12"])
     assert loaded.profile.to_dict() == {"steps": "10:12"} and loaded.is_locked
     assert "profil.steps is not" in refusal(file, "--config.profil.steps=1")
+
+
+def test_a_tilde_in_any_text_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = """
+    from ml_collections import ConfigDict
+    def get_config():
+        data = dict(source="jsonl:~/rows.jsonl", sources=(dict(source="text:~/b.txt"),))
+        return ConfigDict(dict(model=dict(path="~/m"), data=data, about="~5 words", own="~/t.py:Mine"))
+    """
+    path = tmp_path / "run.py"
+    path.write_text(textwrap.dedent(text))
+    config = configs.load(str(path), ["--config.model.path=~/other"])
+    assert config.model.path == "/home/me/other" and config.about == "~5 words"
+    assert config.data.source == "jsonl:/home/me/rows.jsonl"
+    assert config.data.sources[0]["source"] == "text:/home/me/b.txt"
+    assert config.own == "/home/me/t.py:Mine"

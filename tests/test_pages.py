@@ -31,7 +31,7 @@ from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.errors import ConfigError
 from jaxdeep.rl import algorithms
 from jaxdeep.run import cli
-from jaxdeep.setup import sources, tasksets, weights
+from jaxdeep.setup import past, sources, tasksets, weights
 from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
 from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.types import Message, Stop, ToolCall, Trajectory
@@ -200,7 +200,12 @@ def accept(name: str, words: list[str]) -> None:
         cli.split(verb, words)
         return
     command = cli.parse(verb, words)
-    config = tasksets.load_config(command.config, command.overrides)
+    if command.config:
+        config = tasksets.load_config(command.config, command.overrides)
+    else:  # a run that nobody has made here: one of this configuration stands for it
+        grpo = tasksets.load_config("configs/search/grpo.py")
+        sections = past.policy_sections(grpo.to_dict(), command.run)
+        config = tasksets.override(sections, command.overrides)
     for run, section in stages(name, config):
         load_run(run, algorithms.expand(section))
 
@@ -212,7 +217,7 @@ def stages(verb: str, config) -> list[tuple[type, typing.Any]]:
 
         test = quickstart.test_config(config, "")
         return [(SftRun, config.sft), (GrpoRun, config.grpo), (EvalRun, test)]
-    if verb in ("eval", "chat"):
+    if verb in ("eval", "chat") or (verb == "export" and "optim" not in config):
         return [(EvalRun, config)]
     if verb in ("sft", "grpo", "export", "plan"):
         return [(GrpoRun if "grpo" in config else SftRun, config)]

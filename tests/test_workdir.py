@@ -1,8 +1,10 @@
 """Metrics that survive a kill, progress, and one run per folder."""
 
+import errno
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -13,10 +15,10 @@ import pytest
 
 from jaxdeep import console
 from jaxdeep.console import progress
-from jaxdeep.errors import DataError, JaxdeepError
+from jaxdeep.errors import ConfigError, DataError, JaxdeepError
 from jaxdeep.metrics import Metrics, read_metrics
 from jaxdeep.signals import Termination
-from jaxdeep.workdir import lock_workdir, write_atomic
+from jaxdeep.workdir import home, lock_workdir, write_atomic
 
 
 def steps(workdir):
@@ -190,3 +192,43 @@ def test_a_killed_run_holds_no_lock(tmp_path):
         os.kill(run.pid, signal.SIGKILL)
     with lock_workdir(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("file", "--workdir=.*file is a file"), ("file/a/b", "lies below .*file, which is a file")],
+)
+def test_a_workdir_that_is_a_file_or_below_one_is_refused(tmp_path, name, says):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=says), lock_workdir(tmp_path / name):
+        pass
+
+
+@pytest.mark.parametrize("where", ["folder", "parent"])
+def test_a_workdir_that_may_not_be_written_to_is_refused(tmp_path, where, monkeypatch):
+    """Said by the system, since tests may run as root, who may write anywhere."""
+    workdir = tmp_path if where == "folder" else tmp_path / "a" / "b"
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(ConfigError, match=f"{tmp_path} may not be written to"):
+        lock_workdir(workdir).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_refuses_to_be_written_is_named_and_a_full_one_is_full(
+    tmp_path, monkeypatch
+):
+    for number, kind in ((errno.EROFS, ConfigError), (errno.ENOSPC, OSError)):
+
+        def refuse(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(pathlib.Path, "mkdir", refuse)
+        with pytest.raises(kind, match=os.strerror(number)), lock_workdir(tmp_path / "run"):
+            pass
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(home("~/runs")) == "/home/me/runs" and str(home("a/~")) == "a/~"
+    with pytest.raises(ConfigError, match="no home folder of that name"):
+        home("~nobody-of-this-name/x")

@@ -1,9 +1,12 @@
-"""Evaluate a search agent, or talk to it: model, task set and limits of grpo.py beside this file.
+"""Evaluate a model that was not trained here, or talk to it: model, task set and limits of grpo.py
+beside this file. A run needs no configuration: `python -m jaxdeep eval runs/grpo`.
 
     python -m jaxdeep eval --config=configs/search/eval.py --config.env.corpus=docs/ \
-        --config.env.questions=test.jsonl --config.train.start=runs/grpo --workdir=runs/eval
+        --config.env.questions=test.jsonl --workdir=runs/eval
     python -m jaxdeep chat --config=configs/search/eval.py --config.env.corpus=docs/ \
-        --config.env.questions=test.jsonl --config.train.start=runs/grpo
+        --config.env.questions=test.jsonl
+
+    --config.train.start=models/search    with this PEFT adapter
 
     --against=runs/eval-sft    (eval) a paired test against another evaluation of these questions
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import tokenizers
 
 from jaxdeep.errors import DataError
+from jaxdeep.workdir import home
 
 FILE = "tokenizer.json"
 
@@ -63,7 +64,7 @@ class Tokenizer:
     @classmethod
     def load(cls, name: str | Path) -> Tokenizer:
         """The tokenizer of a file, of a folder that holds one, or of a model on the hub."""
-        path = Path(name)
+        path = home(name)
         if path.is_dir():
             path = path / FILE
             if not path.is_file():

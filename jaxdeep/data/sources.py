@@ -28,6 +28,7 @@ from jaxdeep.chat.learn import LearnConfig
 from jaxdeep.errors import DataError
 from jaxdeep.files import is_compressed, kind, opened, parse, read_text
 from jaxdeep.types import Piece
+from jaxdeep.workdir import home
 
 TEXT = (".txt", ".md")
 TABLES = {
@@ -328,7 +329,7 @@ def _window_ends(lengths: Iterable[int], T: int) -> list[int]:
 def _paths(pattern: str | Path, suffixes: Sequence[str] = ()) -> list[Path]:
     """The file itself, all files that match the pattern, or all files below the folder with one of
     the suffixes; in order. DataError where there is none."""
-    path = Path(pattern)
+    path = pattern = home(pattern)
     if path.is_dir() and suffixes:
         inside = sorted(p for p in path.rglob("*") if kind(p) in suffixes and p.is_file())
         if not inside:

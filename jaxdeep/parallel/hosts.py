@@ -88,12 +88,12 @@ def find_process(coordinator: str = "", processes: str = "", process: str = "") 
     return _parse(address, count, index) if address or count or index else None
 
 
-def connect(*flags: str) -> CoordinatorProxy | None:
+def connect(**flags: str) -> CoordinatorProxy | None:
     """Connect the processes of a run, where the flags (those of `find_process`) or the environment
     say that there are several; SystemExit where not all of them come within JOIN_SECONDS. To be
     called before any device is used. Returns the proxy through which this process reaches the first
     one, None in the first one itself and where there is only one."""
-    if jax.distributed.is_initialized() or (here := find_process(*flags)) is None:
+    if jax.distributed.is_initialized() or (here := find_process(**flags)) is None:
         return None
     proxy = CoordinatorProxy.open(here.coordinator) if here.index else None
     # jax would install its own handler of SIGTERM, which also makes a process deaf to it while it
@@ -122,11 +122,11 @@ def connect(*flags: str) -> CoordinatorProxy | None:
 
 
 @contextlib.contextmanager
-def joined(*flags: str) -> Iterator[None]:
+def joined(**flags: str) -> Iterator[None]:
     """Connect the processes of a run as `connect` does, and end them together: when one fails or
     dies, the others print a line that says so and exit, with the status of the one that failed.
     Nothing special happens where there is only one process."""
-    proxy = connect(*flags)
+    proxy = connect(**flags)
     if jax.process_count() == 1:
         yield
         return

@@ -120,6 +120,28 @@ def expand(config: ConfigDict) -> ConfigDict:
     return out
 
 
+def leave(section: ConfigDict, algorithm: str) -> None:
+    """Take out of a section `grpo` that has every setting those that are as its algorithm, or
+    nobody, has set them: for another one, which has its own."""
+    old = section.get("algorithm", "default")
+    if old not in PRESETS:
+        return
+    fields = dataclasses.fields(GrpoConfig)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    own = {name: section[name] for name in needed if name in section}
+    usual = configs.plain(configs.build(GrpoConfig, merged(PRESETS[old], own), "grpo"))
+    _remove(section, {name: value for name, value in usual.items() if name not in needed})
+
+
+def _remove(section: ConfigDict, usual: Mapping[str, Any]) -> None:
+    for name, value in usual.items():
+        mine = section.get(name)
+        if isinstance(mine, ConfigDict) and isinstance(value, Mapping):
+            _remove(mine, value)
+        elif name in section and configs.plain(mine) == value and name != "algorithm":
+            del section[name]
+
+
 def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """Two nested mappings as one; where both have a value, `override`'s."""
     out = dict(base)

@@ -1,8 +1,9 @@
 """Ask one question and get a report whose every citation leads to the sentence it rests on.
 
-`train.start` names the run whose newest adapter answers, or the folder of a PEFT adapter; empty is
-the base. In the workdir: `report.json`, `report.md` and `report.html`, the conversation as
-`trajectory.jsonl`, and what was read in `sources/`. `jaxdeep check` checks the report again."""
+RUN is the folder of a run, whose newest adapter answers as it was trained. With --config=FILE.py
+instead `train.start` names the run, or the folder of a PEFT adapter; empty is the base. In the
+workdir: `report.json`, `report.md` and `report.html`, the conversation as `trajectory.jsonl`, and
+what was read in `sources/`. `jaxdeep check` checks the report again."""
 
 from __future__ import annotations
 
@@ -21,13 +22,14 @@ from jaxdeep.envs.research.explain import short_answer
 from jaxdeep.envs.research.report import Report, summary, to_json, to_markdown
 from jaxdeep.errors import ConfigError
 from jaxdeep.pages import answer
+from jaxdeep.setup import past
 from jaxdeep.setup.policy import open_policy
 from jaxdeep.setup.runs import EvalRun
-from jaxdeep.setup.sections import load_run
 from jaxdeep.types import Sampling, Task, Trajectory
 from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
+RUN = "optional"
 EXAMPLE = (
     "python -m jaxdeep ask --config=configs/research/eval.py "
     '--question="What is the capital of Chad?" --workdir=runs/ask'
@@ -51,7 +53,9 @@ def main(
         raise ConfigError(
             f"--temperature={temperature} and --seed={seed} must be numbers, the second a whole one"
         ) from None
-    run = load_run(EvalRun, config)
+    run = past.start(EvalRun, config)
+    if run.env is None:
+        raise ConfigError("ask needs a task set whose tools find sources: set env.taskset")
     taskset, task = run.env.load(), Task("ask", question)
     if not hasattr(taskset, "source_tools"):
         raise ConfigError(
@@ -59,7 +63,7 @@ def main(
             "that a report could cite"
         )
     with lock_workdir(workdir):
-        configs.save(config, workdir, sys.argv)
+        configs.save(config, run, workdir, sys.argv)
         with open_policy(run, "ask") as policy:
             limits = run.rollout.limits
             talk = rollout(

@@ -3,8 +3,12 @@
 Each verb is a module of `jaxdeep.run` with a docstring, `DEFAULT_CONFIG`, `EXAMPLE`, optionally
 `FLAGS` (name -> help text, for flags of its own), `KEYS` (the dataclasses of its configuration in
 `setup.runs`, by the key they are under), `NEEDS` (what the example needs that does not come with
-the package) and `main(config, workdir, **flags) -> int`. A verb with `ARGUMENTS` takes words
-instead of a configuration: `main(*words, **flags)`.
+the package) and `main(config, workdir, **flags) -> int`.
+
+    RUN = "optional"    the folder of a run in place of a configuration: its policy is opened as it
+                        was trained
+    PROCESSES = True    several processes may run it together: `main` also gets PROCESS_FLAGS
+    ARGUMENTS = "..."   words in place of a configuration: `main(*words, **flags)`
 
 Help and the checks of flags parse a verb's source without importing it: importing jax takes
 seconds, and a typing mistake should be answered at once. The module is imported when it is run.
@@ -13,7 +17,6 @@ seconds, and a typing mistake should be answered at once. The module is imported
 from __future__ import annotations
 
 import ast
-import errno
 import importlib
 import importlib.util
 import sys
@@ -23,17 +26,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 from jaxdeep import __version__, compiled, metrics
 from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
-from jaxdeep.setup.tasksets import load_config
+from jaxdeep.setup.tasksets import load_config, override
+from jaxdeep.workdir import DISK_FULL, check_writable, home
 
 VERBS = (
     *("quickstart", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
     *("plan", "view", "doctor"),
 )
-SWITCHES = ("json",)  # flags without a value
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+RESUMED = ("quickstart", "sft", "grpo")  # verbs whose command goes on where it was stopped
+READERS = ("chat", "export", "validate")  # verbs that write nothing to a workdir
+PROCESS_FLAGS = {
+    "coordinator": "host:port of the first of several processes, where no launcher says so",
+    "processes": "how many there are; 1: this one is a run of its own",
+    "process": "which of them this is, from 0",
+}
+BEST = "the checkpoint with the best score in place of the newest (train.best)"
+SWITCHES = ("json", "best")  # flags without a value
+OVERRIDES = {"best": "--config.train.best=True"}  # switches that stand for one
 STATUSES = {
     0: "done, or stopped by SIGTERM",
     1: "memory or disk is full",
@@ -42,7 +56,7 @@ STATUSES = {
 }
 
 
-CONSTANTS = ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS", "ARGUMENTS", "KEYS", "NEEDS")
+CONSTANTS = ("DEFAULT_CONFIG", "EXAMPLE", "FLAGS", "ARGUMENTS", "KEYS", "NEEDS", "RUN", "PROCESSES")
 
 
 class Verb(NamedTuple):
@@ -56,15 +70,18 @@ class Verb(NamedTuple):
     arguments: str = ""
     keys: Mapping[str, Sequence[str]] = MappingProxyType({})
     needs: str = ""
+    takes_run: bool = False
 
 
 class Command(NamedTuple):
-    """A parsed command line, whose overrides are not yet checked against the configuration."""
+    """A parsed command line, whose overrides are not yet checked against the configuration.
+    `config` is "" where the run's own is used."""
 
     config: str
     overrides: tuple[str, ...]
     workdir: Path
     flags: Mapping[str, str]
+    run: str = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except JaxdeepError as error:
         return _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command continues from the last checkpoint", 130)
+        goes_on = "; the same command continues from the last checkpoint, if there is one"
+        return _fail(f"interrupted{goes_on if argv[0] in RESUMED else ''}", 130)
     except MemoryError:
         return _fail("error: this machine ran out of memory: use a smaller batch or model", 1)
     except OSError as error:
@@ -114,7 +132,9 @@ def _main(argv: list[str]) -> int:
         words, flags = split(described, rest)
         return importlib.import_module(f"jaxdeep.run.{name}").main(*words, **flags)
     command = parse(described, rest)
-    loaded = load_config(command.config, command.overrides)
+    loaded = configuration(command)
+    if name not in READERS:
+        check_writable(command.workdir)
     compiled.keep()
     module = importlib.import_module(f"jaxdeep.run.{name}")
     return module.main(loaded, command.workdir, **command.flags)
@@ -128,6 +148,15 @@ def verb(name: str) -> Verb:
             f"The verbs are {', '.join(VERBS)}"
         )
     return describe(name)
+
+
+def configuration(command: Command) -> ConfigDict:
+    """The configuration that a command asks for: of its file, or of its run."""
+    if command.config:
+        return load_config(command.config, command.overrides)
+    from jaxdeep.setup import past
+
+    return override(past.policy_config(command.run), command.overrides)
 
 
 def describe(name: str) -> Verb:
@@ -147,10 +176,13 @@ def describe(name: str) -> Verb:
         doc=ast.get_docstring(tree),
         default_config=constants["DEFAULT_CONFIG"],
         example=constants["EXAMPLE"],
-        flags=constants.get("FLAGS", {}),
+        flags=constants.get("FLAGS", {})
+        | (PROCESS_FLAGS if constants.get("PROCESSES") else {})
+        | ({"best": BEST} if "RUN" in constants else {}),
         arguments=constants.get("ARGUMENTS", ""),
         keys=constants.get("KEYS", {}),
         needs=constants.get("NEEDS", ""),
+        takes_run="RUN" in constants,
     )
 
 
@@ -167,7 +199,7 @@ def help_on(topic: str, verb: Verb, argv: Sequence[str]) -> str:
     config = None
     if any(word.startswith(("--config=", "--config.")) for word in argv):
         command = parse(verb, argv)
-        config = load_config(command.config, command.overrides)
+        config = configuration(command)
     sections = keys.keys_of(verb.keys, config)
     return keys.text(keys.chosen(sections, part) if part else sections)
 
@@ -198,16 +230,24 @@ def split(verb: Verb, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def parse(verb: Verb, argv: Sequence[str]) -> Command:
-    """The flags after the verb; ConfigError for any other word."""
+    """The flags after the verb, and its run; ConfigError for any other word."""
     plain, given = split(verb, argv)
+    run = plain.pop(0) if plain and verb.takes_run else ""
     if plain:
         raise ConfigError(f"{plain[0]!r} is not a flag: flags are written --name=value")
     names = [name for name in given if name.startswith("config.")]
     overrides = [f"--{name}={given.pop(name)}" for name in names]
-    path = given.pop("config", verb.default_config)
+    for name, meaning in OVERRIDES.items():
+        if (value := given.pop(name, "False")) not in ("True", "False"):
+            raise ConfigError(f"--{name}={value}: write --{name} alone")
+        overrides += [meaning] * (value == "True")
+    path = given.pop("config", "" if run else verb.default_config)
     if path is None:
-        raise ConfigError(f"{verb.name} needs --config=FILE.py, as in\n  {verb.example}")
-    workdir = given.pop("workdir", _workdir(verb.name, path))
+        what = "the folder of a run, or " if verb.takes_run else ""
+        raise ConfigError(f"{verb.name} needs {what}--config=FILE.py, as in\n  {verb.example}")
+    if run and path:
+        overrides.insert(0, f"--config.train.start={run}")
+    workdir = given.pop("workdir", _workdir(verb.name, run or path))
     if "://" in workdir:
         raise ConfigError(
             f"--workdir={workdir} is not a local folder, and a run appends to files there. Give "
@@ -215,10 +255,12 @@ def parse(verb: Verb, argv: Sequence[str]) -> Command:
             "mount the bucket"
         )
     flags = {name.replace("-", "_"): value for name, value in given.items()}
-    return Command(path, tuple(overrides), Path(workdir), flags)
+    return Command(path, tuple(overrides), home(workdir), flags, run)
 
 
 def _workdir(verb: str, path: str) -> str:
+    if "://" in path:
+        path = path.rstrip("/").rpartition("/")[2]
     file, _, arg = path.partition(":")
     return "-".join(part for part in (f"runs/{verb}", Path(file).stem, arg) if part)
 
@@ -266,6 +308,8 @@ def usage(verb: Verb) -> str:
     width = max(map(len, flags))
     lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
     words = ["", f"  jaxdeep {verb.name} {verb.arguments}"] if verb.arguments else []
+    if verb.takes_run:
+        words = ["", f"  jaxdeep {verb.name} RUN [--config.KEY=VALUE ...]"]
     needs = textwrap.wrap(f"It needs {verb.needs}.", 98) if verb.needs else []
     example = [f"  {verb.example}", *(f"  {line}" for line in needs)]
     head = [verb.doc, *words, "", "Example:", *example, "", "Flags:"]

@@ -1,14 +1,17 @@
 """Write what a run has learned for other programs: a PEFT adapter or whole weights.
 
-It takes the newest checkpoint of an `sft` or `grpo` run and that run's configuration. `adapter` is
-a folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,
+RUN is the folder of an `sft` or `grpo` run, of a quickstart, or gs://... where its checkpoints are:
+the newest one is taken, with the model and the adapter's shape that the run had. `adapter` is a
+folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,
 the adapter added to the base in float32, a tensor at a time. The folder appears when it is whole.
+The run's settings lie beside the weights in `run.json`: `chat` and `eval` take such a folder as
+a run, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +20,50 @@ from ml_collections import ConfigDict
 
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import identity, load, lora, peft, tensors
+from jaxdeep.parallel import hosts
 from jaxdeep.parallel import mesh as meshes
-from jaxdeep.rl import algorithms
-from jaxdeep.setup import weights
-from jaxdeep.setup.runs import GrpoRun, SftRun
-from jaxdeep.setup.sections import load_run
+from jaxdeep.setup import past, weights
+from jaxdeep.setup.runs import EvalRun
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
+from jaxdeep.workdir import home
 
 DEFAULT_CONFIG = None
-KEYS = {"": ("GrpoRun", "SftRun")}
-EXAMPLE = (
-    "python -m jaxdeep export --config=configs/search/grpo.py --workdir=runs/grpo "
-    "--to=models/search --what=merged"
-)
+RUN = "optional"
+KEYS = {"": ("EvalRun",)}
+EXAMPLE = "python -m jaxdeep export runs/grpo --to=models/search --what=merged"
 NEEDS = "the run of the example of grpo"
 FLAGS = {
     "to": "the folder to write: new, or empty",
     "what": "adapter or merged; default: the adapter, if one was trained",
 }
+PROCESSES = True
+RECORDED = ("config", "references", "commit", "versions")  # of what a run says about itself
 
 
-def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int:
-    """Export the newest checkpoint in `workdir` to the folder `to`."""
+def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "", **process: str) -> int:
+    """Export the run in `train.start`, or with the configuration of a training run the one in
+    `workdir`, to the folder `to`; `process` says which of several this is."""
     if not to:
         raise ConfigError("export needs --to=DIR, the folder to write")
-    target = Path(to)
+    target = home(to)
     tensors.refuse_used(target)
-    config = algorithms.expand(config)
-    run = load_run(GrpoRun if "grpo" in config else SftRun, config)
-    model = run.model
+    if "optim" in config:
+        config = past.policy_sections(config, str(workdir))
+    with hosts.joined(**process):
+        first = jax.process_index() == 0
+        run = past.start(EvalRun, config, first=first)
+        what = export(run, target, what)
+        if first:
+            print(f"{what} of {run.train.start} in {target}")
+    return 0
+
+
+def export(run: EvalRun, target: Path, what: str = "") -> str:
+    """Write the result of the run in `run.train.start`: its "adapter", or "merged" weights; by
+    default an adapter, if one was trained. Returns which. All processes take part, the first one
+    writes."""
+    model, location = run.model, located(run)
     spec = weights.spec_of(model, run.lora)
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, quant=""))
     what = what or ("merged" if spec.full else "adapter")
@@ -54,14 +71,14 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
         raise ConfigError(f"--what={what}: choose adapter or merged")
     if what == "adapter" and spec.full:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
-    location = run.train.checkpoints or workdir
     about = checkpoint.about(location)
     files = {
         "source": weights.tokenizer_folder(model),
-        "beside": {"tokenizer.json": weights.chat_of(model).tokenizer.text},
+        "beside": {"tokenizer.json": weights.chat_of(model).tokenizer.text} | settings(about),
     }
     mesh = meshes.make_mesh(run.mesh)
-    trained = newest(location, spec, mesh)
+    like = states.trained_shapes(spec, mesh)
+    trained = weights.load_trained(location, spec, None, like, best=run.train.best)
     base = checkpoint.base_in(about)
     frozen = states.Frozen(None)
     weights.refuse_other_base(location, model, spec)
@@ -79,14 +96,20 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "") -> int
     else:
         _, adapter = weights.sampled_policy(spec, frozen, trained, mesh)
         load.save(target, frozen.params, spec.model, adapter=adapter, **files)
-    print(f"{what} of {location} in {target}")
-    return 0
+    return what
 
 
-def newest(location: str | os.PathLike, spec: states.Spec, mesh: jax.sharding.Mesh) -> Any:
-    """What the newest checkpoint trained, on the mesh."""
-    saved = checkpoint.Checkpoints(location, spec)
-    try:
-        return saved.trained(states.trained_shapes(spec, mesh))
-    finally:
-        saved.close()
+def located(run: EvalRun) -> str:
+    """Where the checkpoints of the run are; ConfigError where nothing was trained."""
+    begun = run.train.start
+    found = past.find(begun, tell=False).start if begun else ""
+    if not found or weights.is_adapter(found):
+        what = f"{begun} is an adapter or a model already" if begun else "no run is named"
+        raise ConfigError(f"{what}: export takes the folder of a run of sft, grpo or quickstart")
+    return found
+
+
+def settings(about: dict[str, Any]) -> dict[str, str]:
+    """The file with the settings of the run, where its checkpoint has them."""
+    recorded = {name: x for name, x in (about.get("run") or {}).items() if name in RECORDED}
+    return {past.EXPORTED: json.dumps(recorded, indent=2) + "\n"} if recorded else {}

@@ -44,11 +44,11 @@ from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import advantages, algorithms, summary, trouble
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
-from jaxdeep.setup import validate, weights
+from jaxdeep.setup import past, resume, validate, weights
 from jaxdeep.setup.explore import Explorer, Sampled
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import GrpoRun
-from jaxdeep.setup.sections import BatchConfig, check_extras, load_run
+from jaxdeep.setup.sections import BatchConfig, check_extras
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint, guard, passes
 from jaxdeep.train import state as states
@@ -65,25 +65,16 @@ NEEDS = (
     "a corpus in docs/, questions with answers in questions.jsonl, Qwen/Qwen3-8B from the "
     "hub and a TPU v5e-16; the quickstart needs nothing"
 )
-FLAGS = {
-    "coordinator": "host:port of the first of several processes, where no launcher says so",
-    "processes": "how many there are; 1: this one is a run of its own",
-    "process": "which of them this is, from 0",
-}
+PROCESSES = True
 
 
-def main(
-    config: ConfigDict,
-    workdir: Path,
-    coordinator: str = "",
-    processes: str = "",
-    process: str = "",
-) -> int:
-    """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
-    config = algorithms.expand(config)
-    run = load_run(GrpoRun, config)
-    check_extras(run)
-    with hosts.joined(coordinator, processes, process):
+def main(config: ConfigDict, workdir: Path, **process: str) -> int:
+    """Train for `config.train.steps` steps in `workdir`, alone or as one of several processes;
+    `process` says which."""
+    expanded = algorithms.expand(config)
+    with hosts.joined(**process):
+        run = past.start(GrpoRun, expanded, workdir, first=jax.process_index() == 0)
+        check_extras(run)
         train(run, config, workdir)
     return 0
 
@@ -101,13 +92,20 @@ def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
     mesh = meshes.make_mesh(run.mesh)
     run.check_sizes(len(taskset), mesh)
     own = Workdir(path).of_process(jax.process_index())
-    with lock_workdir(own.path), Termination() as ending:
-        about = configs.save(config, own.path, sys.argv)
+    location = run.train.checkpoints or path
+    with (
+        lock_workdir(own.path),
+        checkpoint.hold(run.train.checkpoints, own.path),
+        Termination() as ending,
+    ):
+        changed = resume.compare(run, location)
+        about = configs.save(config, run, own.path, sys.argv)
         write_atomic(own.tokenizer, chat.tokenizer.text)
         finished = False
         while not finished:
             with open_training(run, chat, taskset, dev, mesh, Workdir(path), about) as training:
-                finished = improve(training, ending)
+                resume.tell(training.done, run.train.steps, changed)
+                changed, finished = [], improve(training, ending)
 
 
 def improve(t: Training, ending: Termination) -> bool:
@@ -135,7 +133,7 @@ def improve(t: Training, ending: Termination) -> bool:
         dev = t.evaluate(n)
         score = dev.get("dev/em")
         row = t.write(n, metrics | dev)
-        if n % save_every == 0 or n == steps:
+        if n % save_every == 0 or n == steps or score is not None:  # which may be the best
             t.save(n, score)
         if t.set_back(n, t.watch.see(row)):
             return False
@@ -340,7 +338,9 @@ def open_training(
     location = run.train.checkpoints or workdir.path
     frozen, state = weights.load_or_init(run.train, run.model, spec, mesh, location)
     base = weights.base_of(run.model, spec, frozen)
-    keep = max(run.train.keep, guard.checkpoints_to_keep(run.guard, run.train.save_every))
+    intervals = [run.train.save_every, *([run.grpo.eval_every] if dev else [])]
+    to_roll_back = (guard.checkpoints_to_keep(run.guard, n) - 1 for n in intervals if n)
+    keep = max(run.train.keep, 1 + sum(to_roll_back))
     saved = checkpoint.Checkpoints(location, spec, keep=keep, base=base, run=about)
     guard.finish_rollback(own.path, saved)
     done, position = 0, {}

@@ -3,13 +3,15 @@
 The base comes with the package; the corpus, the questions and the search engine are real and local.
 With --config=configs/toy/maze.py it learns to find its way through mazes instead. Every stage is
 the verb of its name with a section of the configuration, in a folder of the workdir; the same
-command resumes a run that was stopped. It ends with a table, `index.html` and `summary.json`."""
+command resumes a run that was stopped. It ends with a table, `index.html` and `summary.json`. The
+workdir is then a run: `chat`, `eval`, `export` and `view` take it."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from jaxdeep.pages import report, view
 from jaxdeep.rl import algorithms
 from jaxdeep.run import grpo, sft
 from jaxdeep.run.eval import evaluate
+from jaxdeep.setup import past
 from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
 from jaxdeep.setup.sections import load_run
 from jaxdeep.signals import Termination
@@ -43,11 +46,9 @@ def main(config: ConfigDict, workdir: Path) -> int:
     if set(config) != {"seed", "sft", "grpo", "test"}:
         raise ConfigError(f"a quickstart has seed, sft, grpo and test, not {', '.join(config)}")
     # a mistake in a late stage is told before the first one starts
-    load_run(SftRun, config.sft, "sft.")
-    load_run(GrpoRun, algorithms.expand(config.grpo), "grpo.")
-    load_run(EvalRun, test_config(config, ""))
+    stages = stages_of(config)
     begun = time.perf_counter()
-    same_run(config, workdir)
+    same_run(config, stages, workdir)
     evaluated = {}
     with Termination() as ending:
         for stage in STAGES:
@@ -75,16 +76,33 @@ def main(config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def same_run(config: ConfigDict, workdir: Path) -> None:
-    """Refuse a workdir with the state of another configuration; else note this one."""
+def stages_of(config: ConfigDict) -> dict[str, Any]:
+    """The sections of a quickstart as typed runs. ConfigError for what cannot be used."""
+    return {
+        "seed": config.seed,
+        "sft": load_run(SftRun, config.sft, "sft."),
+        "grpo": load_run(GrpoRun, algorithms.expand(config.grpo), "grpo."),
+        "test": load_run(EvalRun, test_config(config, "")).env,
+    }
+
+
+def same_run(config: ConfigDict, stages: Mapping[str, Any], workdir: Path) -> None:
+    """Refuse a workdir with the state of another configuration; else note this one, `stages` as
+    typed runs."""
     path = Workdir(workdir).config
-    mine = json.loads(json.dumps(config.copy_and_resolve_references().to_dict(), default=str))
-    if path.exists() and json.loads(path.read_text())["config"] != mine:
-        raise ConfigError(
-            f"{workdir} holds a quickstart with another configuration: choose another --workdir, "
-            "or remove that folder"
-        )
-    configs.save(config, workdir, sys.argv)
+    if path.exists():
+        theirs, mine = configs.read_record(path)["config"], configs.plain(stages)
+        theirs, mine = dict(past.flatten(theirs)), dict(past.flatten(mine))
+        keys = sorted(theirs.keys() | mine.keys())
+        if differ := [key for key in keys if theirs.get(key) != mine.get(key)]:
+            said = ", ".join(
+                f"{key}={theirs.get(key)} there, {mine.get(key)} here" for key in differ
+            )
+            raise ConfigError(
+                f"{workdir} holds a quickstart with another configuration ({said:.500}): choose "
+                "another --workdir, or remove that folder"
+            )
+    configs.save(config, stages, workdir, sys.argv)
 
 
 def finished(config: ConfigDict, place: Path) -> bool:

@@ -32,14 +32,15 @@ from jaxdeep.model import load
 from jaxdeep.parallel import exchange, hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.parallel.rounds import Rounds
-from jaxdeep.setup import sources, weights
+from jaxdeep.setup import past, resume, sources, weights
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import SftRun
-from jaxdeep.setup.sections import check_extras, load_run
+from jaxdeep.setup.sections import check_extras
 from jaxdeep.signals import ENDED, Termination
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 from jaxdeep.train.measure import Measure
+from jaxdeep.train.passes import NOT_FINITE
 from jaxdeep.types import Batch
 from jaxdeep.workdir import Workdir, lock_workdir
 
@@ -53,24 +54,15 @@ NEEDS = (
     "conversations in traces.jsonl, Qwen/Qwen3-8B from the hub and a TPU v5e-16; the "
     "quickstart needs nothing"
 )
-FLAGS = {
-    "coordinator": "host:port of the first of several processes, where no launcher says so",
-    "processes": "how many there are; 1: this one is a run of its own",
-    "process": "which of them this is, from 0",
-}
+PROCESSES = True
 
 
-def main(
-    config: ConfigDict,
-    workdir: Path,
-    coordinator: str = "",
-    processes: str = "",
-    process: str = "",
-) -> int:
-    """Train for `config.train.steps` steps in `workdir`, as one of several processes or alone."""
-    run = load_run(SftRun, config)
-    check_extras(run)
-    with hosts.joined(coordinator, processes, process):
+def main(config: ConfigDict, workdir: Path, **process: str) -> int:
+    """Train for `config.train.steps` steps in `workdir`, alone or as one of several processes;
+    `process` says which."""
+    with hosts.joined(**process):
+        run = past.start(SftRun, config, workdir, first=jax.process_index() == 0)
+        check_extras(run)
         train(run, config, workdir)
     return 0
 
@@ -86,13 +78,16 @@ def train(run: SftRun, config: ConfigDict, path: Path) -> None:
     measured = sources.measured(held, run.data, **size, longest=longest) if run.data.eval else []
     mesh, workdir = meshes.make_mesh(run.mesh), Workdir(path)
     own = workdir.of_process(jax.process_index())
-    with lock_workdir(own.path):
+    location = run.train.checkpoints or workdir.path
+    with lock_workdir(own.path), checkpoint.hold(run.train.checkpoints, own.path):
+        changed = resume.compare(run, location)
         if run.data.check and not exchange.broadcast(own.metrics.exists()):  # not one that resumes
             check_rows(run, mixture, longest)
         with Termination() as ending, Rounds("rows") as rounds:
-            about = configs.save(config, own.path, sys.argv)
+            about = configs.save(config, run, own.path, sys.argv)
             share = share_of(rounds, mesh, **size)
             with open_training(run, spec, mesh, mixture, share, workdir, about) as training:
+                resume.tell(training.done, run.train.steps, changed)
                 fit(training, measured, ending)
         if training.done == run.train.steps and spec.full:
             export(workdir.model, training.state.trained, spec, chat)
@@ -130,7 +125,8 @@ def fit(t: Training, measured: Sequence[Batch], ending: Termination) -> None:
             score = -seen["loss"]
         t.write(n, metrics, position)
         ended = any(exchange.all_gather_objects([ending.asked]))
-        if n % save_every == 0 or n == steps or ended:
+        # one with a score may be the best
+        if n % save_every == 0 or n == steps or ended or score is not None:
             t.save(n, score)
         if ended:
             return
@@ -166,7 +162,7 @@ class Training:
 
     def update(self, n: int, batches: list[Batch], position: mix.Position) -> dict[str, float]:
         """Takes step n; its metrics. DivergedError where loss or gradient are not finite: the state
-        before the step is saved."""
+        before the step is saved. So where the update made weights that are not."""
         with self.timer("train"):
             grads, metrics = self.step.gradients(self.state, self.frozen, batches)
             metrics = {name: float(x) for name, x in jax.device_get(metrics).items()}
@@ -175,6 +171,8 @@ class Training:
                 raise DivergedError(blame(n, metrics, self.position, position))
             self.state, more = self.step.update(self.state, grads)
             metrics |= {name: float(x) for name, x in jax.device_get(more).items()}
+            if not metrics.pop("finite"):
+                raise DivergedError(f"step {n}: {NOT_FINITE.format(lr=metrics['lr'])}")
             metrics["flops"] = self.step.flops(batches)
         metrics = {f"train/{name}": value for name, value in metrics.items()}
         return metrics | sources.counts(position)

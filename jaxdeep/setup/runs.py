@@ -157,11 +157,12 @@ class GrpoRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRun:
-    """A policy and what it is asked: a task set with its limits. Nothing is trained."""
+    """A policy and what it is asked: a task set, without which it can only be talked to, with its
+    limits. Nothing is trained."""
 
     model: ModelConfig
     lora: lora.LoraConfig
     mesh: meshes.MeshConfig
-    env: EnvConfig
     rollout: RolloutConfig
+    env: EnvConfig | None = None
     train: StartConfig = dataclasses.field(default_factory=StartConfig)

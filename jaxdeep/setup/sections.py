@@ -18,6 +18,7 @@ from jaxdeep.errors import ConfigError
 from jaxdeep.sample.sizes import EngineConfig, EngineSettings
 from jaxdeep.settings import SECTIONS, SEED, AtLeast, section
 from jaxdeep.setup.tasksets import EnvConfig
+from jaxdeep.workdir import home
 
 T = TypeVar("T")
 
@@ -59,7 +60,8 @@ class ModelConfig:
     def location(self) -> str:
         """The folder, file or hub id, with the names of shipped models resolved to their
         folders."""
-        return str(SHIPPED.get(self.path, self.path))
+        path = str(home(self.path)) if self.path.startswith("~") else self.path
+        return str(SHIPPED.get(path, path))
 
 
 @section(kw_only=True)
@@ -88,6 +90,7 @@ class StartConfig:
     """Which policy."""
 
     start: Annotated[str, "a run's folder (or gs://...), or a PEFT adapter's; empty: the base"] = ""
+    best: Annotated[bool, "of a run the checkpoint with the best score, not the newest"] = False
     seed: Annotated[int, *SEED, "of weights that are drawn"] = 0
 
 
@@ -96,12 +99,15 @@ class TrainConfig:
     """How long to train, what to keep, and what to start from."""
 
     steps: Annotated[int, AtLeast(1), "steps of the whole run"]
-    save_every: Annotated[int, AtLeast(1), "steps between checkpoints"] = 10
+    save_every: Annotated[
+        int, AtLeast(1), "steps between checkpoints; each evaluation (dev, data.eval) makes one too"
+    ] = 10
     keep: Annotated[int, AtLeast(1), "checkpoints that are kept: the newest ones"] = 2
     checkpoints: Annotated[
         str, "a folder for them, local or in a bucket (gs://...); empty: the workdir"
     ] = ""
     start: Annotated[str, "a run's folder (or gs://...), or a PEFT adapter's; empty: the base"] = ""
+    best: Annotated[bool, "start from the checkpoint with the best score, not the newest"] = False
     seed: Annotated[int, *SEED, "of everything that is drawn"] = 0
 
 
@@ -119,10 +125,11 @@ def check_extras(run: Any) -> None:
 
 
 def load_run(cls: type[T], config: ConfigDict, prefix: str = "") -> T:
-    """The frozen dataclass `cls` of a run, one field a section. ConfigError for an unknown section,
-    a missing one, or a value in one that cannot be used; `prefix` is what its keys begin with where
-    the run is a part of a configuration."""
+    """The frozen dataclass `cls` of a run, one field a section; one that is None is as if it were
+    not there. ConfigError for an unknown section, a missing one, or a value in one that cannot be
+    used; `prefix` is what its keys begin with where the run is a part of a configuration."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    config = {name: section for name, section in config.items() if section is not None}
     for name in config:
         if name not in fields:
             raise ConfigError(

@@ -23,8 +23,10 @@ from jaxdeep import config as configs
 from jaxdeep.agent.base import Env, Reward, Taskset, named_right
 from jaxdeep.agent.remote import FROM_FILE
 from jaxdeep.errors import ConfigError, JaxdeepError
+from jaxdeep.rl import algorithms
 from jaxdeep.settings import AtLeast, Finite, convert, section
 from jaxdeep.types import Message, Task
+from jaxdeep.workdir import home
 
 BUILT_IN = {
     "search": "jaxdeep.envs.search.tasks:Search",
@@ -75,6 +77,11 @@ class EnvConfig(SharedSettings):
         shared = configs.build(SharedSettings, common, key)
         settings = configs.build(settings_class(shared.taskset, f"{key}.taskset"), values, key)
         return cls(settings=settings, **vars(shared))
+
+    def section(self) -> dict[str, Any]:
+        """The section as a configuration would write it, every setting with its value."""
+        fields = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.settings)}
+        return {name: getattr(self, name) for name in SHARED} | fields
 
     def load(self) -> Taskset:
         """The tasks, environments and rewards that the section asks for."""
@@ -175,8 +182,15 @@ class Chosen:
 def load_config(path: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """`configs.load`, where an override may name another task set than the file: then the settings
     of the file's own that the new one does not have, and its rewards, are left out, which is said
-    on stderr."""
-    return configs.load(path, overrides, {"taskset": _keep_fields})
+    on stderr. Over a run's own configuration, which has every setting, another `grpo.algorithm`
+    takes the place of what the old one set."""
+    on_change = ON_CHANGE | ({"algorithm": algorithms.leave} if configs.is_run(path) else {})
+    return configs.load(path, overrides, on_change)
+
+
+def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """As `load_config`, for a configuration that is there already."""
+    return configs.override(config, overrides, ON_CHANGE)
 
 
 def _keep_fields(section: ConfigDict, taskset: str) -> None:
@@ -190,6 +204,9 @@ def _keep_fields(section: ConfigDict, taskset: str) -> None:
             f"env.taskset={taskset}: {', '.join(dropped)} of the configuration's own task set left out",
             file=sys.stderr,
         )
+
+
+ON_CHANGE = {"taskset": _keep_fields}
 
 
 def settings_class(name: str, key: str) -> type:
@@ -257,7 +274,7 @@ def check_reward(name: str, judge: Any) -> None:
 def imported(name: str, key: str) -> Any:
     """What "FILE.py:NAME" or "module:NAME" names; ConfigError with the configuration's `key` if it
     cannot be imported."""
-    place, colon, attribute = name.rpartition(":")
+    place, colon, attribute = (str(home(name)) if name.startswith("~") else name).rpartition(":")
     if not (colon and place and attribute):
         raise ConfigError(f"{key}={name!r} is not like FILE.py:NAME or module:NAME")
     if place.endswith(".py") and not Path(place).is_file():

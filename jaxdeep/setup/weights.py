@@ -3,6 +3,7 @@ mesh."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,15 +15,18 @@ import numpy as np
 from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.tokenizer import Tokenizer
+from jaxdeep.console import say
 from jaxdeep.errors import CheckpointError, ConfigError
 from jaxdeep.model import identity, layout, load, lora, peft, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
 from jaxdeep.rl.objective import SFT, Objective
-from jaxdeep.setup.sections import ModelConfig, TrainConfig
+from jaxdeep.setup import past
+from jaxdeep.setup.sections import ModelConfig, StartConfig, TrainConfig
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
+from jaxdeep.workdir import home
 
 
 def chat_of(model: ModelConfig) -> ChatFormat:
@@ -117,7 +121,7 @@ def load_under(
     under = []
     for path in spec.lora.under:
         if is_adapter(path):
-            adapter = peft.load(pathlib.Path(path), spec.model)
+            adapter = peft.load(home(path), spec.model)
         elif checkpoint.exists(path):
             adapter = checkpoint.load_adapter(path, spec.model, mesh)
         else:
@@ -146,24 +150,29 @@ def load_or_init(
 ) -> tuple[states.Frozen, states.State]:
     """What is frozen, and a training state at step 0. What is trained begins as the result of the
     run or adapter in `train.start`; without one as a new adapter, or with lora.rank=0 as the base.
-    CheckpointError, before any weight is loaded, if `train.start`, or the run in `checkpoints` that
-    will be resumed, belongs to another base."""
-    for path in filter(None, (train.start, checkpoints)):
+    Where there is a run in `checkpoints`, which will be resumed, `train.start` is not read.
+    CheckpointError, before any weight is loaded, if what will be read belongs to another base."""
+    resumes = checkpoints is not None and checkpoint.exists(checkpoints)
+    start = "" if resumes or not train.start else past.find(train.start, tell=False).start
+    for path in filter(None, (start, checkpoints)):
         refuse_other_base(path, model, spec)
     params = base_weights(model, spec, mesh, train.seed)
     frozen = load_frozen(model, spec, mesh, params)
     state = states.init(jax.random.key(train.seed), spec, mesh, params if spec.full else None)
-    if train.start:
+    if start:
         base = base_of(model, spec, frozen)
-        state = state.replace(trained=load_trained(train.start, spec, base, state.trained))
+        trained = load_trained(start, spec, base, state.trained, best=train.best)
+        state = state.replace(trained=trained)
     return frozen, state
 
 
 def load_policy(
-    start: str, seed: int, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
+    train: StartConfig, model: ModelConfig, spec: states.Spec, mesh: jax.sharding.Mesh
 ) -> tuple[states.Frozen, Any]:
-    """What is frozen, and the result of the run or adapter in `start`, to sample from: no optimizer
-    state is made. Without a `start`, a new adapter, which changes nothing."""
+    """What is frozen, and the result of the run or adapter in `train.start`, to sample from: no
+    optimizer state is made. Without one, a new adapter, which changes nothing."""
+    start = train.start and past.find(train.start, tell=False).start
+    seed = train.seed
     if start:
         refuse_other_base(start, model, spec)
     params = base_weights(model, spec, mesh, seed)
@@ -175,29 +184,39 @@ def load_policy(
         trained = build(jax.random.key(seed))
     if start:
         like = states.trained_shapes(spec, mesh) if spec.full else trained
-        trained = load_trained(start, spec, base_of(model, spec, frozen), like)
+        base = base_of(model, spec, frozen)
+        trained = load_trained(start, spec, base, like, best=train.best)
     return frozen, trained
 
 
 def load_trained(
-    start: str | os.PathLike, spec: states.Spec, base: identity.Base | None, like: Any
+    start: str | os.PathLike,
+    spec: states.Spec,
+    base: identity.Base | None,
+    like: Any,
+    *,
+    best: bool = False,
 ) -> Any:
-    """What the newest checkpoint of the run in `start` trained, or the PEFT adapter in that folder,
-    with the shapes and shardings of `like`: arrays for an adapter, shapes are enough for a run."""
+    """What the newest checkpoint of the run in `start` trained, or with `best` the one with the
+    best score, or the PEFT adapter in that folder; with the shapes and shardings of `like`: arrays
+    for an adapter, shapes are enough for a run. Says on stderr which step was taken."""
     if is_adapter(start):
-        return load_adapter(pathlib.Path(start), spec, base, like)
+        if best:
+            raise ConfigError(f"train.best=True, but {start} is an adapter, not a run")
+        return load_adapter(home(start), spec, base, like)
     if not checkpoint.folder(start).is_dir():
         raise CheckpointError(f"train.start={start}: there is no such run")
-    saved = checkpoint.Checkpoints(start, spec, base=base)
-    try:
-        return saved.trained(like)
-    finally:
-        saved.close()
+    saved = checkpoint.Checkpoints(start, spec, base=base, read_only=True)
+    with contextlib.closing(saved):
+        step, trained = saved.trained(like, saved.best() if best else None)
+    if jax.process_index() == 0:
+        say(f"{'best' if best else 'newest'} checkpoint of {start}: step {step}")
+    return trained
 
 
 def is_adapter(path: str | os.PathLike) -> bool:
     """Whether a folder is a PEFT adapter's."""
-    return (pathlib.Path(path) / peft.CONFIG).exists()
+    return (home(path) / peft.CONFIG).exists()
 
 
 def load_adapter(
@@ -232,7 +251,7 @@ def refuse_other_base(path: str | os.PathLike, model: ModelConfig, spec: states.
     if spec.full or model.weights == "random":
         return
     if is_adapter(path):
-        theirs = peft.base_in(pathlib.Path(path))
+        theirs = peft.base_in(home(path))
     elif checkpoint.exists(path):
         theirs = checkpoint.base_in(checkpoint.about(path))
     else:

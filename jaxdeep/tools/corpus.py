@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxdeep.errors import DataError
 from jaxdeep.files import kind, read_rows, read_text
+from jaxdeep.workdir import home
 
 SUFFIXES = (".md", ".txt", ".jsonl", ".json")
 TEXT_FIELDS = ("text", "contents", "paragraph_text")
@@ -64,7 +65,7 @@ def read_corpus(
     Blank texts, hidden files and those with another ending are left out, and counted by reason in
     `left_out`. DataError: nothing there, unreadable, not JSON, no text, the same id twice.
     """
-    path = Path(path)
+    path = home(path)
     if not path.exists():
         raise DataError(f"there is no corpus at {path}")
     left_out = collections.Counter() if left_out is None else left_out

@@ -1,17 +1,22 @@
 """Checkpoints of a run: what is trained, the optimizer, the step, and the position in the data.
 
 Orbax writes each in the background to a temporary folder and renames it when it is complete (in a
-bucket: marks it as complete), so a process that is killed leaves the last one whole. A checkpoint
-that cannot be read is set aside, and the one before it is taken.
+bucket: marks it as complete), so a process that is killed leaves the last one whole. One that
+cannot be read, or whose numbers are not finite, is passed over with a line, and the one before it
+is taken. Only the run itself moves such a one aside: whoever reads another run's changes nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import errno
+import json
 import logging
 import os
+import pathlib
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,13 +27,18 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
-from jaxdeep.model import identity, lora
+from jaxdeep.model import identity, lora, tensors
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import exchange
 from jaxdeep.train import optim
 from jaxdeep.train import state as states
+from jaxdeep.workdir import home, lock_workdir
 
 NO_SCORE = -sys.float_info.max  # of a step that was not evaluated: Orbax wants a number
+
+
+class _Unreadable(CheckpointError):
+    """A checkpoint that is damaged: the one before it may do."""
 
 
 def shape_of(spec: states.Spec) -> dict[str, Any]:
@@ -45,7 +55,7 @@ def folder(path: str | os.PathLike) -> epath.Path:
     """The folder of a run's checkpoints in `path`, local or in a bucket (gs://, s3://). ConfigError
     if the library that reads such a bucket is not installed."""
     if "://" not in str(path):
-        return epath.Path(path).absolute() / "checkpoints"
+        return epath.Path(home(path)).absolute() / "checkpoints"
     try:
         epath.Path(path).exists()
     except ImportError as error:
@@ -54,7 +64,8 @@ def folder(path: str | os.PathLike) -> epath.Path:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket.
+    """The checkpoints in `workdir/checkpoints`, `workdir` local or in a bucket; those of another
+    run are opened with `read_only`.
 
     The last `keep` are kept, and the best of those saved with a score. Each describes itself: its
     shape, its base, and the `run` (configuration, command, commit). One over another base than
@@ -69,20 +80,23 @@ class Checkpoints:
         keep: int = 2,
         base: identity.Base | None = None,
         run: dict[str, Any] | None = None,
+        read_only: bool = False,
     ) -> None:
         self.path, self.spec, self.base, self.run = folder(workdir), spec, base, run
+        self.read_only = read_only
         last = ocp.checkpoint_managers.LatestN(keep)
         best = ocp.checkpoint_managers.BestN(
             get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
         )
-        self.manager = ocp.CheckpointManager(
-            self.path,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([last, best]),
-                best_fn=_score,
-                create=True,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy([last, best]),
+            best_fn=_score,
+            create=not read_only,
+            read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
         )
+        with _quiet() if read_only else contextlib.nullcontext():
+            self.manager = ocp.CheckpointManager(self.path, options=options)
 
     def save(
         self,
@@ -100,6 +114,8 @@ class Checkpoints:
         about = {
             "shape": shape_of(self.spec),
             "lora": dataclasses.asdict(self.spec.lora),
+            "optim": self.spec.optim and dataclasses.asdict(self.spec.optim),
+            "optimizer": _structure(state.opt),
             "position": position,
             "base": self.base and self.base._asdict(),
             "run": self.run,
@@ -135,16 +151,24 @@ class Checkpoints:
         """The step of the newest checkpoint."""
         return self.manager.latest_step()
 
-    def best(self) -> int | None:
-        """The step of the checkpoint with the highest score; None where none has one."""
+    def best(self) -> int:
+        """The step of the checkpoint with the highest score; CheckpointError where none has one."""
         step = self.manager.best_step()
-        return None if step is None or self.manager.metrics(step)["score"] == NO_SCORE else step
+        if step is None or self.manager.metrics(step)["score"] == NO_SCORE:
+            raise CheckpointError(
+                f"no checkpoint in {self.path} has a score, so none is the best: grpo scores them by "
+                "the section dev with grpo.eval_every, sft by data.eval. The newest is taken without "
+                "train.best"
+            )
+        return step
 
     def restore(self, state: states.State) -> tuple[int, states.State, dict[str, Any]]:
-        """The newest checkpoint that can be read, in the shardings of `state`: (step, state,
-        position). Newer ones are reported and moved to `checkpoints-torn`."""
+        """The newest checkpoint that can be gone on from, in the shardings of `state`: (step,
+        state, position). Newer ones are reported and moved to `checkpoints-torn`. CheckpointError
+        where the optimizer is another one."""
 
         def read(step: int) -> tuple[int, states.State, dict[str, Any]]:
+            self._check_optimizer(step, state.opt)
             optimizer = {"opt": state.opt, "step": state.step}
             back = self.manager.restore(
                 step,
@@ -156,17 +180,20 @@ class Checkpoints:
             )
             opt = back["optimizer"]
             restored = states.State(back["trained"], opt["opt"], opt["step"])
+            _refuse_not_finite((restored.trained, restored.opt))
             return step, restored, back["about"]["position"]
 
         return self._newest(read)
 
-    def trained(self, like: Any, step: int | None = None) -> Any:
-        """The trained tree of the newest checkpoint, or of that of `step`, in the shapes and
-        shardings of `like`."""
+    def trained(self, like: Any, step: int | None = None) -> tuple[int, Any]:
+        """The step and the trained tree of the newest checkpoint, or of that of `step`, in the
+        shapes and shardings of `like`."""
 
-        def read(step: int) -> Any:
+        def read(step: int) -> tuple[int, Any]:
             args = ocp.args.Composite(trained=ocp.args.StandardRestore(_abstract(like)))
-            return self.manager.restore(step, args=args)["trained"]
+            tree = self.manager.restore(step, args=args)["trained"]
+            _refuse_not_finite(tree)
+            return step, tree
 
         if step is None:
             return self._newest(read)
@@ -179,13 +206,16 @@ class Checkpoints:
 
     def _newest(self, read: Callable[[int], Any]) -> Any:
         """`read` of the newest step for which it succeeds in every process."""
-        steps = self.steps()[::-1]
+        # a run that is going on may have removed a step, or added one, for one process only
+        steps = exchange.broadcast(self.steps())[::-1]
         torn: dict[int, Exception] = {}
         for step in steps:
             failed: Exception | None = None
             try:
                 self._check(step)
                 result = read(step)
+            except _Unreadable as error:
+                failed = error
             except JaxdeepError:
                 raise
             except Exception as error:  # Orbax has nothing narrower for arrays that it cannot read
@@ -195,21 +225,28 @@ class Checkpoints:
                 torn[step] = failed or CheckpointError("another process cannot read it")
                 continue
             for bad, error in torn.items():
-                self._set_aside(bad, error)
+                self._pass_over(bad, error, step)
             return result
+        if self.read_only:
+            self.manager.reload()
+            if max(exchange.broadcast(self.steps()), default=0) > max(steps, default=0):
+                return self._newest(read)  # its run has replaced all of them meanwhile
         if not steps:
             raise CheckpointError(
                 f"{self.path} holds no checkpoint: has a run finished a step there?"
             )
         reason = torn[steps[0]]
-        raise CheckpointError(f"no checkpoint in {self.path} can be read: {reason}") from reason
+        raise CheckpointError(
+            f"no checkpoint in {self.path} can be read: {_first_line(reason)}"
+        ) from reason
 
-    def _set_aside(self, step: int, reason: Exception) -> None:
+    def _pass_over(self, step: int, reason: Exception, taken: int) -> None:
         aside = self.path.with_name("checkpoints-torn")
-        message = (str(reason).splitlines() or [repr(reason)])[0]
-        print(
-            f"checkpoint {step} cannot be read ({message:.200}): moved to {aside}", file=sys.stderr
-        )
+        becomes = f"step {taken} is taken" if self.read_only else f"moved to {aside}"
+        message = f"checkpoint {step} cannot be read ({_first_line(reason)}): {becomes}"
+        print(message, file=sys.stderr)
+        if self.read_only:
+            return
         if jax.process_index() == 0:
             aside.mkdir(exist_ok=True)
             if not aside.exists():  # a bucket has no empty folders
@@ -219,10 +256,26 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self.manager.reload()
 
+    def _check_optimizer(self, step: int, opt: Any) -> None:
+        """CheckpointError if the optimizer's state in the checkpoint is that of another one."""
+        about = _describe(self.path, step)
+        if about.get("optimizer", _structure(opt)) == _structure(opt):
+            return
+        theirs, ours = about["optim"], dataclasses.asdict(self.spec.optim)
+        differ = [
+            f"optim.{key}={theirs[key]} there, {value} here"
+            for key, value in ours.items()
+            if theirs.get(key, value) != value
+        ]
+        raise CheckpointError(
+            f"{self.path}/{step} holds the state of another optimizer: "
+            f"{'; '.join(differ) or 'that of another version of the package'}. Use the "
+            "configuration it was made with, or another --workdir with train.start"
+        )
+
     def _check(self, step: int) -> None:
         """CheckpointError if the checkpoint is of another model, adapter or base."""
-        restored = self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-        about = restored["about"]
+        about = _describe(self.path, step)
         theirs, ours = about["shape"], shape_of(self.spec)
         if not self.spec.full:
             # the same factors with another scale are another policy
@@ -246,8 +299,50 @@ class Checkpoints:
         self.manager.close()
 
 
+def _structure(tree: Any) -> str:
+    """A hash of the names, shapes and types of the leaves."""
+    leaves = jax.tree.leaves_with_path(tree)
+    said = (f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}".encode() for path, x in leaves)
+    return identity.digest(said)
+
+
+def _refuse_not_finite(tree: Any) -> None:
+    """_Unreadable for a tree with an infinity or NaN in it: no step could be taken from it."""
+    if not bool(tensors.on_host(states.finite(tree))):
+        raise _Unreadable("it holds numbers that are not finite")
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{(str(error).splitlines() or [repr(error)])[0]:.200}"
+
+
 def _score(metrics: dict[str, float]) -> float:
     return metrics["score"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warning that a folder that is read only is read only."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_full(error: object) -> bool:
+    return "no space left" in str(error).lower()
+
+
+def _not_of_a_full_disk(record: logging.LogRecord) -> bool:
+    """Whether a log entry is of something else: each of Orbax's threads logs a full disk, a page
+    each, before the next call can raise it."""
+    return not (_is_full(record.getMessage()) or (record.exc_info and _is_full(record.exc_info[1])))
+
+
+logging.getLogger("absl").addFilter(_not_of_a_full_disk)
 
 
 @contextlib.contextmanager
@@ -256,7 +351,7 @@ def _disk(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if "no space left" not in str(error).lower():
+        if not _is_full(error):
             raise
         # tasks that Orbax leaves behind would log the same again, a page each
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -270,16 +365,63 @@ def exists(workdir: str | os.PathLike) -> bool:
 
 
 def about(workdir: str | os.PathLike) -> dict[str, Any]:
-    """The description in the newest checkpoint of a run; no array is read."""
+    """The description in the newest checkpoint of a run that has one that can be read; no array is
+    read."""
     path = folder(workdir)
     if not path.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: is it the --workdir of a run?")
-    with ocp.CheckpointManager(path) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{path} holds no checkpoint yet")
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return manager.restore(step, args=args)["about"]
+    reasons = []
+    for step in sorted(ocp.utils.checkpoint_steps(path), reverse=True):
+        try:
+            return _describe(path, step)
+        except _Unreadable as error:
+            reasons.append(str(error))
+    raise CheckpointError(reasons[0] if reasons else f"{path} holds no checkpoint yet")
+
+
+def _describe(path: epath.Path, step: int) -> dict[str, Any]:
+    """The description of a checkpoint; _Unreadable where it is not there, or not whole."""
+    file = path / str(step) / "about" / "metadata"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        what = "is not whole" if isinstance(error, ValueError) else "cannot be read"
+        raise _Unreadable(f"its description {file} {what}: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def hold(checkpoints: str, workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of the folder `train.checkpoints` while this one uses it; JaxdeepError
+    where another one does. The workdir itself, or none, is held already (`lock_workdir`).
+
+    A bucket has no locks: a file there names the run, until it ends. The run with the same workdir
+    may go on after it was killed; another one is refused, and told which file to remove.
+    """
+    if not checkpoints or jax.process_index():
+        yield
+    elif "://" not in checkpoints:
+        path = home(checkpoints)
+        same = path.absolute() == workdir.absolute()
+        with contextlib.nullcontext() if same else lock_workdir(path, "train.checkpoints"):
+            yield
+    else:
+        note = folder(checkpoints).parent / "owner.json"
+        mine = {"workdir": str(workdir.absolute()), "host": socket.gethostname()}
+        if note.exists():
+            theirs = json.loads(note.read_text())
+            if theirs["workdir"] != mine["workdir"]:
+                raise JaxdeepError(
+                    f"train.checkpoints={checkpoints} is in use by the run in {theirs['workdir']} on "
+                    f"{theirs['host']}, since {theirs['since']}: choose another place, or remove "
+                    f"{note} if that run is over"
+                )
+        since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(mine | {"since": since}))
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
 
 
 def base_in(about: dict[str, Any]) -> identity.Base | None:
@@ -302,8 +444,8 @@ def load_adapter(
         raise CheckpointError(f"{workdir} holds whole weights (lora.rank=0), not an adapter")
     config = lora.LoraConfig(**saved)
     spec = states.Spec(model, config, optim.OptimConfig(lr=1.0, steps=1))
-    with contextlib.closing(Checkpoints(workdir, spec, base=base)) as checkpoints:
-        factors = checkpoints.trained(states.trained_shapes(spec, mesh))
+    with contextlib.closing(Checkpoints(workdir, spec, base=base, read_only=True)) as checkpoints:
+        _, factors = checkpoints.trained(states.trained_shapes(spec, mesh))
     return lora.Adapter(factors, config.scale, base_in(about_run))
 
 

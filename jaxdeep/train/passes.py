@@ -10,6 +10,11 @@ from jaxdeep.train import losses
 from jaxdeep.train import state as states
 from jaxdeep.types import Batch
 
+NOT_FINITE = (
+    "the update made weights that are not finite, with a learning rate of {lr:.3g}. Nothing of it is "
+    "kept: the same command goes on from the last checkpoint, if there is one. Lower optim.lr"
+)
+
 
 def learn(
     step: states.Step,
@@ -25,7 +30,8 @@ def learn(
     wrong.
 
     An update is not made if its loss or gradient is not finite. The state returned then is the one
-    before the step, to be saved; it is None after an earlier update, which has overwritten it.
+    before the step, to be saved; it is None after an earlier update, which has overwritten it, or
+    where an update itself made numbers that are not finite.
     MismatchError if before the first update trainer and sampler differ by more than `tolerance`
     nats at any token (None: not compared).
 
@@ -56,6 +62,8 @@ def learn(
             at_first_pass = {name: metrics[name] for name in losses.MISMATCH}
         state, update_metrics = step.update(state, grads)
         metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
+        if not metrics.pop("finite"):
+            return None, metrics, NOT_FINITE.format(lr=metrics["lr"])
     metrics["flops"] = step.flops(batches, passes)
     return state, metrics | at_first_pass, ""
 

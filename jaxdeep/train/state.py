@@ -242,7 +242,8 @@ class Step:
         return flops.of_step(spec.model, spec.lora, batches, passes=passes, forwards=forwards)
 
     def update(self, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
-        """The next state and the learning rate; `state` is donated."""
+        """The next state, its learning rate, and whether all of it is `finite`; `state` is
+        donated."""
         with meshes.use(self.mesh), meshes.dispatch_lock(self.mesh):
             return self._programs.update(state=state, grads=grads)
 
@@ -301,4 +302,11 @@ def update(*, state: State, grads: Any, spec: Spec) -> tuple[State, dict]:
     updates, opt = optim.chain(spec.optim).update(grads, state.opt, state.trained)
     trained = optax.apply_updates(state.trained, updates)
     lr = optim.schedule(spec.optim, spec.optim.lr)(state.step)
-    return State(trained, opt, state.step + 1), {"lr": lr}
+    return State(trained, opt, state.step + 1), {"lr": lr, "finite": finite((trained, opt))}
+
+
+@jax.jit
+def finite(tree: Any) -> jax.Array:
+    """Whether no number in the tree is NaN or an infinity."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floats]))

@@ -10,7 +10,12 @@ import subprocess
 import sys
 import textwrap
 
+from jaxdeep import config as configs
 from jaxdeep.envs.toy import facts
+from jaxdeep.rl import algorithms
+from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
+from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.tasksets import load_config
 from jaxdeep.setup.validate import TRIED
 
 SCORED, OPENED = 2 * TRIED, 3 * TRIED  # rewards asked, environments made when a run tries its tasks
@@ -158,3 +163,28 @@ def start(*args: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+RUNS = {"sft": SftRun, "grpo": GrpoRun, "eval": EvalRun}
+
+
+def typed(kind, config):
+    """The typed run of a configuration."""
+    return load_run(RUNS[kind], algorithms.expand(config))
+
+
+def made(folder, kind, workdir, *overrides, checkpoint=True):
+    """A workdir as a run leaves it, without having run: its record, and a description of a
+    checkpoint."""
+    loaded = load_config(config(folder, kind), overrides)
+    run = typed(kind, loaded)
+    record = configs.save(loaded, run, folder / workdir, ["jaxdeep", kind])
+    if checkpoint:
+        described(folder / workdir, 2, record)
+    return run
+
+
+def described(place, step, record):
+    about = place / "checkpoints" / str(step) / "about"
+    about.mkdir(parents=True)
+    (about / "metadata").write_text(json.dumps({"run": record}))

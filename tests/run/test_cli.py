@@ -128,7 +128,7 @@ def test_a_verb_with_words_takes_them_in_place_of_a_configuration(verbs, capsys)
     ("fail", "status", "says"),
     [
         ("__import__('jaxdeep').errors.DataError('no corpus')", 2, "error: no corpus\n"),
-        ("KeyboardInterrupt()", 130, "the same command continues from the last checkpoint\n"),
+        ("KeyboardInterrupt()", 130, "interrupted\n"),
         ("MemoryError()", 1, "ran out of memory"),
         (f"OSError({errno.ENOSPC}, 'No space', 'runs/x')", 1, "the disk is full at runs/x"),
     ],
@@ -137,6 +137,16 @@ def test_failures_for_people_have_a_message_and_a_status(verbs, capsys, fail, st
     assert cli.main(["runs", "--config=configs/one.py", f"--fail={fail}"]) == status
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
+
+
+def test_only_a_verb_that_can_go_on_says_so(verbs, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "RESUMED", ("runs",))
+    assert cli.main(["runs", "--config=configs/one.py", "--fail=KeyboardInterrupt()"]) == 130
+    said = capsys.readouterr().err
+    assert (
+        said
+        == "interrupted; the same command continues from the last checkpoint, if there is one\n"
+    )
 
 
 def test_a_bug_keeps_its_traceback(verbs):
@@ -210,4 +220,59 @@ def test_every_verb_describes_itself_with_an_example_that_works(name):
         assert words and not flags
         return
     command = cli.parse(verb, rest)
-    configs.load(command.config, command.overrides)
+    assert command.config or command.run
+    if command.config:
+        configs.load(command.config, command.overrides)
+
+
+TAKES_RUN = RUNS.replace('FLAGS = {"fail"', 'RUN = "optional"\nFLAGS = {"fail"').replace(
+    "config.train.steps", "config.to_dict()"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "where", "overrides"),
+    [
+        (["a/b"], ("", "a/b", "runs/runs-b"), ()),
+        (["gs://bucket/b/"], ("", "gs://bucket/b/", "runs/runs-b"), ()),
+        (["a/b", "--best"], ("", "a/b", "runs/runs-b"), ("--config.train.best=True",)),
+        (
+            ["a/b", "--config=c.py", "--config.x=1", "--best"],
+            ("c.py", "a/b", "runs/runs-b"),
+            ("--config.train.start=a/b", "--config.x=1", "--config.train.best=True"),
+        ),
+        (["--config=c.py", "--workdir=w"], ("c.py", "", "w"), ()),
+    ],
+)
+def test_a_run_may_take_the_place_of_a_configuration(verbs, words, where, overrides):
+    (verbs / "verbs" / "runs.py").write_text(TAKES_RUN)
+    command = cli.parse(cli.describe("runs"), words)
+    assert (command.config, command.run, str(command.workdir)) == where
+    assert command.overrides == overrides
+
+
+def test_a_verb_without_run_or_configuration_names_both(verbs, capsys):
+    (verbs / "verbs" / "runs.py").write_text(TAKES_RUN)
+    assert cli.main(["runs"]) == 2
+    assert "runs needs the folder of a run, or --config=FILE.py" in capsys.readouterr().err
+    assert cli.main(["runs", "a", "b"]) == 2
+    assert "'b' is not a flag" in capsys.readouterr().err
+    assert cli.main(["runs", "a", "--best=yes"]) == 2
+    assert "--best=yes: write --best alone" in capsys.readouterr().err
+    assert cli.main(["runs", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "jaxdeep runs RUN" in said and "--best  " in said
+
+
+def test_a_workdir_that_cannot_be_is_refused_before_the_verb_begins(verbs, capsys):
+    (verbs / "file").write_text("x")
+    for place, says in (("file", "is a file"), ("file/run", "lies below")):
+        assert cli.main(["runs", "--config=configs/one.py", f"--workdir={place}"]) == 2
+        said = capsys.readouterr()
+        assert f"--workdir={place} {says}" in said.err and said.out == ""
+
+
+def test_a_workdir_may_begin_with_a_tilde(verbs, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    command = cli.parse(cli.describe("runs"), ["--config=~/c.py", "--workdir=~/runs/a"])
+    assert str(command.workdir) == "/home/me/runs/a"

@@ -14,7 +14,7 @@ from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.run import cli, sft
-from jaxdeep.setup import weights
+from jaxdeep.setup import past, weights
 from jaxdeep.setup.runs import SftRun
 from jaxdeep.setup.sections import load_run
 from jaxdeep.train import checkpoint
@@ -50,14 +50,15 @@ def loaded(path, *more):
 
 def checkpoint_of(path, workdir, *more):
     """What a run of `sft` over the base leaves after its second step, and its spec."""
-    run = loaded(path, *more)
+    config = configs.load(str(path / "sft.py"), [*flags(path)[1:], *more])
+    run = load_run(SftRun, config)
+    about = configs.save(config, run, path / workdir, ["jaxdeep", "sft"])
     spec, mesh = run.spec(), meshes.make_mesh()
     tree = model_weights.leaves(spec.model) if spec.full else lora.leaves(spec.model, spec.lora)
     state = states.init(jax.random.key(0), spec, mesh, random(tree, 2))
     params = load.load(str(path / "base"), spec.model, mesh)
-    saved = checkpoint.Checkpoints(
-        path / workdir, spec, base=weights.base_of(run.model, spec, states.Frozen(params))
-    )
+    base = weights.base_of(run.model, spec, states.Frozen(params))
+    saved = checkpoint.Checkpoints(path / workdir, spec, base=base, run=about)
     saved.save(2, state, {})
     saved.close()
     return spec, state.trained
@@ -83,9 +84,9 @@ def test_adapter_and_merged_weights_are_the_same_policy_elsewhere(place, capsys)
     assert cli.main([*export(place), f"--to={place / 'merged'}", "--what=merged"]) == 0
     assert "merged of" in capsys.readouterr().out
     names = {path.name for path in (place / "merged").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", past.EXPORTED}
     names = {path.name for path in (place / "adapter").iterdir()}
-    assert names == {peft.CONFIG, peft.WEIGHTS, peft.BASE, "tokenizer.json"}
+    assert names == {peft.CONFIG, peft.WEIGHTS, peft.BASE, "tokenizer.json", past.EXPORTED}
     text = (place / "model" / "tokenizer.json").read_text()
     assert (place / "adapter" / "tokenizer.json").read_text() == text
     base = json.loads((place / "adapter" / peft.BASE).read_text())["base"]
@@ -102,6 +103,39 @@ def test_adapter_and_merged_weights_are_the_same_policy_elsewhere(place, capsys)
         tuned = library.PeftModel.from_pretrained(base, place / "adapter")(tokens).logits
     np.testing.assert_allclose(tuned, want, atol=1e-4)
     assert (plain - want).abs().max() > 0.1
+
+
+def test_a_run_is_exported_by_its_folder_and_the_export_is_a_run(place, capsys):
+    run = place / "run"
+    for what in ("adapter", "merged"):
+        words = [str(run), f"--to={place / f'by-{what}'}", f"--what={what}"]
+        assert cli.main(["export", *words]) == 0
+        printed, told = capsys.readouterr()
+        assert f"{what} of {run} in {place / f'by-{what}'}" in printed
+        assert f"newest checkpoint of {run}: step 2" in told and "differs" not in told
+        made = past.policy_config(str(place / f"by-{what}"))
+        settings = json.loads((place / f"by-{what}" / past.EXPORTED).read_text())
+        assert set(settings) == {"config", "references", "commit", "versions"}
+        assert made.model.thinking == "none" and made.env.system == "Go."
+        if what == "adapter":
+            assert made.train.start == str(place / "by-adapter")
+            assert made.model.path == str(place / "base")
+            file = peft.WEIGHTS
+            assert (place / "by-adapter" / file).read_bytes() == (
+                place / "adapter" / file
+            ).read_bytes()
+        else:
+            assert made.train.start == "" and made.model.path == str(place / "by-merged")
+    assert cli.main(["export", str(place / "by-adapter"), f"--to={place / 'no'}"]) == 2
+    assert "is an adapter or a model already" in capsys.readouterr().err
+    assert (
+        cli.main(
+            ["export", str(run), f"--to={place / 'other-thinking'}", "--config.model.thinking=skip"]
+        )
+        == 0
+    )
+    said = capsys.readouterr().err
+    assert "differs from the run: model.thinking=skip (trained with none)" in said
 
 
 def test_an_adapter_folder_is_a_start_like_the_run_it_came_from(place):
@@ -175,7 +209,7 @@ WRONG = {
     "no target": ([], "export needs --to=DIR"),
     "a target in use": (["--to={place}/base"], "exists already"),
     "no such kind": (["--to={place}/no", "--what=both"], "choose adapter or merged"),
-    "no run": (["--to={place}/no", "--workdir={place}/nowhere"], "holds no checkpoints"),
+    "no run": (["--to={place}/no", "--workdir={place}/nowhere"], "there is no such run"),
     "no adapter": (
         ["--to={place}/no", "--what=adapter", "--config.lora.rank=0"],
         "use --what=merged",

@@ -164,23 +164,30 @@ def test_eval_and_chat_on_a_trained_run(tmp_path, capsys):
     flags = [f"--workdir={tmp_path / 'sft'}", "--config.optim.lr=0.1"]
     assert cli.main(["sft", f"--config={sft}", *flags]) == 0
     base, tuned = tmp_path / "base", tmp_path / "tuned"
-    start = f"--config.train.start={tmp_path / 'sft'}"
     assert cli.main(["eval", f"--config={config}", f"--workdir={base}"]) == 0
-    assert (
-        cli.main(["eval", f"--config={config}", f"--workdir={tuned}", start, f"--against={base}"])
-        == 0
-    )
+    capsys.readouterr()
+    run = str(tmp_path / "sft")
+    other = "--config.rollout.limits.max_turns=3"  # as in the file; rows of SFT have no such limit
+    same = [f"--workdir={tuned}", other, f"--against={base}"]
+    assert cli.main(["eval", run, *same]) == 0
     found = json.loads((tuned / "eval.json").read_text())
     assert found["n"] == 16 and found["mcnemar"]["n"] == 16 and found["failed"] == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
     assert "McNemar p" in printed and "EM" in printed
+    assert f"newest checkpoint of {run}: step 2" in told and "differs" not in told
     assert (tuned / "eval.html").read_text().count("<html") == 1
     first, second = (record.read(place / "eval.jsonl") for place in (base, tuned))
     assert [t.task.id for t in first] == [t.task.id for t in second]
     assert any(a.tokens != b.tokens for a, b in zip(first, second, strict=True))
     question = "--question=What is the capital of Chad?"
-    assert cli.main(["chat", f"--config={config}", start, question]) == 0
-    assert capsys.readouterr().out.strip()
+    start = f"--config.train.start={run}"
+    for words in ([run], [str(tuned)], [f"--config={config}", start, "--config.env.k=2"]):
+        assert cli.main(["chat", *words, question]) == 0
+        printed, told = capsys.readouterr()
+        assert printed.strip() and f"newest checkpoint of {run}: step 2" in told
+    assert "differs from the run: env.k=2 (trained with 1)" in told
+    assert cli.main(["chat", run, "--best", question]) == 2
+    assert "has a score" in capsys.readouterr().err
 
 
 WRONG = {
@@ -275,9 +282,48 @@ def test_a_checkpoint_of_another_shape_is_refused_and_kept(tmp_path, capsys):
     before = (workdir / "metrics.jsonl").read_text()
     flags = [f"--config={config}", f"--workdir={workdir}", "--config.lora.rank=8"]
     assert cli.main(["sft", *flags]) == 2
-    assert "rank=4 there, 8 here" in capsys.readouterr().err
+    assert "lora.rank=4 there, 8 here" in capsys.readouterr().err
     assert (workdir / "metrics.jsonl").read_text() == before
+    kept = json.loads((workdir / "config.json").read_text())["config"]
+    assert kept["lora"]["rank"] == 4
     assert cli.main(["sft", f"--config={config}", f"--workdir={workdir}"]) == 0
+    assert "step 2 of 2 is done: nothing is left to do" in capsys.readouterr().err
+
+
+def test_a_run_says_where_it_goes_on_and_does_not_need_its_start(tmp_path, capsys):
+    config, first, workdir = small.config(tmp_path, "sft", steps=2), tmp_path / "a", tmp_path / "b"
+    same = ["sft", f"--config={config}", f"--workdir={workdir}", f"--config.train.start={first}"]
+    best = ["--config.data.eval={'source': 'demos:1', 'rows': 8, 'every': 1}"]
+    assert cli.main(["sft", f"--config={config}", f"--workdir={first}", *best]) == 0
+    assert "goes on" not in capsys.readouterr().err
+    assert cli.main([*same, "--config.train.best=True"]) == 0
+    losses = [row["eval/loss"] for row in read_metrics(first / "metrics.jsonl")]
+    best = 1 + losses.index(min(losses))  # each was saved, though save_every is 2
+    assert f"best checkpoint of {first}: step {best}" in capsys.readouterr().err
+    first.rename(tmp_path / "gone")
+    assert cli.main([*same, "--config.train.steps=3", "--config.optim.lr=0.5"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "goes on from step 2 of 3" in said
+    assert (
+        "changed since: optim.lr 0.001 -> 0.5, optim.steps 2 -> 3, train.best True -> False, "
+        "train.steps 2 -> 3"
+    ) in said
+    assert steps(workdir) == [1, 2, 3]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    config, workdir = small.config(tmp_path, "sft", steps=3), tmp_path / "run"
+    same = ["sft", f"--config={config}", f"--workdir={workdir}"]
+    huge = ["--config.optim.lr=3e38", "--config.optim.weight_decay=100.0"]
+    assert cli.main([*same, *huge]) == 2
+    said = capsys.readouterr().err
+    assert "step 1: the update made weights that are not finite" in said
+    assert not checkpoint.exists(workdir)
+    assert cli.main([*same, "--config.train.save_every=1"]) == 0  # nothing of it is in the way
+    assert cli.main([*same, *huge, "--config.train.steps=9"]) == 2
+    assert "step 4: the update" in capsys.readouterr().err
+    assert cli.main([*same, "--config.train.steps=4"]) == 0
+    assert "goes on from step 3 of 4" in capsys.readouterr().err
 
 
 def test_sampler_and_trainer_that_disagree_stop_the_run(tmp_path, capsys):

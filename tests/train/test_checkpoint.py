@@ -12,13 +12,15 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
-from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.errors import CheckpointError, ConfigError, JaxdeepError
 from jaxdeep.model import lora
 from jaxdeep.model.identity import Base
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.train import checkpoint, optim
 from jaxdeep.train import state as states
+from jaxdeep.workdir import lock_workdir
 
 OPTIM = optim.OptimConfig(lr=1e-2, steps=10)
 SFT = states.Spec(tiny.CFG, tiny.SPEC, OPTIM)
@@ -165,13 +167,137 @@ def test_the_best_is_kept_beside_the_last(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "4", "5"}
     assert saved.best() == 2 and saved.latest() == 5
     assert checkpoint.about(tmp_path)["run"] == {"commit": "abc"}
-    saved.trained(state.trained, 2)
+    assert saved.trained(state.trained, 2)[0] == 2
     with pytest.raises(CheckpointError, match="no step 3, only 2, 4, 5"):
         saved.trained(state.trained, 3)
 
 
+def test_no_best_without_a_score(tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, fresh(), {})
+    saved.wait()
+    with pytest.raises(CheckpointError, match=r"has a score.*grpo.eval_every.*data.eval"):
+        saved.best()
+
+
+def tree(path):
+    """Every file below a folder, with its content."""
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("how", ["cut", "gone", "not JSON", "no description", "half a description"])
+def test_a_reader_passes_over_what_is_damaged_and_changes_nothing(how, tmp_path, capsys):
+    state = fresh()
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, state, {"read": 1})
+    saved.save(2, state.replace(step=state.step + 1), {"read": 2})
+    saved.close()
+    about = tmp_path / "checkpoints" / "2" / "about"
+    if how == "no description":
+        shutil.rmtree(about)
+    elif how == "half a description":
+        (about / "metadata").write_text((about / "metadata").read_text()[:40])
+    else:
+        spoiled(tmp_path / "checkpoints" / "2", how)
+    before = tree(tmp_path)
+    assert checkpoint.about(tmp_path)["position"] in ({"read": 1}, {"read": 2})
+    reader = checkpoint.Checkpoints(tmp_path, SFT, read_only=True)
+    step, back = reader.trained(state.trained)
+    reader.close()
+    assert step == 1 and tree(tmp_path) == before
+    jax.tree.map(np.testing.assert_array_equal, back, state.trained)
+    said = capsys.readouterr().err
+    assert said.startswith("checkpoint 2 cannot be read (") and said.endswith("step 1 is taken\n")
+    assert checkpoint.Checkpoints(tmp_path, SFT).restore(state)[0] == 1  # its own run goes on, too
+    assert (tmp_path / "checkpoints-torn" / "2").is_dir()
+
+
+def test_a_reader_makes_no_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        checkpoint.Checkpoints(tmp_path / "run", SFT, read_only=True).trained(fresh().trained)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["trained", "opt"])
+def test_a_state_that_is_not_finite_is_none_to_go_on_from(part, tmp_path, capsys):
+    """As an earlier version could leave one."""
+    state = fresh()
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, state, {"read": 1})
+    spoil = jax.tree.map(lambda x: x * np.nan if x.dtype.kind == "f" else x, getattr(state, part))
+    saved.save(2, state.replace(**{part: spoil}), {"read": 2})
+    saved.wait()
+    assert checkpoint.Checkpoints(tmp_path, SFT).restore(state)[0] == 1
+    assert "(it holds numbers that are not finite)" in capsys.readouterr().err
+
+
+def test_another_optimizer_is_refused_in_a_sentence_and_nothing_is_moved(tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, fresh(), {})
+    saved.close()
+    other = dataclasses.replace(SFT, optim=dataclasses.replace(OPTIM, name="muon"))
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.Checkpoints(tmp_path, other).restore(fresh(other))
+    said = str(refused.value)
+    assert "optim.name=adamw there, muon here" in said and len(said.splitlines()) == 1
+    assert checkpoint.Checkpoints(tmp_path, SFT).restore(fresh())[0] == 1
+    reader = checkpoint.Checkpoints(tmp_path, other, read_only=True)
+    assert reader.trained(fresh().trained)[0] == 1  # who only samples has no optimizer
+
+
+def test_what_orbax_says_of_damage_is_one_line(tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, SFT)
+    saved.save(1, fresh(), {})
+    saved.close()
+    spoiled(tmp_path / "checkpoints" / "1", "gone")
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.Checkpoints(tmp_path, SFT).restore(fresh())
+    assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 500
+
+
+def test_two_workdirs_do_not_share_a_folder_of_checkpoints(tmp_path):
+    shared = str(tmp_path / "shared")
+    with checkpoint.hold(shared, tmp_path / "a"):
+        with (
+            pytest.raises(
+                JaxdeepError, match=r"shared is in use.*choose another train.checkpoints"
+            ),
+            checkpoint.hold(shared, tmp_path / "b"),
+        ):
+            pass
+        with lock_workdir(tmp_path / "a"), checkpoint.hold("", tmp_path / "a"):
+            pass
+    with lock_workdir(tmp_path / "a"), checkpoint.hold(str(tmp_path / "a"), tmp_path / "a"):
+        pass  # the workdir by another name
+    with checkpoint.hold(shared, tmp_path / "b"):
+        pass
+
+
+def test_a_bucket_names_the_run_that_uses_it_until_it_ends(tmp_path, monkeypatch):
+    """On a local folder in place of the bucket: files are all that is needed of it."""
+    bucket = "gs://bucket/run"
+    monkeypatch.setattr(
+        checkpoint, "folder", lambda path: epath.Path(tmp_path) / "bucket" / "checkpoints"
+    )
+    note = tmp_path / "bucket" / "owner.json"
+    with checkpoint.hold(bucket, tmp_path / "a"):
+        with (
+            pytest.raises(
+                JaxdeepError, match=f"the run in {tmp_path / 'a'} on .*, or remove {note}"
+            ),
+            checkpoint.hold(bucket, tmp_path / "b"),
+        ):
+            pass
+        killed = note.read_text()
+    assert not note.exists()
+    note.write_text(killed)
+    with checkpoint.hold(bucket, tmp_path / "a"):  # it was killed, and goes on
+        pass
+    assert not note.exists()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path):
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path, caplog):
     """On a file system of its own, where that may be made."""
     if (
         os.geteuid()
@@ -191,6 +317,8 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path):
             saved.save(2, state, {"read": 2})
             saved.wait()
         assert failed.value.errno == errno.ENOSPC
+        logged = [f"{record.getMessage()} {record.exc_info}" for record in caplog.records]
+        assert not any("No space left" in text for text in logged)  # it is told once
         (tmp_path / "other").unlink()
         again = checkpoint.Checkpoints(tmp_path, SFT)
         assert again.restore(state)[2] == {"read": 1}

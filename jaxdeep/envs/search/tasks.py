@@ -16,6 +16,7 @@ from jaxdeep.settings import AtLeast, section
 from jaxdeep.tools import corpus
 from jaxdeep.tools.bm25 import BM25
 from jaxdeep.types import Task, answer_text
+from jaxdeep.workdir import home
 
 ANSWERS = ("answer", "answers", "golden_answers", "answer_aliases")
 
@@ -64,7 +65,7 @@ def read_questions(path: str | Path) -> list[Task]:
     there before gets a number. DataError: no question, no answer, an empty file."""
     tasks: list[Task] = []
     seen: dict[str, int] = {}
-    path = Path(path)
+    path = home(path)
     for place, row in read_rows(path):
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
