@@ -123,6 +123,8 @@ def _kind_of_formula(gold: str) -> str:
     pieces = texts.elements(gold)
     if len(pieces) > 1 and all(_is_value(piece) for piece in pieces):
         return "list"
+    if len(sides) > 1 and all(_quantity(side, gold=True) for side in sides):
+        return "number"
     if len(sides) > 1 or equations.split(gold)[0]:
         return "equation"
     if _formula(gold) is not None:

@@ -29,7 +29,7 @@ from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
 VERBS = (
-    *("quickstart", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
+    *("quickstart", "data", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
     *("plan", "view", "doctor"),
 )
 SWITCHES = ("json",)  # flags without a value
