@@ -31,7 +31,7 @@ from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.errors import ConfigError
 from jaxdeep.rl import algorithms
 from jaxdeep.run import cli
-from jaxdeep.setup import sources, tasksets, weights
+from jaxdeep.setup import builders, sources, tasksets, weights
 from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
 from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.types import Message, Stop, ToolCall, Trajectory
@@ -201,6 +201,8 @@ def accept(name: str, words: list[str]) -> None:
         return
     command = cli.parse(verb, words)
     config = tasksets.load_config(command.config, command.overrides)
+    if name == "data":
+        builders.load_builder(config)
     for run, section in stages(name, config):
         load_run(run, algorithms.expand(section))
 

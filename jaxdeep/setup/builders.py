@@ -20,6 +20,27 @@ from jaxdeep.setup.tasksets import imported
 BUILT_IN = {"textbook": "jaxdeep.envs.textbook.build:Textbook"}
 
 
+@dataclasses.dataclass(frozen=True)
+class BuilderConfig:
+    """`settings` is the builder's own dataclass, built from all other keys of the section."""
+
+    builder: str
+    settings: Builder
+
+    @classmethod
+    def build(cls, section: Mapping[str, Any] | ConfigDict, key: str = "data") -> BuilderConfig:
+        """The section as written in a configuration; ConfigError names `key.NAME` for what is
+        wrong."""
+        values = dict(section.items())
+        name = values.pop("builder", None)
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{key}.builder is {name!r}; it names what builds: {', '.join(BUILT_IN)}, or "
+                "FILE.py:NAME"
+            )
+        return cls(name, configs.build(builder_class(name), values, key))
+
+
 def load_builder(config: ConfigDict) -> Builder:
     """The builder that the configuration's only section, `data`, names, with its settings;
     ConfigError for what is wrong in it."""
@@ -27,18 +48,7 @@ def load_builder(config: ConfigDict) -> Builder:
     if others or "data" not in config:
         what = f"config.{others[0]} is not a section" if others else "the section data is missing"
         raise ConfigError(f"{what}: a configuration of the verb data has the section data alone")
-    return build(config.data)
-
-
-def build(section: Mapping[str, Any] | ConfigDict) -> Builder:
-    """The builder of a section `data`."""
-    values = dict(section.items())
-    name = values.pop("builder", None)
-    if not isinstance(name, str):
-        raise ConfigError(
-            f"data.builder must name what builds: {', '.join(BUILT_IN)}, or FILE.py:NAME"
-        )
-    return configs.build(builder_class(name), values, "data")
+    return BuilderConfig.build(config.data).settings
 
 
 def builder_class(name: str) -> type:

@@ -190,7 +190,8 @@ def licence_of(folder: Folder) -> str:
     does."""
     names = sorted(path.name for path in folder.root.iterdir() if path.is_file())
     licences = [n for n in names if re.match(r"(?:licen[cs]e|copying|copyright|readme)", n, re.I)]
-    texts = [file.text for file in folder.read.values()][:50]
+    files = [file for name, file in folder.read.items() if not name.lower().endswith("html")]
+    texts = [file.text for file in files[:50]]  # of a web page the links may be to anything
     for text in [*(folder.file(name).text for name in licences), *texts]:
         for pattern, spdx in _LICENCES:
             match = re.search(pattern, text[:200_000], re.I)

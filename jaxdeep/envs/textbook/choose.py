@@ -7,15 +7,20 @@ it; `verify` checks it like any other.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Callable
 from typing import Any
 
+from jaxdeep.agent.base import Policy
+from jaxdeep.chat.format import ChatFormat
 from jaxdeep.envs.textbook.fields import Field
 from jaxdeep.envs.textbook.files import Folder
 from jaxdeep.envs.textbook.schema import Data, Item, Section
+from jaxdeep.types import Message, Sampling
 
 Ask = Callable[[str], str]
 """A prompt in, the model's answer out."""
@@ -30,6 +35,19 @@ they are there "reasoning" and "answer"; each of these is [first line, last line
 change any text: give line numbers. Answer [] if there is nothing.
 
 """
+
+
+def of_policy(policy: Policy, chat: ChatFormat, *, max_new: int = 2000, seed: int = 0) -> Ask:
+    """A policy as a function of a prompt: one turn of the assistant, at most `max_new` tokens, the
+    most likely ones. A turn that is cut is no JSON, and so refused and counted."""
+
+    def ask(prompt: str) -> str:
+        tokens = chat.opening([Message("user", prompt)])
+        stop = Sampling(temperature=0.0, stop=tuple(chat.stop_ids))
+        turn = policy(tokens, seed=seed, max_new=max_new, sampling=stop)
+        return chat.parse(asyncio.run(turn).tokens).content
+
+    return ask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +174,6 @@ def _ranges(choice: Any, lines: int) -> dict[str, tuple[int, int]] | str:
     if "question" not in out:
         return "no question"
     ends = list(out.values())
-    if any(a[1] >= b[0] for a, b in zip(ends, ends[1:], strict=False)):
+    if any(a[1] >= b[0] for a, b in itertools.pairwise(ends)):
         return "ranges that overlap"
     return out

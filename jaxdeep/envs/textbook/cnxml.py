@@ -337,6 +337,9 @@ class _Reader:
         identity = element.get("id") or f"{kind}-{len(self.data.items)}"
         item = Item(f"{self.section.id}-{identity}", kind, self.section.id, number, role)
         self.items[element.get("id")] = item.id
+        around = next((e for e in element.ancestors() if e.name == "example"), None)
+        if around is not None:  # links name the example, not the exercise in it
+            self.items.setdefault(around.get("id"), item.id)
         self.data.items.append(item)
         return item
 
@@ -381,7 +384,10 @@ class _Reader:
         if problem is None:
             item.flags.append("no question")
         for child in element.elements():
-            if child.name not in ("problem", "solution", "commentary", "label", "title") or child.name == "title":
+            if (
+                child.name not in ("problem", "solution", "commentary", "label", "title")
+                or child.name == "title"
+            ):
                 self.text_of(child)
 
     def number(self, element: Element, kind: str, role: str) -> str:

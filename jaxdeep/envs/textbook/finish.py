@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -57,7 +58,7 @@ def _unique_ids(items: Iterable[Item]) -> None:
 
 def _depend(items: list[Item]) -> None:
     """Exercises that lean on the one before them."""
-    for before, item in zip(items, items[1:], strict=False):
+    for before, item in itertools.pairwise(items):
         if (
             item.kind == "exercise"
             and _PREVIOUS.search(_own(item))

@@ -21,7 +21,10 @@ _LABEL = re.compile(
     r"(?:^|(?<=[\s~,;.]))(?:([ⓐ-ⓩ])|\(([a-z]|[ivx]{1,4})\)(?=[\s~$\\\d]|$)|([a-z])\)(?=\s))[\s~]*"
 )
 _LIST = re.compile(r"\\begin\{(parts|enumerate)\}(?:\[[^\]]*\])?(.*?)\\end\{\1\}", re.S)
-_NUMBER = re.compile(r"=\s*\$?\s*(-?\\?\$?-?\d[\d,]*(?:\.\d+)?(?:\\?%)?)\s*\$?(?=[\s.,;)]|$)")
+_NUMBER = re.compile(
+    r"=\s*\$?\s*(-?\\?\$?-?\d(?:[\d,]*\d)?(?:\.\d+)?(?:\\?%)?)\s*\$?(?=[\s.,;)]|$)"
+)
+_OPEN = re.compile(r"\bvar(?:y|ies)\b|\bsample\b|\bfor example\b", re.I)  # more than one is right
 _VERDICT = re.compile(r"\s*(yes|no|true|false)\b(?=[\s.,;:]|$)", re.I)
 
 
@@ -95,8 +98,8 @@ def final_of(answer: str) -> tuple[str, str]:
     kind = checker.kind_of(text)
     if len(text) <= LONGEST and checker.gradable(text):
         return text, kind
-    if len(text) <= LONGEST:
-        return "", kind
+    if kind == "image" or _OPEN.search(text):
+        return "", kind if kind == "image" else "explanation"
     parts = labelled(answer)
     if parts:
         finals = {label: final_of(part)[0] for label, part in parts.items()}
@@ -109,4 +112,4 @@ def final_of(answer: str) -> tuple[str, str]:
     numbers = _NUMBER.findall(text)
     if numbers and text.count("=") <= 12 and "[image" not in text:
         return numbers[-1].strip("$ "), "number"
-    return "", "image" if "[image" in text else "explanation"
+    return "", "explanation"

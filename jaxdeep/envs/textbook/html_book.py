@@ -20,7 +20,42 @@ _TAG = re.compile(
 )
 _MARKER = re.compile(r"\n(?=[ \t]*\(\d{1,2}\.?\)\s)")
 _BLOCKS = set(
-    ["p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "blockquote", "pre", "section", "article", "header", "footer", "main", "aside", "figure", "figcaption", "center", "note", "form", "address", "nav", "hr", "body", "title"]
+    [
+        "p",
+        "div",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "ul",
+        "ol",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "table",
+        "tr",
+        "blockquote",
+        "pre",
+        "section",
+        "article",
+        "header",
+        "footer",
+        "main",
+        "aside",
+        "figure",
+        "figcaption",
+        "center",
+        "note",
+        "form",
+        "address",
+        "nav",
+        "hr",
+        "body",
+        "title",
+    ]
 )
 _EMPHASIS = {"em", "i", "b", "strong"}
 _HIDDEN = {"script", "style", "head", "noscript", "template"}

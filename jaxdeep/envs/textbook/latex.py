@@ -391,6 +391,7 @@ class _Reader:
         """An example without a marked solution: split where a word in bold says Solution."""
         lead = _LEAD.search(self.text, *one.inside)
         if lead:
+            self.data.dropped += self.source.spans(lead.start(), lead.end())
             self.fill(item, "question", [(one.inside[0], lead.start())])
             self.fill(item, "reasoning", [(lead.end(), one.inside[1])])
         else:
@@ -434,6 +435,7 @@ class _Reader:
         self.key_chapter = getattr(self, "key_chapter", 0) + 1
         self.key_number = 1
         title = self.plain(*one.inside)
+        self.text_between(*one.inside)
         numbered = [c for c in dict.fromkeys(self.chapters)]
         expected = numbered[self.key_chapter - 1] if self.key_chapter <= len(numbered) else ""
         if _same_title(title, expected):

@@ -43,6 +43,7 @@ _SILENT = re.compile(
     r"\\(?:label|index|cite[a-z]*|nocite|vspace|hspace|footfullcite|pagestyle|thispagestyle|setcounter"
     r"|addtocounter|stepcounter|addcontentsline|phantomsection|footnotemark|setlength|addvspace)\*?(?![A-Za-z])"
 )
+_OPAQUE = re.compile(r"\\(?:ref|pageref|eqref|autoref|vref|includegraphics)\*?(?![A-Za-z])")
 _BRACE = re.compile(r"[{}\\]")
 
 
@@ -206,7 +207,10 @@ class Source:
         space as TeX reads it."""
         pieces: list[tuple[int, int]] = []
         self._expand(start, end, end, pieces, 0)
-        text = "".join(self.text[a:b] for a, b in pieces)
+        text = ""
+        for a, b in pieces:
+            glued = self.text[a : a + 1].isalpha() and re.search(r"\\[A-Za-z]+$", text)
+            text += (" " if glued else "") + self.text[a:b]
         spans = [span for a, b in pieces for span in self.spans(a, b)]
         field.add(tidy(text), *spans)
 
@@ -220,6 +224,7 @@ class Source:
                 continue
             hidden = self._definition(here)
             silent = _SILENT.match(self.text, here)
+            opaque = _OPAQUE.match(self.text, here)
             value = self.value(match[1], place if depth else here) if depth < DEEPEST else None
             if hidden:
                 out.append((at, here))
@@ -232,6 +237,10 @@ class Source:
                     if match[1] != "footnotemark"
                     else silent.end(),
                 )
+            elif opaque:
+                out.append((at, here))
+                at = min(end, groups(self.text, opaque.end())[1])
+                out.append((here, at))
             elif value:
                 out.append((at, here))
                 self._expand(*value, place if depth else here, out, depth + 1)

@@ -145,6 +145,7 @@ class _Assembly:
             return
         if _SOLUTION.fullmatch(title + ".") and self.open is not None and self.mode != "answers":
             self.open.name = "reasoning" if self.open.item.kind == "example" else "answer"
+            self.data.dropped.append(line.file.span(line.start, line.end))
             return
         item = _ITEM.match(title)
         if item and self.mode in ("exercises", "answers") and line.level > 2 and item[3]:
@@ -262,12 +263,16 @@ class _Assembly:
             self.sets[-1].items.setdefault(number, item)
 
     def begin_text(self, line: Line, offset: int) -> None:
-        text = line.text[offset:]
-        if text.strip():
-            # the marker's characters count as no text of the field
-            marker = re.sub(r"\W", "", line.text[:offset])
-            self.open.add(text, line, _after(line, marker), line.end)
+        self.add_after(line, offset)
         self.open.item.needs_image |= "[image" in line.text
+
+    def add_after(self, line: Line, offset: int) -> None:
+        """Add what follows a marker to the open item; the marker itself is no text of a field."""
+        marker = re.sub(r"\W", "", line.text[:offset])
+        start = _after(line, marker)
+        self.data.dropped.append(line.file.span(line.start, start))
+        if line.text[offset:].strip():
+            self.open.add(line.text[offset:], line, start, line.end)
 
     def example(self, line: Line, marker: re.Match) -> None:
         offset = marker.end() if not line.level else line.text.index(marker[1]) + len(marker[1])
@@ -291,24 +296,12 @@ class _Assembly:
         solution = _SOLUTION.match(line.text)
         if solution and self.mode != "exercises":
             self.open.name = "reasoning"
-            offset = solution.end()
-            if line.text[offset:].strip():
-                self.open.add(
-                    line.text[offset:],
-                    line,
-                    _after(line, re.sub(r"\W", "", line.text[:offset])),
-                    line.end,
-                )
+            self.add_after(line, solution.end())
             return
         inline = _INLINE_ANSWER.match(line.text)
         if inline and self.mode == "exercises":
             self.open.name = "answer"
-            self.open.add(
-                line.text[inline.end() :],
-                line,
-                _after(line, re.sub(r"\W", "", line.text[: inline.end()])),
-                line.end,
-            )
+            self.add_after(line, inline.end())
             return
         if line.emphasised or (self.mode == "exercises" and line.apart and self.instructs(line)):
             self.close()
@@ -399,9 +392,7 @@ class _Assembly:
             return
         self.open = _Open(item, self.by)
         self.open.name = "answer"
-        text = line.text[offset:]
-        if text.strip():
-            self.open.add(text, line, _after(line, re.sub(r"\W", "", line.text[:offset])), line.end)
+        self.add_after(line, offset)
 
 
 def _after(line: Line, letters: str) -> int:

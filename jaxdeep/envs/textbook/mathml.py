@@ -7,7 +7,28 @@ import re
 from jaxdeep.envs.textbook.tree import Element
 
 FUNCTIONS = set(
-    ["sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "lim", "exp", "max", "min", "det", "gcd"]
+    [
+        "sin",
+        "cos",
+        "tan",
+        "sec",
+        "csc",
+        "cot",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "ln",
+        "log",
+        "lim",
+        "exp",
+        "max",
+        "min",
+        "det",
+        "gcd",
+    ]
 )
 _OPERATORS = {
     "×": r"\times",
@@ -63,7 +84,44 @@ _OPERATORS = {
 _GREEK = dict(
     zip(
         "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩϕϵ",
-        ["alpha", "beta", "gamma", "delta", "varepsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "phi", "epsilon"],
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "varepsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "varphi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Upsilon",
+            "Phi",
+            "Psi",
+            "Omega",
+            "phi",
+            "epsilon",
+        ],
         strict=True,
     )
 )
@@ -87,7 +145,7 @@ _SPACE = re.compile(r"\s+")
 def latex(element: Element) -> str:
     """The formula of a `math` element as LaTeX, without delimiters."""
     text = _SPACE.sub(" ", _row(element)).strip()
-    return re.sub(r"\s+(?=[,.;}\])])|(?<=[{(\[])\s+", "", text)
+    return re.sub(r"\s+(?=[,.;}\])])|(?<=[(\[])\s+", "", text)
 
 
 def inline(element: Element) -> str:

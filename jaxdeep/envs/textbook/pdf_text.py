@@ -8,6 +8,7 @@ and no gold. A PDF itself is read by pypdfium2, a page a file."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 
@@ -203,7 +204,7 @@ class _Reader:
         if not row.text.strip():
             self.blank = self.begun
             return
-        item, question, reasoning = self.example
+        _, question, reasoning = self.example
         if self.blank and _is_prose(row.text):
             self.end_example()
             self.add(row)
@@ -261,10 +262,8 @@ class _Reader:
             for cell in order:
                 self.answer(cell)
             return
-        at = 0
         for number, row in enumerate(rows):
             if any(cell.row == number for cell in cells):
-                shared = shared if number - at <= 3 or not shared else shared
                 for cell in [cell for cell in cells if cell.row == number]:
                     self.exercise(cell, shared)
                 instruction = ""
@@ -272,7 +271,6 @@ class _Reader:
                 if re.match(r"\s{0,8}[A-Z][a-z]+\b.*[a-z]{3}", row.text) and _is_text(row):
                     shared = [*shared, row] if instruction else [row]
                     instruction = row.text
-                    at = number
                 self.add(row)
 
     def exercise(self, cell: _Cell, shared: list[_Row]) -> None:
@@ -382,7 +380,7 @@ def _in_order(cells: list[_Cell]) -> None:
         else:
             columns.append([cell])
     for column in columns:
-        steps = [b.number - a.number for a, b in zip(column, column[1:], strict=False)]
+        steps = [b.number - a.number for a, b in itertools.pairwise(column)]
         step = max(set(steps), key=steps.count) if steps else 1
         for at, cell in enumerate(column):
             before = at == 0 or cell.number - column[at - 1].number in (step, 1)

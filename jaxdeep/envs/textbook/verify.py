@@ -31,7 +31,10 @@ _TEX_COMMENT = re.compile(
     r"\\begin *\{(verbatim\*?|lstlisting|Verbatim|minted|alltt)\}[\s\S]*?\\end *\{\1\}"
     r"|\\verb\*?([^\sA-Za-z*])[\s\S]*?\2|(?<!\\)((?:\\\\)*)%[^\n]*"
 )
-_DROPPED = {"annotation", "annotation-xml", "script", "style"}
+_TEX_SKIPPED = re.compile(
+    r"\\iffalse(?![A-Za-z])[\s\S]*?\\fi(?![A-Za-z])|\\begin *\{comment\}[\s\S]*?\\end *\{comment\}"
+)
+_DROPPED = {"annotation", "annotation-xml"}
 _SILENT = re.compile(
     r"\\(?:label|ref|pageref|eqref|autoref|index|cite[a-z]*|nocite|vspace|hspace|input|include|vref"
     r"|includegraphics|pagestyle|thispagestyle|setcounter|addtocounter|stepcounter|bibliography"
@@ -107,6 +110,7 @@ def letters_of_source(file: File, start: int, end: int) -> str:
         return letters(_IMAGE.sub(" ", _untagged(text)), markup=kind.startswith("h"))
     if kind in ("tex", "ltx", "sty"):
         text = _TEX_COMMENT.sub(lambda m: m[0] if m[3] is None else m[3], text)
+        text = _TEX_SKIPPED.sub(" ", text)
         return letters(text, markup=True)
     if kind in ("md", "markdown"):
         return letters(re.sub(r"!\[[^\]]*\]\([^)]*\)", " ", text), markup=True)
@@ -116,6 +120,7 @@ def letters_of_source(file: File, start: int, end: int) -> str:
 def _untagged(text: str) -> str:
     """The text between tags, with entities written out; the index of a root before what is under
     it, as formulas are written."""
+    text = re.sub(r"<(script|style)\b.*?</\1\s*>", " ", text, flags=re.S | re.I)
     stack: list[list[str]] = [[]]
     names: list[str] = [""]
     at = 0
@@ -142,6 +147,6 @@ def _untagged(text: str) -> str:
             if name == "mroot":
                 pieces = [piece for piece in inside if piece.strip()]
                 joined = pieces[::-1] if len(pieces) == 2 else pieces
-            stack[-1].append("".join(joined) if names[-1] == "mroot" else "".join(joined))
+            stack[-1].append("".join(joined))
     stack[-1].append(html.unescape(text[at:]))
     return "".join("".join(level) for level in stack)
