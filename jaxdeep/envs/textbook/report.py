@@ -117,12 +117,8 @@ def table(data: Data) -> list[dict[str, Any]]:
     for chapter, ids in chapters.items():
         inside = set(ids)
         items = [item for item in data.items if item.section in inside]
-        length = sum(len(s.text) for s in data.sections if s.id in inside)
-        rows.append(
-            {"chapter": chapter, "sections": len(ids), "characters": length, **_counts(items)}
-        )
-    length = sum(len(section.text) for section in data.sections)
-    whole = {"chapter": "all", "sections": len(data.sections), "characters": length}
+        rows.append({"chapter": chapter, "sections": len(ids), **_counts(items)})
+    whole = {"chapter": "all", "sections": len(data.sections)}
     return [*rows, {**whole, **_counts(data.items)}]
 
 

@@ -129,9 +129,17 @@ def test_splits_depend_on_the_seed_alone():
 def test_near_duplicates_are_counted_without_what_is_shared():
     instruction = "In the following exercises, add the numbers and write the sum in words."
     example = Item(
-        "e", "example", "s1", question="A train goes from one town to another at 5 km/h."
+        "e",
+        "example",
+        "s1",
+        question="A train goes from one town to another town far away in the north at 5 km/h.",
     )
-    near = Item("n", "exercise", "s1", question="A train goes from one town to another at 6 km/h.")
+    near = Item(
+        "n",
+        "exercise",
+        "s1",
+        question="A train goes from one town to another town far away in the north at 6 km/h.",
+    )
     far = Item(
         "f",
         "exercise",
@@ -154,7 +162,7 @@ def test_near_duplicates_are_counted_without_what_is_shared():
     [
         *(("7", "7", "number"), ("", "", "none"), ("Answers will vary.", "", "explanation")),
         *(("[image: a line]", "", "image"), ("ⓐ 2, 9 ⓑ 0", "ⓐ 2, 9 ⓑ 0", "parts")),
-        ("(a)~It is $2/4 = 0.5$ of all the people in the group that was asked about it. (b)~Yes, they did so before.", "(a) 0.5 (b) Yes", "parts"),
+        ("(a)~It is $2/4 = 0.5$ of all the people in the group that was asked about it. (b)~Yes, they did so before.", "(a) 0.5 (b) Yes, they did so before.", "parts"),
         ("False. The two trials are independent of each other, which is what the question asks about.", "False", "verdict"),
         ("We add all of the numbers of the table above and divide: 12/48 = 25 = \\$25, as the question asks.", "\\$25", "number"),
         ("The distribution is skewed to the right because most of the people earn less than the mean does.", "", "explanation"),
