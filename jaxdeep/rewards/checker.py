@@ -159,8 +159,9 @@ def _quantity(text: str, *, gold: bool = False) -> Quantity | None:
         found = units.quantity(_SENTENCE.sub("", text))
     if found is None and _TRAILING.search(text):
         found = units.quantity(_TRAILING.sub("", text))
-    if found is None and gold and text.endswith(")") and " (" in text:
-        found = units.quantity(text[: text.index(" (")])
+    remark = re.search(r" \(([^()]+)\)$", text) if found is None and gold else None
+    if remark and _formula(remark[1]) is None:  # words: in 8 (y - 9) it is a factor
+        found = units.quantity(text[: remark.start()])
     return found
 
 
@@ -365,13 +366,16 @@ class _Check:
 
     def assignments(self, ours: list[str], theirs: list[str]) -> Verdict:
         """x = 2, y = 5: by name, or in the gold's order where the answer has no names."""
+        golds = [equations.split(one) for one in ours]
+        point = texts.bracketed(theirs[0]) if len(theirs) == 1 else None
+        if point and point[0] == "(":  # (2, 5) for x = 2, y = 5
+            return self.ordered("list", [sides[-1] for _, sides, _ in golds], texts.elements(point[1]))
         by_name = {}
         for one in theirs:
             name, sides, _ = equations.split(one)
             if name in by_name:
                 return wrong("list", f"two values of {name}")
             by_name[name or f"{len(by_name)}"] = sides[-1]
-        golds = [equations.split(one) for one in ours]
         order = [name for name, _, _ in golds]
         if len(by_name) != len(order):
             return wrong("list", f"{len(theirs)} values for {len(order)}")
@@ -546,7 +550,7 @@ def _readings(side: str) -> list[Quantity]:
     it."""
     found = [_quantity(side, gold=True)]
     remark = re.search(r" \(([^()]+)\)$", side)
-    if remark:
+    if remark and _formula(remark[1]) is None:
         found.append(_quantity(remark[1], gold=True))
     if re.fullmatch(r"\d+,\d{1,2}|0,\d+", side):
         found.append(units.quantity(side.replace(",", ".")))

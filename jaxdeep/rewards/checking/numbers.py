@@ -30,17 +30,18 @@ def compare(gold: Quantity, answer: Quantity, question: str, book: Book, rough: 
         return wrong("number", str(error))
     step = values.decimal_step(gold.value)
     digits = values.decimal_step(answer.value)
-    exact = True
+    rounded = None  # the size of an answer that was converted and rounded, in the gold's unit
     if gold.unit is not None and answer.unit is not None and gold.unit != answer.unit:
         if gold.unit.powers != answer.unit.powers:
             return wrong("number", f"{answer.written} is not {gold.written}")
-        exact = gold.unit.exact and answer.unit.exact
-        b = _converted(b, answer.unit, gold.unit)
+        exact = gold.unit.exact and answer.unit.exact and gold.unit.offset == answer.unit.offset
         scale = answer.unit.factor / gold.unit.factor
+        rounded = None if exact else abs(values.inexact(b) * values.inexact(scale))
         digits = (digits or Fraction(1)) * scale if digits or not exact else None
+        b = _converted(b, answer.unit, gold.unit)
     money = gold.unit is not None and gold.unit.powers == units.UNITS["$"].powers
     decimal = (step is not None or values.has_decimal(gold.value) or rough) and not money
-    same = equal(a, b, step=step, digits=digits, decimal=decimal, exact=exact)
+    same = equal(a, b, step=step, digits=digits, decimal=decimal, rounded=rounded)
     if not same and _percent_of(gold, answer, question):
         same = _scaled(a, b, step, decimal)
     if not same:
@@ -56,11 +57,11 @@ def equal(
     step: Fraction | None,
     digits: Fraction | None,
     decimal: bool,
-    exact: bool = True,
+    rounded: values.Value | None = None,
 ) -> bool:
     """Whether two values agree: `step` and `digits` are the values of the last digit of gold and
-    answer, None where they are no decimals; `decimal` allows 1 %; not `exact`: the units were
-    converted between systems."""
+    answer, None where they are no decimals; `decimal` allows 1 %; `rounded` is the size of an
+    answer whose unit was converted between systems, else None."""
     if values.close(gold, answer):
         return True
     a, b = values.inexact(gold), values.inexact(answer)
@@ -74,8 +75,8 @@ def equal(
     if digits is None or not a:
         return False
     last = abs(values.inexact(digits))
-    if not exact:  # a conversion that was rounded to three digits or more
-        return gap <= last / 2 * values.mpf("1.000001") and last * 200 <= abs(a)
+    if rounded is not None:  # to three digits or more
+        return gap <= last / 2 * values.mpf("1.000001") and last * 200 <= rounded
     return not _terminates(gold) and gap < last and last * 10 ** (DIGITS - 1) <= abs(a)
 
 

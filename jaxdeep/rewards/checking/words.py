@@ -16,7 +16,7 @@ _SHORT = {"t": "true", "f": "false", "y": "yes", "n": "no"}
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _FILLER = {
     *("a", "an", "the", "place", "it", "is", "its", "they", "are", "this", "that", "be", "would"),
-    *("of", "answer", "number", "value"),
+    *("of", "to", "answer", "number", "value"),
 }
 _GROUPS = (
     (
@@ -81,6 +81,7 @@ def nothing(text: str) -> int | None:
 def tokens(text: str) -> list[str]:
     """The words that count, in lower case and singular."""
     text = re.sub(r"\\([a-z]+)", r" \1 ", text.lower()).replace("-", " ")
+    text = re.sub(r"\b([ap])\.?\s?m\b\.?", r"\1m", text)
     found = re.findall(r"[^\W_]+(?:'[a-z]+)?|[+%$/<>=-]", text)
     kept = [word for word in found if word not in _FILLER]
     return [_singular(word) for word in kept or found]
@@ -97,8 +98,8 @@ def _singular(word: str) -> str:
 def same(gold: str, answer: str, synonyms: Sequence[Sequence[str]]) -> bool:
     """Whether two answers in words are the same, or stand in one group of synonyms."""
     a, b = tokens(gold), tokens(answer)
-    if a and a == b:
-        return True
+    if a and (a == b or (len(a) <= 3 and sorted(a) == sorted(b))):
+        return True  # "skewed to the right" is "right skewed"
     groups = ([tokens(word) for word in group] for group in synonyms)
     return any(a in group and b in group for group in groups)
 
