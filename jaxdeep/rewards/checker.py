@@ -369,7 +369,9 @@ class _Check:
         golds = [equations.split(one) for one in ours]
         point = texts.bracketed(theirs[0]) if len(theirs) == 1 else None
         if point and point[0] == "(":  # (2, 5) for x = 2, y = 5
-            return self.ordered("list", [sides[-1] for _, sides, _ in golds], texts.elements(point[1]))
+            return self.ordered(
+                "list", [sides[-1] for _, sides, _ in golds], texts.elements(point[1])
+            )
         by_name = {}
         for one in theirs:
             name, sides, _ = equations.split(one)

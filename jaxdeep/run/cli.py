@@ -29,8 +29,8 @@ from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
 VERBS = (
-    *("quickstart", "data", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
-    *("plan", "view", "doctor"),
+    *("quickstart", "new", "data", "validate", "sft", "grpo", "eval", "ask", "chat", "check"),
+    *("export", "plan", "view", "doctor"),
 )
 SWITCHES = ("json",)  # flags without a value
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

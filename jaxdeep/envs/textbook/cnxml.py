@@ -243,7 +243,7 @@ class _Reader:
                         else f"{kind.capitalize()} {counts[kind]}"
                     )
                     self.printed[element.get("id")] = label
-        self.tries, self.exercises = 0, 0
+        self.tries = 0
         for place, (name, file, root) in enumerate(trees):
             self.module(number, title, place, name, file, root)
 
@@ -261,7 +261,7 @@ class _Reader:
         self.data.sections.append(section)
         self.section, self.file, self.chapter_number = section, file, chapter
         self.field = Field(_BY)
-        self.count = 0
+        self.counts: dict[str, int] = {}  # exercises by role
         if title is not None and title.parent is root:
             self.text_of(title)
         for part in root.elements():
@@ -397,8 +397,8 @@ class _Reader:
         if role == "try":
             self.tries += 1
             return f"{self.chapter_number}.{self.tries}"
-        self.count += 1
-        return str(self.count)
+        self.counts[role] = self.counts.get(role, 0) + 1
+        return str(self.counts[role])
 
     def example(self, element: Element) -> None:
         """An `example`: the exercises in it, or its blocks split where the solution begins."""
