@@ -18,7 +18,12 @@ from jaxdeep.envs.textbook.tree import Element, parse
 from jaxdeep.errors import DataError
 
 ROLES = {
-    **{"try": "try", "be-prepared": "prepare", "practice-perfect": "practice"},
+    **{
+        "try": "try",
+        "be-prepared": "prepare",
+        "practice-perfect": "practice",
+        "section-exercises": "practice",
+    },
     **{"everyday": "everyday", "writing": "writing", "review-exercises": "review"},
     **{"practice-test": "test", "problems-exercises": "practice", "ap-test-prep": "test"},
     **{"conceptual-questions": "conceptual", "check-understanding": "try", "key-concepts": "text"},

@@ -222,7 +222,7 @@ class Source:
             here, stop = start + match.start(), start + match.end()
             if here < at:
                 continue
-            hidden = self._definition(here)
+            hidden = None if depth else self._definition(here)
             silent = _SILENT.match(self.text, here)
             opaque = _OPAQUE.match(self.text, here)
             value = self.value(match[1], place if depth else here) if depth < DEEPEST else None

@@ -49,6 +49,7 @@ LATEX = {
 \newtheorem{exc}{Exercise}[chapter]
 \newcommand\withchapter[2]{\setcounter{chapter}{#1}\include{#2/text}}
 \newcommand{\size}{40}
+\newcommand{\whole}{{\mathbb N}}
 \newcommand{\odd}{\chapter{Not a chapter}}
 \begin{document}
 \withchapter{1}{one}
@@ -65,7 +66,7 @@ We count to \size{} here. % a comment with \begin{exc} in it
 \textbf{Solution.} 41, or 100\% of them.
 \end{example}
 \renewcommand{\size}{50}
-\begin{exc} Count to \size{}, see \ref{a\size}. \index{x} \begin{solution} Done: $50$. \end{solution}
+\begin{exc} Count $\whole$ to \size{}, see \ref{a\size}. \index{x} \begin{solution} Done: $50$. \end{solution}
 \end{exc}
 \begin{verbatim}
 100 % kept

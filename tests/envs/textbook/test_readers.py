@@ -112,7 +112,10 @@ def test_latex(tmp_path):
         example.question == "How many are 40{} and 1?"
         and example.reasoning == r"41, or 100\% of them."
     )
-    assert first.question == r"Count to 50{}, see \ref{a\size}." and first.answer == "Done: $50$."
+    assert (
+        first.question == r"Count ${\mathbb N}$ to 50{}, see \ref{a\size}."
+        and first.answer == "Done: $50$."
+    )
     assert (first.number, second.number) == ("1.1", "2.1")
     assert third.question == "Add $2+2$." and third.answer == "$4$"
     assert "100 % kept" in data.sections[1].text and "hidden" not in data.sections[1].text
