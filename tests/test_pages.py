@@ -31,7 +31,7 @@ from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.errors import ConfigError
 from jaxdeep.rl import algorithms
 from jaxdeep.run import cli
-from jaxdeep.setup import past, sources, tasksets, weights
+from jaxdeep.setup import builders, past, sources, tasksets, weights
 from jaxdeep.setup.runs import EvalRun, GrpoRun, SftRun
 from jaxdeep.setup.sections import ModelConfig, load_run
 from jaxdeep.types import Message, Stop, ToolCall, Trajectory
@@ -206,6 +206,8 @@ def accept(name: str, words: list[str]) -> None:
         grpo = tasksets.load_config("configs/search/grpo.py")
         sections = past.policy_sections(grpo.to_dict(), command.run)
         config = tasksets.override(sections, command.overrides)
+    if name == "data":
+        builders.load_builder(config)
     for run, section in stages(name, config):
         load_run(run, algorithms.expand(section))
 

@@ -35,8 +35,8 @@ from jaxdeep.setup.tasksets import load_config, override
 from jaxdeep.workdir import DISK_FULL, check_writable, home
 
 VERBS = (
-    *("quickstart", "new", "validate", "sft", "grpo", "eval", "ask", "chat", "check", "export"),
-    *("plan", "view", "doctor"),
+    *("quickstart", "new", "data", "validate", "sft", "grpo", "eval", "ask", "chat", "check"),
+    *("export", "plan", "view", "doctor"),
 )
 RESUMED = ("quickstart", "sft", "grpo")  # verbs whose command goes on where it was stopped
 READERS = ("chat", "export", "validate")  # verbs that write nothing to a workdir

@@ -1,0 +1,69 @@
+"""From the section `data` of a configuration to what builds a data set.
+
+`data.builder` names a frozen dataclass with `build(workdir) -> Built`: one of `BUILT_IN`, or one of
+your own as "FILE.py:NAME" or "module:NAME". The other keys of the section are its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxdeep import config as configs
+from jaxdeep.data.build import Builder
+from jaxdeep.errors import ConfigError
+from jaxdeep.setup.tasksets import imported
+
+BUILT_IN = {"textbook": "jaxdeep.envs.textbook.build:Textbook"}
+
+
+@dataclasses.dataclass(frozen=True)
+class BuilderConfig:
+    """`settings` is the builder's own dataclass, built from all other keys of the section."""
+
+    builder: str
+    settings: Builder
+
+    @classmethod
+    def build(cls, section: Mapping[str, Any] | ConfigDict, key: str = "data") -> BuilderConfig:
+        """The section as written in a configuration; ConfigError names `key.NAME` for what is
+        wrong."""
+        values = dict(section.items())
+        name = values.pop("builder", None)
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{key}.builder is {name!r}; it names what builds: {', '.join(BUILT_IN)}, or "
+                "FILE.py:NAME"
+            )
+        return cls(name, configs.build(builder_class(name), values, key))
+
+
+def load_builder(config: ConfigDict) -> Builder:
+    """The builder that the configuration's only section, `data`, names, with its settings;
+    ConfigError for what is wrong in it."""
+    others = [name for name in config if name != "data"]
+    if others or "data" not in config:
+        what = f"config.{others[0]} is not a section" if others else "the section data is missing"
+        raise ConfigError(f"{what}: a configuration of the verb data has the section data alone")
+    return BuilderConfig.build(config.data).settings
+
+
+def builder_class(name: str) -> type:
+    """The dataclass that `data.builder` names; ConfigError where there is none."""
+    key = "data.builder"
+    if ":" not in name and name not in BUILT_IN:
+        raise ConfigError(
+            f"{key}={name!r} is none of {', '.join(BUILT_IN)}, nor FILE.py:NAME of your own."
+            f"{configs.suggest(name, BUILT_IN)}"
+        )
+    cls = imported(BUILT_IN.get(name, name), key)
+    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
+    if not (inspect.isclass(cls) and frozen and hasattr(cls, "build")):
+        raise ConfigError(
+            f"{key}={name!r} must be a frozen dataclass with a method build(workdir) that writes the "
+            "data set; its fields are the settings of the section"
+        )
+    return cls
