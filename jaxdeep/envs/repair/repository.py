@@ -34,6 +34,8 @@ _CHAIN: tuple[tuple[str, ...], ...] = (
 )
 """How SWE-bench 5 tries to apply a patch, in this order, each on the tree as it was."""
 
+_BOUNDED = 'ulimit -f 131072; ulimit -v 4194304; exec "$@"'  # files of 64 MB, 4 GB of memory
+
 _OPTIONS = {
     "core.autocrlf": "false",
     "core.hooksPath": "/dev/null",
@@ -96,12 +98,13 @@ def judge_patch(
 
 
 def _judge(task, folder, applied, notes, level, rule, seed) -> verdicts.Verdict:
-    tests = laid_tests(task, folder)
     before, after = changed_files(folder)
     links = [path for path in after if (folder / path).is_symlink()]
-    if links:
-        detail = f"the patch makes symbolic links: {links}"
+    size = sum(len(text or "") for text in after.values())
+    if links or size > verdicts.LARGEST_FILES:  # before anything is written through one
+        detail = f"symbolic links: {links}" if links else f"changed files of {size / 2**20:.0f} MB"
         return verdicts.Verdict(task.instance_id, "not_applied", detail=detail)
+    tests = laid_tests(task, folder)
     flags = [f for f in scan(before, after, tests) if f.what not in task.allowed_flags]
     tree = run_git(folder, "write-tree").strip()
     for path in after:
@@ -169,14 +172,18 @@ def apply_chain(folder: pathlib.Path, patch: str) -> int | str:
     """Applies a patch to a checkout as SWE-bench does and puts the result in the index. Returns the
     number of the command that could, from 1; 0 where the change is there already; or, where none
     could, what the first one said."""
-    data = patch.encode("utf-8", "surrogateescape")
+    try:
+        data = patch.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        return f"a patch that cannot be encoded: {error}"
     if len(data) > LARGEST_PATCH:
         return f"a patch of {len(data) / 2**20:.0f} MB"
     file = folder.with_name(folder.name + ".diff")
     file.write_bytes(data if data.endswith(b"\n") else data + b"\n")
     reasons = []
     for number, command in enumerate(_CHAIN, start=1):
-        done = _run([*command, str(file)], folder)
+        # binary contents may be a thousand times as long as their text
+        done = _run(["/bin/sh", "-c", _BOUNDED, "sh", *command, str(file)], folder)
         if done.returncode == 0:
             for path in run_git(folder, "ls-files", "-o", "-z").split("\0"):
                 if path.endswith((".orig", ".rej")):

@@ -37,6 +37,9 @@ Outcome = Literal["passed", "failed", "error", "skipped", "xfailed", "missing"]
 _RUNNERS = pathlib.Path(__file__).with_name("runners")
 _CALLS = "\n".join((_RUNNERS / name).read_text("utf-8") for name in ("values.py", "calls.py"))
 _TESTS = (_RUNNERS / "tests.py").read_text("utf-8")
+LARGEST_FILES = 32 * 2**20
+"""Bytes of all files of a task together, above which a change is not applied."""
+
 _NO_CONFIGURATION = ".no-pytest-configuration.ini"
 CONFIGURATIONS = {  # where pytest is configured, and the section that says so; in its order
     "pytest.ini": "",
@@ -103,11 +106,31 @@ def judge(
 ) -> Verdict:
     """The verdict on the files of a task after a change. `seed` orders the calls. Raises
     `ConfigError` where the sandbox's level does not work here."""
+    unwritable = _unwritable(after)
+    if unwritable:
+        return Verdict(task.instance_id, "not_applied", detail=unwritable)
     flags = scan(task.files, after, task.tests)
     kept = [flag for flag in flags if flag.what not in task.allowed_flags]
     if task.runner == "calls":
         return _judge_calls(task, after, kept, level, seed)
     return judge_tests(task, after, kept, level, seed)
+
+
+def _unwritable(files: Files) -> str:
+    """Why files cannot be written, which is the fault of the patch and not of the machine; "" if
+    they can."""
+    size = 0
+    for path, text in files.items():
+        try:
+            names = path.encode("utf-8", "surrogateescape").split(b"/")
+            size += len((text or "").encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError as error:
+            return f"{path!r} cannot be encoded: {error}"
+        if max(map(len, names)) > 255 or sum(map(len, names)) + len(names) > 3000:
+            return f"a path of {len(path)} characters"
+    if size > LARGEST_FILES:
+        return f"files of {size / 2**20:.0f} MB"
+    return ""
 
 
 def _run(
@@ -338,9 +361,8 @@ def judge_tests(
     if result.status == "infra":
         return Verdict(**measured, status="infra", detail=result.detail)
     records, forged = _records(result, nonce)
-    failed = next((record["failed"] for record in records if "failed" in record), None)
-    if failed is not None:
-        return Verdict(**measured, status="infra", detail=str(failed))
+    if len(records) in (1, 2) and "failed" in records[0]:
+        return Verdict(**measured, status="infra", detail=str(records[0]["failed"]))
     seen, twice = _outcomes(records)
     tests = {test: seen.get(test, "missing") for test in expected}
     reasons = [str(flag) for flag in flags if flag.tampering]

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 
 from jaxdeep.errors import WorldError
@@ -57,7 +58,9 @@ def slot() -> Iterator[int | None]:
     if not available():
         yield None
         return
-    for uid in range(FIRST, FIRST + COUNT):
+    # containers of one machine may share its users: each begins elsewhere, by its name
+    first = zlib.crc32(os.uname().nodename.encode()) % COUNT
+    for uid in (FIRST + (first + n) % COUNT for n in range(COUNT)):
         with open(_folder() / f"{uid}.lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -195,6 +195,39 @@ def test_statuses_of_texts(level):
         assert found.reward == (status == "resolved")
 
 
+def test_what_cannot_be_written_is_the_patchs_fault(level):
+    for path, text in (
+        ("x" * 300, ""),
+        ("d/" * 2000 + "x", ""),
+        ("a.py", "\ud800"),
+        ("\ud800", ""),
+    ):
+        found = judge(CALLS, {**tricks.GOLD, path: text}, level=level)
+        assert (found.status, found.reward) == ("not_applied", 0), path
+    large = {**tricks.GOLD, "large.txt": "x" * (verdict.LARGEST_FILES + 1)}
+    assert judge(CALLS, large, level=level).status == "not_applied"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "import os\nwhile True:\n    os.fork()",
+        "import os\nwhile True:\n    os.write(int(os.environ['REPORT_FD']), b'x' * 9999)",
+        "import os\nif os.fork() == 0:\n    os.setsid()\n    import time\n    time.sleep(600)",
+        "x = [0]\nwhile True:\n    x += x",
+        "import os, signal\nos.kill(-1, signal.SIGKILL)",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+        "import socket\nsocket.create_connection(('127.0.0.1', 22))",
+    ],
+)
+@pytest.mark.parametrize("runner", TASKS)
+def test_attacks_as_repairs_are_worth_nothing(runner, attack, level):
+    task = dataclasses.replace(TASKS[runner], seconds=10.0)
+    found = judge(task, {"calc.py": tricks.BUGGY["calc.py"] + "\n" + attack}, level=level)
+    assert found.reward == 0, found  # never None: it is not the machine that failed
+
+
 def test_nothing_is_run_below_the_level_that_is_asked_for(monkeypatch):
     from jaxdeep.tools.sandbox import levels
 

@@ -216,6 +216,17 @@ for nonce in set(strings()):
 os._exit(1)
 """
     },
+    "says that there is no pytest": {
+        "calc.py": _BODY
+        + """
+import gc, os, re
+for holder in gc.get_objects():
+    for value in gc.get_referents(holder):
+        if type(value) is str and re.fullmatch("[0-9a-f]{32}", value):
+            os.write(int(os.environ["REPORT_FD"]), (value + ' {"failed": "no pytest"}\\n').encode())
+            os._exit(3)
+"""
+    },
     "rewrites the tests": {
         "calc.py": _BODY
         + """

@@ -36,6 +36,8 @@ def run_pytest(told, record):
         record(failed=f"there is no pytest: {error}")
         return 3
 
+    record(began=True)  # before anything of the repository can be imported
+
     class Recorder:
         @pytest.hookimpl(trylast=True)
         def pytest_runtest_logreport(self, report):
