@@ -22,6 +22,7 @@ EXAMPLE = (
     "python -m jaxdeep data --config=configs/textbook/data.py --config.data.source=book/ "
     "--workdir=runs/book"
 )
+NEEDS = "a folder or file of a textbook: CNXML, LaTeX, HTML, PDF or text of one, Markdown"
 
 
 def main(config: ConfigDict, workdir: Path) -> int:
