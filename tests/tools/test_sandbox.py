@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import signal
@@ -16,7 +17,7 @@ import pytest
 
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.tools import sandbox
-from jaxdeep.tools.sandbox import bubblewrap, levels, selftest, slots
+from jaxdeep.tools.sandbox import levels, selftest, slots
 from jaxdeep.tools.sandbox.supervise import Kept
 
 LIMITS = sandbox.Limits(seconds=60, memory_mb=256)
@@ -31,25 +32,29 @@ def level(request):
 
 
 def traces():
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("jaxdeep-box-")}
-
-
-def processes():
-    first, count = slots.FIRST, slots.COUNT
-    found = set()
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdecimal() and first <= os.stat(f"/proc/{name}").st_uid < first + count:
-                found |= {name} if bubblewrap.alive(int(name)) else set()
-    return found
+    """Folders of boxes that this process made."""
+    own = f"jaxdeep-box-{os.getpid()}-"
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith(own)}
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
-    before = traces()
+def nothing_left(monkeypatch):
+    used, slot = set(), slots.slot
+
+    @contextlib.contextmanager
+    def noted():
+        with slot() as user:
+            used.add(user)
+            yield user
+
+    monkeypatch.setattr(slots, "slot", noted)
     yield
-    assert traces() <= before
-    assert not processes()
+    assert not traces()
+    for user in used - {None}:
+        # suppressed: somebody else has it by now
+        with open(slots.lock_file(user), "w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert slots.processes_of(user) == []
 
 
 def python(level, source, files=None, **options):

@@ -123,7 +123,7 @@ def execute(job: Job, channel: Channel | None = None) -> Result:
 
 @contextlib.contextmanager
 def _staging() -> Iterator[pathlib.Path]:
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="jaxdeep-box-"))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f"jaxdeep-box-{os.getpid()}-"))
     try:
         folder.chmod(0o711)  # the slot's user passes through it
         yield folder

@@ -17,7 +17,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -43,11 +42,18 @@ def available() -> bool:
 
 
 def _folder() -> pathlib.Path:
-    folder = pathlib.Path(tempfile.gettempdir()) / "jaxdeep-sandbox-slots"
+    # one for the machine, whatever TMPDIR says: two holders of a slot would kill each other's
+    place = "/run" if os.access("/run", os.W_OK) else "/tmp"
+    folder = pathlib.Path(place) / "jaxdeep-sandbox-slots"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != 0:
         raise WorldError(f"{folder} is not root's: remove it")
     return folder
+
+
+def lock_file(uid: int) -> pathlib.Path:
+    """The file whose lock is the right to a slot."""
+    return _folder() / f"{uid}.lock"
 
 
 @contextlib.contextmanager
@@ -61,7 +67,7 @@ def slot() -> Iterator[int | None]:
     # containers of one machine may share its users: each begins elsewhere, by its name
     first = zlib.crc32(os.uname().nodename.encode()) % COUNT
     for uid in (FIRST + (first + n) % COUNT for n in range(COUNT)):
-        with open(_folder() / f"{uid}.lock", "w") as lock:
+        with open(lock_file(uid), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
