@@ -42,7 +42,7 @@ KEYS = {"": ("EvalRun",)}
 EXAMPLE = (
     'python -m jaxdeep chat runs/quickstart-quickstart --question="What is the capital of Chad?"'
 )
-NEEDS = "the run of the example of grpo, its corpus in docs/, and other questions in test.jsonl"
+NEEDS = "the run that the quickstart leaves"
 FLAGS = {
     "question": "ask this and exit",
     "temperature": "0 (the default) takes the most likely words, 1 samples",

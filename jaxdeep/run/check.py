@@ -18,7 +18,7 @@ from jaxdeep.pages import answer
 ARGUMENTS = "REPORT..."
 DEFAULT_CONFIG = None
 EXAMPLE = "python -m jaxdeep check runs/ask/report.json"
-NEEDS = "a report: that of the example of ask, or one of the formats above"
+NEEDS = "the report that the example of ask leaves"
 FLAGS = {
     "sources": "a folder with the texts of the sources, ID.txt or ID.md, to check against",
     "page": "also write the report as this HTML file, each claim beside its source",

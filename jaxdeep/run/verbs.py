@@ -18,6 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxdeep import compiled
+from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.run import cli
 from jaxdeep.setup import tasksets
@@ -38,20 +39,24 @@ def run_verb(
     **flags: object,
 ) -> Workdir:
     """Runs a verb that takes a configuration, as the command does, and returns the folder of the
-    run. `config` is a loaded configuration or what `--config` takes; `flags` are the verb's own, by
-    name. JaxdeepError where the verb fails, or ends with another status than 0."""
+    run. `config` is a loaded configuration or what `--config` takes, or where the verb takes one
+    the folder of a run; `flags` are the verb's own, by name. JaxdeepError where the verb fails, or
+    ends with another status than 0."""
     described = cli.verb(verb)
     if described.arguments:
         raise ConfigError(f"{verb} takes {described.arguments}, not a configuration")
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    _, given = cli.split(described, words)
+    name = "" if isinstance(config, ConfigDict) else str(config)
+    is_run = described.takes_run and ("://" in name or configs.is_run(name))
+    command = cli.parse(described, [name if is_run else f"--config={name}", *words])
     if not isinstance(config, ConfigDict):
-        config = load_config(config)
+        config = cli.configuration(command)
+    elif command.overrides:
+        config = tasksets.override(config, command.overrides)
     compiled.keep()
     module = importlib.import_module(f"jaxdeep.run.{verb}")
-    flags = {name.replace("-", "_"): value for name, value in given.items()}
     with _no_running_loop():
-        status = module.main(config, Path(workdir), **flags)
+        status = module.main(config, Path(workdir), **command.flags)
     if status:
         raise JaxdeepError(f"{verb} ended with status {status}: what it printed says why")
     return Workdir(Path(workdir))
