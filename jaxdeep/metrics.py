@@ -338,6 +338,7 @@ METRICS = (
         "of the tasks of `dev`, those that greedy rollouts got right",
         "Falls while reward/mean rises: the reward is exploited, or the tasks are memorised.",
     ),
+    Metric("dev/reward/{reward}", "reward", "its mean over those rollouts that have it"),
     # time
     Metric("time/total", "s", "of the step by the clock"),
     Metric(

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxdeep.errors import DataError
+
 Role = Literal["system", "user", "assistant", "tool"]
+
+
+def plain(value: Any) -> Any:
+    """A numpy number or array in plain Python: what `json.dumps` is given as its `default`.
+    TypeError for what has no such meaning."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r:.80} of {type(value).__name__} is not a value of JSON")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,15 +117,32 @@ class Stop(enum.Enum):
         return self not in (Stop.FINISHED, Stop.TOOL_DONE, Stop.FAILED)
 
 
+def answer_text(answer: Any) -> str:
+    """An answer that is a text, a number or a truth value, as a text; DataError for others."""
+    answer = plain(answer) if isinstance(answer, np.generic) else answer
+    if isinstance(answer, bool):
+        return str(answer).lower()  # as JSON writes it
+    if isinstance(answer, str) or (isinstance(answer, int | float) and math.isfinite(answer)):
+        return str(answer)
+    raise DataError(f"an answer must be a text or a number, found {answer!r:.80}")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """One problem: what to ask, which answers are right, and whatever its rewards need in
-    `meta`."""
+    """One problem: what to ask, which answers are right, and whatever its rewards need in `meta`.
+
+    A single text or number in place of `answers` is the one right answer. DataError: an answer that
+    is neither."""
 
     id: str
     question: str
     answers: tuple[str, ...] = ()
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = plain(self.answers) if isinstance(self.answers, np.ndarray) else self.answers
+        answers = tuple(map(answer_text, given if isinstance(given, list | tuple) else [given]))
+        object.__setattr__(self, "answers", answers)  # it is frozen
 
 
 @dataclasses.dataclass(slots=True)

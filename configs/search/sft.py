@@ -27,6 +27,7 @@ def get_config():
             accumulate=1,
             long="cut",  # rows longer than batch.length: after the last turn that fits; or "drop"
             bad_rows="refuse",  # a malformed row stops the run; or "skip"
+            check=True,  # reads all rows once before the run begins
             learn=dict(roles=("assistant",), spans=dict(), world=("tool_output", "tool_response")),
         )
     )

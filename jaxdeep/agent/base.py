@@ -69,7 +69,12 @@ class Env:
 
 class Taskset(Protocol):
     """Tasks, a fresh environment for each rollout of one, and the rewards by name with their
-    weights."""
+    weights.
+
+    One reward decides whether a rollout got its task right, which is what evaluation counts: it is
+    right where that reward is 1 or more. A task set names it in an attribute `right`; without one
+    it is the first of `rewards`.
+    """
 
     rewards: Mapping[str, tuple[float, Reward]]
 
@@ -83,3 +88,14 @@ class Taskset(Protocol):
         """The assistant's and the tools' messages of a perfect episode: it scores the maximum. None
         where no perfect episode is known."""
         ...
+
+
+def right_reward(taskset: Taskset) -> str:
+    """The name of the reward that decides whether a rollout is right."""
+    return named_right(taskset) or next(iter(taskset.rewards))
+
+
+def named_right(taskset: Taskset) -> str | None:
+    """That name, where the task set says it."""
+    right = getattr(taskset, "right", None)
+    return right if isinstance(right, str) else None  # a method may be called so

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from jaxdeep import files
 from jaxdeep.errors import DataError
-from jaxdeep.types import Branch, Message, Piece, Role, Stop, Task, ToolCall, Trajectory
+from jaxdeep.types import Branch, Message, Piece, Role, Stop, Task, ToolCall, Trajectory, plain
 
 if TYPE_CHECKING:
     from jaxdeep.chat.tokenizer import Tokenizer
@@ -43,7 +44,8 @@ def write(
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             for index, trajectory in enumerate(trajectories):
                 try:
-                    line = json.dumps(_row(trajectory, tokenizer), allow_nan=False)
+                    row = _row(trajectory, tokenizer)
+                    line = json.dumps(row, allow_nan=False, default=plain)
                 except (TypeError, ValueError, RecursionError) as error:
                     label = f"trajectory {index}, task {trajectory.task.id!r}"
                     raise DataError(f"{label}, cannot be written to {path}: {error}") from error
@@ -62,16 +64,12 @@ def read(path: str | Path) -> list[Trajectory]:
 
 
 def stream(path: str | Path) -> Iterator[Trajectory]:
-    """As `read`, one trajectory at a time: a file may be larger than memory."""
-    path = Path(path)
-    try:
-        # Lines end with "\n" alone: a text may hold U+2028, which other readers take for an end.
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _read_line(line, f"{path}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    """As `read`, one trajectory at a time: a file may be larger than memory, and compressed."""
+    # As bytes, whose lines end with b"\n" alone: a text may hold U+2028 and its like.
+    with files.opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _read_line(line.decode(), f"{path}:{number}")
 
 
 def write_gaps(

@@ -34,7 +34,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 
 from jaxdeep import trace
-from jaxdeep.agent.base import Env, Policy, Reward, Taskset
+from jaxdeep.agent.base import Env, Policy, Reward, Taskset, right_reward
 from jaxdeep.agent.tool import Tool, ToolResult, in_thread
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.errors import DataError, WorldError
@@ -166,15 +166,19 @@ async def score(taskset: Taskset, trajectory: Trajectory, seconds: float | None 
     A reward is None where the trajectory cannot be judged: the world failed, the function returned
     None, raised, took too long, or returned NaN or an infinity. The last three are noted in
     `failure` with the reward's name. One None makes the total None.
+
+    `metrics["right"]` is 1 where the reward that decides it (`base.Taskset`) is 1 or more, else 0.
     """
     trajectory.rewards = dict.fromkeys(taskset.rewards)
-    trajectory.reward = None
+    trajectory.reward, trajectory.metrics["right"] = None, 0.0
     if trajectory.stop is Stop.FAILED:
         return
     for name, (_, judge) in taskset.rewards.items():
         with trace.span("reward", name), _noted(trajectory, void=False):
             value = await _world(f"reward {name!r}", _judged(judge, trajectory), seconds)
             trajectory.rewards[name] = value
+    decisive = trajectory.rewards[right_reward(taskset)]
+    trajectory.metrics["right"] = float(decisive is not None and decisive >= 1)
     if None not in trajectory.rewards.values():
         weights = ((weight, trajectory.rewards[n]) for n, (weight, _) in taskset.rewards.items())
         trajectory.reward = float(sum(weight * value for weight, value in weights))

@@ -29,10 +29,12 @@ import threading
 import time
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union, overload
 
 from jaxdeep.errors import ToolTimeout
+from jaxdeep.types import plain
 
 TIMEOUT = 30.0
 """Seconds a tool may take unless it says otherwise."""
@@ -93,8 +95,9 @@ class Tool:
         seconds = time.monotonic() - start
         if isinstance(value, ToolResult):
             return dataclasses.replace(value, seconds=seconds)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return ToolResult(text, seconds=seconds)
+        if not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, default=plain)
+        return ToolResult(value, seconds=seconds)
 
     async def _run(self, values: dict[str, Any]) -> Any:
         if inspect.iscoroutinefunction(self.function):
@@ -250,9 +253,17 @@ def _read(value: Any, schema: Mapping[str, Any]) -> Any:
             read = {k: _read(v, inner) for k, v in value.items()} if inner else value
         case _:
             raise ValueError
-    if "enum" in schema and read not in schema["enum"]:
-        raise ValueError
-    return read
+    if "enum" not in schema:
+        return read
+    # In one form of Unicode: tokenizers compose, so a model cannot write the other.
+    for choice in schema["enum"]:
+        if read == choice or _composed(read) == _composed(choice):
+            return choice
+    raise ValueError
+
+
+def _composed(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 async def in_thread(name: str, function: Callable[..., Any], /, *args: Any, **values: Any) -> Any:

@@ -46,9 +46,9 @@ def control_names(family: str) -> tuple[str, ...]:
     return FAMILIES[family].control_names
 
 
-def has_stray_tag(text: str) -> bool:
-    """Whether a message's text has a control token, or an imitation of one, of any family."""
-    return any(made.stray_tag.search(text) for made in FAMILIES.values())
+def stray_tags(text: str) -> set[str]:
+    """The control tokens, or imitations of them, of any family that a message's text has."""
+    return {tag[0] for made in FAMILIES.values() for tag in made.stray_tag.finditer(text)}
 
 
 def _names() -> str:

@@ -27,10 +27,10 @@ from typing import Any, get_args
 
 from jaxdeep.chat.format import Author, Span, Thinking, Tools
 from jaxdeep.chat.learn import PLAIN, LearnConfig, WeightedPart
-from jaxdeep.chat.qwen3_turn import INSIDE, STRAY_TAG, Mark, Qwen3TurnParser, read_turn
+from jaxdeep.chat.qwen3_turn import INSIDE, STRAY_TAG, Mark, Qwen3TurnParser, read_call, read_turn
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
-from jaxdeep.types import Message, Piece, Role, ToolCall
+from jaxdeep.types import Message, Piece, Role, ToolCall, plain
 
 TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -49,6 +49,11 @@ TOOLS_TAIL = (
 
 HEADER_TOKENS = 16
 """Tokens at the start of a turn in which it says whose it is."""
+
+LEADING_THOUGHTS = re.compile(
+    rf"(?:\s*{Mark.THINK}(?:(?!{Mark.UNTHINK}).)*(?:{Mark.UNTHINK}\s*|\Z))*", re.DOTALL
+)
+"""The blocks of reasoning that a text begins with; the last may be open to its end."""
 
 SPAN_ENDS = {Mark.THINK: Mark.UNTHINK, Mark.CALL: Mark.UNCALL, Mark.RESULT: Mark.UNRESULT}
 POLICY_SPANS = {Mark.THINK: "think", Mark.CALL: "call"}
@@ -246,14 +251,17 @@ class Qwen3Chat:
         return pieces
 
     def _tagged_parts(self, text: str, first: bool) -> list[str]:
-        """The parts of an assistant's text as it stands, its tags as control tokens."""
+        """The parts of an assistant's text as it stands, its tags as control tokens: those of calls
+        and of the reasoning that it begins with. In the middle of a text `<think>` is a word."""
+        thoughts = LEADING_THOUGHTS.match(text)[0]
+        marks = {str(mark): mark for mark in (Mark.CALL, Mark.UNCALL)}
+        parts = _split(text[len(thoughts) :], marks)
         if self.thinking != "write":
-            text = re.sub(rf"{Mark.THINK}.*?{Mark.UNTHINK}\s*", "", text, flags=re.DOTALL)
-        marks = {str(mark): mark for mark in self._turn_marks.values()}
-        parts = [marks.get(part, part) for part in re.split(f"({'|'.join(marks)})", text) if part]
-        if first and self.thinking == "write" and not text.lstrip().startswith(Mark.THINK):
-            return [*_think_block(""), *parts]
-        return parts
+            thoughts = re.sub(rf"{Mark.THINK}.*?{Mark.UNTHINK}\s*", "", thoughts, flags=re.DOTALL)
+            return [thoughts, *parts] if thoughts else parts
+        if thoughts:
+            return [*_split(thoughts, INSIDE), *parts]
+        return [*_think_block(""), *parts] if first else parts
 
     def _turn_parts(self, turn: Message) -> list[str]:
         """The parts of an assistant's turn as the policy writes it."""
@@ -373,8 +381,16 @@ def _call_parts(calls: Sequence[ToolCall], content: str) -> list[str]:
         if content or parts:
             parts.append("\n")
         text = f'\n{{"name": "{call.name}", "arguments": {_dump(call.arguments)}}}\n'
+        # What cannot be read again would be learned, and then never run.
+        if error := read_call(text).error:
+            raise DataError(f"{error}: {call!r:.200}")
         parts += [Mark.CALL, text, Mark.UNCALL]
     return parts
+
+
+def _split(text: str, marks: Mapping[str, Mark]) -> list[str]:
+    """The text cut at its marks, which become `Mark`s."""
+    return [marks.get(part, part) for part in re.split(f"({'|'.join(marks)})", text) if part]
 
 
 def _last_query(turns: Sequence[Message]) -> int:
@@ -389,4 +405,9 @@ def _last_query(turns: Sequence[Message]) -> int:
 
 
 def _dump(value: Mapping[str, Any]) -> str:
-    return getattr(value, "text", "") or json.dumps(dict(value), ensure_ascii=False)
+    if text := getattr(value, "text", ""):
+        return text
+    try:
+        return json.dumps(dict(value), ensure_ascii=False, allow_nan=False, default=plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{value!r:.200} cannot be written as JSON: {error}") from error

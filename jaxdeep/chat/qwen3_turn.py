@@ -3,18 +3,22 @@
 `read_turn` reads a whole turn, `Qwen3TurnParser` one that is still being sampled; they agree on
 every turn, broken ones included. The rules:
 
-- `<think>` opens a block of reasoning and `</think>` closes it. Where the turn has had no block
-  yet, a `</think>` that nothing opened means that the prompt opened it: all text before it is
-  reasoning, and calls before it were only thought about. Once a block was closed (by the turn, or
-  by a prompt that leaves it empty), another such `</think>` is text.
+- A turn may begin with a block of reasoning, from `<think>` to `</think>`. A `<think>` after any
+  text or call is text that speaks of the tag, and so is a `</think>` after it.
+- A `</think>` that nothing opened, in a turn that has had no block yet, means that the prompt
+  opened it: all text before it is reasoning, and calls before it were only thought about. Once a
+  block was closed (by the turn, or by a prompt that leaves it empty), another `</think>` is text.
 - A call inside reasoning is part of the reasoning. A block that nothing closes goes to the end.
-- `<tool_call>` to `</tool_call>` is one call in JSON. One that cannot be read, or that is not
-  closed before the next begins or the turn ends, keeps its place and says why in `error`.
+- `<tool_call>` to `</tool_call>` is one call in JSON, and either tag inside a string of that JSON
+  is part of the string (`CallMarks`). A call that cannot be read, or that is not closed before the
+  next begins or the turn ends, keeps its place and says why in `error`.
 - Line ends around blocks belong to the format; those at the start of the turn, to the text.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import enum
 import itertools
 import json
@@ -58,7 +62,8 @@ def read_turn(parts: Iterable[str], *, think_closed: bool = False) -> Message:
     content, reasoning, calls = [""], [""], []
     call_body: list[str] = []
     state: State = "say"
-    for part in parts:
+    begun = False  # whether there was a call or a text, after which no block of reasoning begins
+    for part in settled(parts):
         mark = part if isinstance(part, Mark) else None
         if state == "call" and mark not in (Mark.CALL, Mark.UNCALL):
             call_body.append(part)
@@ -67,13 +72,14 @@ def read_turn(parts: Iterable[str], *, think_closed: bool = False) -> Message:
         elif mark is Mark.UNTHINK and (state == "think" or not think_closed):
             if state == "say":
                 reasoning += content
-                content, calls = [""], []
+                content, calls, begun = [""], [], False
             state, think_closed = "say", True
             content.append("")
             reasoning.append("")
-        elif mark is Mark.THINK:
+        elif mark is Mark.THINK and not begun:
             state = "think"
         elif mark is Mark.CALL:
+            begun = True
             if state == "call":
                 calls.append(UNCLOSED)
             else:
@@ -83,8 +89,10 @@ def read_turn(parts: Iterable[str], *, think_closed: bool = False) -> Message:
             calls.append(read_call("".join(call_body)))
             state = "say"
             content.append("")
-        else:  # text, and a closing mark of what is not open
+        else:  # text, a `<think>` in it, and a closing mark of what is not open
             content[-1] += part
+            begun |= bool(part.strip())
+            think_closed |= mark is Mark.THINK
     if state == "call":
         calls.append(UNCLOSED)
     content = [content[0], *(text.lstrip("\n") for text in content[1:])]
@@ -110,6 +118,11 @@ def read_call(text: str) -> ToolCall:
     name, arguments = value.get("name"), value.get("arguments")
     if not isinstance(name, str) or not name:
         return ToolCall("", error='the tool call has no "name"')
+    if "arguments" not in value and len(value) > 1:
+        others = ", ".join(json.dumps(key) for key in value if key != "name")
+        return ToolCall(name, error=f'the tool call has no "arguments", but {others}')
+    if arguments in (None, ""):  # how a call without arguments is written, too
+        arguments = {}
     if not isinstance(arguments, dict):
         return ToolCall(name, error='the "arguments" of the tool call are not a JSON object')
     return ToolCall(name, arguments)
@@ -119,6 +132,113 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")
 
 
+def settled(parts: Iterable[str]) -> Iterator[str]:
+    """The parts of a whole turn as `CallMarks` gives them."""
+    marks = CallMarks()
+    for part in parts:
+        yield from marks.feed(part)
+    yield from marks.flush()
+
+
+class CallMarks:
+    """Decides which `<tool_call>` and `</tool_call>` are tags: the parts of a turn as they come,
+    with those inside a string of a call's JSON made part of that text.
+
+    A mark where a string is open is in doubt: the quote that opened the string may be a mistake.
+    It, and what follows, is held back until the string ends and a `</tool_call>` comes. If all up
+    to there is a JSON object, the marks in doubt were text; otherwise, and where the string can
+    never end (JSON allows no line end in it), the first of them was a tag after all.
+    """
+
+    def __init__(self) -> None:
+        self._json: _OpenString | None = None  # of the call that is open
+        self._body: list[str] = []  # of that call
+        self._held: list[str] = []  # from the first mark in doubt on
+
+    def feed(self, part: str) -> list[str]:
+        """The parts that are decided after this one."""
+        out: list[str] = []
+        coming = collections.deque([part])
+        while coming:
+            part = coming.popleft()
+            is_mark = isinstance(part, Mark) and part in (Mark.CALL, Mark.UNCALL)
+            in_doubt = is_mark and self._json is not None and self._json.inside
+            if is_mark and not in_doubt:
+                if self._held:
+                    if part is Mark.UNCALL and _is_object("".join(self._body)):
+                        out.append("".join(self._held))
+                        self._held = []
+                    else:
+                        coming.extendleft(reversed([*self._give_up(out), part]))
+                        continue
+                self._open(part)
+                out.append(part)
+                continue
+            if self._json is not None:
+                self._json.read(part)
+                self._body.append(part)
+            if self._held or in_doubt:
+                self._held.append(part)
+                if self._json.broken:
+                    coming.extendleft(reversed(self._give_up(out)))
+            else:
+                out.append(part)
+        return out
+
+    def flush(self) -> list[str]:
+        """What was held back, when the turn ends here."""
+        out: list[str] = []
+        while self._held:
+            for part in self._give_up(out):
+                out += self.feed(part)
+        return out
+
+    def _give_up(self, out: list[str]) -> list[str]:
+        """The first mark in doubt is a tag: adds it to `out`; the parts to be read again after
+        it."""
+        (first, *rest), self._held = self._held, []
+        self._open(first)
+        out.append(first)
+        return rest
+
+    def _open(self, mark: str) -> None:
+        self._json, self._body = (_OpenString() if mark is Mark.CALL else None), []
+
+
+class _OpenString:
+    """Whether JSON text that comes bit by bit ends inside a string; `broken` where it cannot be
+    JSON."""
+
+    _SIGN = re.compile(r'["\\\x00-\x1f]')
+
+    def __init__(self) -> None:
+        self._open = self._escaped = self.broken = False
+
+    @property
+    def inside(self) -> bool:
+        return self._open and not self.broken
+
+    def read(self, text: str) -> None:
+        """More of the text."""
+        at = int(self._escaped and bool(text))
+        self._escaped &= not text
+        while not self.broken and (sign := self._SIGN.search(text, at)):
+            at = sign.end()
+            if sign[0] == '"':
+                self._open = not self._open
+            elif sign[0] == "\\" and self._open:
+                self._escaped = at == len(text)
+                at += 1
+            elif sign[0] == "\\" or self._open:
+                self.broken = True
+
+
+def _is_object(text: str) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        return isinstance(json.loads(text), dict)
+    return False
+
+
 class Qwen3TurnParser:
     """`read_turn` on tokens as they come; see `format.TurnParser`.
 
@@ -126,6 +246,7 @@ class Qwen3TurnParser:
 
     - the bytes of a character that is not whole, until it is or the run of text ends;
     - line ends, until other text follows or the block ends, since those around blocks are dropped;
+    - what follows a mark that may be inside a string of a call (`CallMarks`);
     - if the prompt did not write the block of reasoning but the policy may (thinking "write"):
       everything before the turn's first `<think>` or `</think>` outside a call, because a
       `</think>` makes it reasoning. A turn that begins with `<think>` waits for nothing; one that
@@ -145,8 +266,10 @@ class Qwen3TurnParser:
         self._marks = marks
         self._stop_ids = frozenset(stop_ids)
         self._decoder = TextDecoder(tokenizer)
+        self._call_marks = CallMarks()
         self._ended = False
         self._state: State = "say"
+        self._begun = False  # as in `read_turn`
         self._waiting: list[str] | None = [] if undecided else None  # parts not yet read
         self._waits_in_call = False  # whether the last of them is inside a call
         self._call_body: list[str] = []
@@ -178,6 +301,7 @@ class Qwen3TurnParser:
             return []
         self._ended = True
         events = self._take(self._decoder.flush())
+        events += self._place(self._call_marks.flush())
         if self._waiting is not None:
             events += self._read_waiting()
         if self._state == "call":
@@ -200,9 +324,14 @@ class Qwen3TurnParser:
         return token in self._marks or token in self._stop_ids
 
     def _take(self, part: str) -> list[Event]:
-        """Reads a mark or some text, or lets it wait while it is undecided what it belongs to."""
-        if not part:
-            return []
+        """Reads a mark or some text, as far as it is decided what it belongs to."""
+        return self._place(self._call_marks.feed(part)) if part else []
+
+    def _place(self, parts: Iterable[str]) -> list[Event]:
+        return [event for part in parts for event in self._place_one(part)]
+
+    def _place_one(self, part: str) -> list[Event]:
+        """Reads a part, or lets it wait while what comes may make it reasoning."""
         if self._waiting is None:
             return list(self._read(part))
         self._waiting.append(part)
@@ -251,10 +380,11 @@ class Qwen3TurnParser:
                 self._begin("say")
             else:
                 yield from self._emit("think", self._segments["think"].add(part))
-        elif mark is Mark.THINK:
+        elif mark is Mark.THINK and not self._begun:
             yield from self._emit("say", content.end())
             self._begin("think")
         elif mark is Mark.CALL:
+            self._begun = True
             if self._state == "call":
                 yield self._end_call(UNCLOSED)
             else:
@@ -265,6 +395,7 @@ class Qwen3TurnParser:
             yield self._end_call(read_call("".join(self._call_body)))
             self._begin("say")
         else:
+            self._begun |= bool(part.strip())
             yield from self._emit("say", content.add(part))
 
     def _begin(self, state: Literal["say", "think"]) -> None:

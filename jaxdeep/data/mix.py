@@ -63,6 +63,13 @@ class Tally(NamedTuple):
         """The number of rows left out."""
         return self.long + self.empty + self.bad
 
+    def count(self, row: Row | None, outcome: str) -> Tally:
+        """With one row more, and its outcome as `fit_row` gives it."""
+        tally = self._replace(**{outcome: getattr(self, outcome) + 1}) if outcome else self
+        if row is None:
+            return tally
+        return tally._replace(rows=tally.rows + 1, tokens=tally.tokens + len(row.tokens))
+
 
 class Position(NamedTuple):
     """A position in a stream: rows read, rows left out, and what became of them by source. Also the
@@ -208,6 +215,11 @@ class Subset:
     def __getitem__(self, index: int) -> list[Piece]:
         return self._source[self._numbers[index]]
 
+    def unread(self, index: int) -> set[str]:
+        """The keys of a row that nothing reads, where its source knows them."""
+        unread = getattr(self._source, "unread", None)
+        return unread(self._numbers[index]) if unread else set()
+
 
 def hold_out(source: Source, rows: int, seed: int) -> tuple[Subset, Subset]:
     """A finite source without `rows` rows that the seed chooses, and those rows."""
@@ -222,9 +234,9 @@ def hold_out(source: Source, rows: int, seed: int) -> tuple[Subset, Subset]:
     return Subset(source, numbers[rows:]), Subset(source, numbers[:rows])
 
 
-def fit_row(pieces: list[Piece], T: int, long: LongRows) -> tuple[Row | None, str]:
-    """A row of at most T tokens, and its outcome "" or "cut"; or None and the reason, "long" or
-    "empty".
+def fit_row(pieces: list[Piece], longest: int, long: LongRows) -> tuple[Row | None, str]:
+    """A row of at most `longest` tokens, and its outcome "" or "cut"; or None and the reason,
+    "long" or "empty".
 
     A longer one is left out with long="drop". With long="cut" it ends after the last turn of the
     policy that fits, and is left out where nothing before that is learned.
@@ -232,11 +244,11 @@ def fit_row(pieces: list[Piece], T: int, long: LongRows) -> tuple[Row | None, st
     row, outcome = to_row(pieces), ""
     if not row.learn.any():
         return None, "empty"
-    if len(row.tokens) > T:
+    if len(row.tokens) > longest:
         end = length = 0
         for piece in pieces:
             length += len(piece.tokens)
-            if piece.author == "policy" and length <= T:
+            if piece.author == "policy" and length <= longest:
                 end = length
         row, outcome = Row(*(part[:end] for part in row)), "cut"
         if long == "drop" or not row.learn.any():
@@ -245,12 +257,12 @@ def fit_row(pieces: list[Piece], T: int, long: LongRows) -> tuple[Row | None, st
 
 
 def load_row(
-    get: Callable[[], list[Piece]], T: int, long: LongRows, bad: BadRows
+    get: Callable[[], list[Piece]], longest: int, long: LongRows, bad: BadRows
 ) -> tuple[Row | None, str]:
     """The row that `get` reads and its outcome, as `fit_row`. A malformed one is None and "bad"
     where `bad` is "skip", otherwise a DataError."""
     try:
-        return fit_row(get(), T, long)
+        return fit_row(get(), longest, long)
     except DataError as error:
         if bad == "skip":
             return None, "bad"
@@ -266,24 +278,27 @@ def packed_batches(
     B: int,
     T: int,
     seed: int,
+    longest: int | None = None,
     long: LongRows = "cut",
     bad: BadRows = "refuse",
     share: Share | None = None,
 ) -> Iterator[tuple[Batch, Position]]:
     """Batches of B packed rows of T positions, from `position` on, each with the position after it.
 
-    Rows are packed in order, each into the first row of the batch with room for it; the batch is
+    Rows have at most `longest` tokens, T unless it is said: a model may have fewer positions. They
+    are packed in order, each into the first row of the batch with room for it; the batch is
     complete when one fits nowhere. Rows that `load_row` leaves out are counted; DataError where a
     source gives none but such for MAX_UNUSABLE rows, or for all of its rows. With `share`, for one
     of several processes, only the tokens of `share.rows` are sure to be there; everything else in a
     batch is the same in all processes.
     """
     mix = source if isinstance(source, Mix) else Mix({"rows": WeightedSource(source)}, seed)
+    longest = min(T, longest or T)
 
     def load(ref: RowRef) -> tuple[Row | None, str]:
         name, number = ref
         get = functools.partial(mix.parts[name].source.__getitem__, number)
-        return load_row(get, T, long, bad)
+        return load_row(get, longest, long, bad)
 
     # Looked up in order, and here only: going back by one row may shuffle an epoch anew.
     picks = map(mix.pick, itertools.count(position.read))
@@ -310,11 +325,11 @@ def packed_batches(
                     break  # it begins the next batch
                 bins[b].append(read)
                 room[b] -= length
-            tallies[name] = _count(tallies[name], row, read.outcome)
+            tallies[name] = tallies[name].count(row, read.outcome)
             index, unusable[name] = index + 1, 0 if row is not None else unusable[name] + 1
             if unusable[name] >= limits[name]:
                 raise DataError(
-                    f"{unusable[name]} rows of {name}, one after the other, are longer than {T} "
+                    f"{unusable[name]} rows of {name}, one after the other, are longer than {longest} "
                     "tokens, have nothing to learn or are malformed: raise batch.length or look at "
                     "the data"
                 )
@@ -335,11 +350,3 @@ def prefetch(items: Iterator[Item], n: int) -> Iterator[Item]:
         while True:
             coming.append(pool.submit(next, items))
             yield coming.popleft().result()
-
-
-def _count(tally: Tally, row: Row | None, outcome: str) -> Tally:
-    if outcome:
-        tally = tally._replace(**{outcome: getattr(tally, outcome) + 1})
-    if row is not None:
-        tally = tally._replace(rows=tally.rows + 1, tokens=tally.tokens + len(row.tokens))
-    return tally

@@ -2,30 +2,42 @@
 
 A source is anything with `source[i] -> list[Piece]`; a finite one also has a length. Files of JSON
 lines are read by byte offset, `datasets` by memory map and TFDS by array_record, so that none of
-them is ever in memory whole; a JSON list and plain text are.
+them is ever in memory whole; a JSON list and plain text are. Compressed JSON lines are unpacked to
+a temporary file first, since no offset leads into them.
 """
 
 from __future__ import annotations
 
 import array
 import bisect
+import collections
 import glob
 import itertools
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.chat.formats import read
+from jaxdeep.chat.formats import read, unread_keys
 from jaxdeep.chat.learn import LearnConfig
 from jaxdeep.errors import DataError
+from jaxdeep.files import is_compressed, kind, opened, parse, read_text
 from jaxdeep.types import Piece
 
 TEXT = (".txt", ".md")
+TABLES = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".arrow": "arrow",
+}
+"""Files that `datasets` opens by themselves, and what it calls their format."""
 
 
 class Source(Protocol):
@@ -61,6 +73,10 @@ class Conversations:
         except DataError as error:
             raise DataError(f"{self.rows.location(index)}: {error}") from error
 
+    def unread(self, index: int) -> set[str]:
+        """The keys of a row that can be read whose values are passed over."""
+        return unread_keys(self.rows[index])
+
 
 class Lines:
     """The lines of a JSONL file, each read when it is asked for; 12 bytes of memory per line.
@@ -70,10 +86,17 @@ class Lines:
     """
 
     def __init__(self, path: Path, *, check: bool = True) -> None:
-        self.path = path
+        self.path = self._plain = path
+        if is_compressed(path):
+            # It is there as long as this object is.
+            self._unpacked = tempfile.NamedTemporaryFile(prefix="jaxdeep-")  # noqa: SIM115
+            self._plain = Path(self._unpacked.name)
+            with opened(path) as packed:
+                shutil.copyfileobj(packed, self._unpacked, 1 << 20)
+            self._unpacked.flush()
         self._starts, self._sizes = array.array("Q"), array.array("I")
         offset = 0
-        with path.open("rb") as file:
+        with self._plain.open("rb") as file:
             # As bytes, because a line of text would also end at U+2028 and its like, inside a
             # string.
             for number, line in enumerate(file, 1):
@@ -89,14 +112,14 @@ class Lines:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> Any:
-        with self.path.open("rb") as file:
+        with self._plain.open("rb") as file:
             file.seek(self._starts[index])
-            return _json(file.read(self._sizes[index]), "the line")
+            return parse(file.read(self._sizes[index]), "the line")
 
     def location(self, index: int) -> str:
         """The file and the number of the line."""
         # Counted only now: a number per line would cost memory that only an error needs.
-        with self.path.open("rb") as file:
+        with self._plain.open("rb") as file:
             ends = itertools.accumulate(map(len, file))
             before = itertools.takewhile(lambda end: end <= self._starts[index], ends)
             return f"{self.path}:{1 + sum(1 for _ in before)}"
@@ -108,7 +131,7 @@ class Lines:
             raise DataError(f"{self.path} cannot be read: line {number}: {error}") from error
         # Parsing every line would take as long as an epoch: only what looks torn is parsed.
         if not (body.startswith(b"{") and body.endswith(b"}")):
-            _json(body, f"{self.path}:{number}")
+            parse(body, f"{self.path}:{number}")
 
 
 class Listing:
@@ -116,10 +139,7 @@ class Listing:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._rows = _json(path.read_text(encoding="utf-8-sig"), str(path))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+        self._rows = parse(read_text(path), str(path))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -162,7 +182,7 @@ def files(pattern: str | Path, *, check: bool = True) -> Rows:
     readers: list[Rows] = []
     for path in _paths(pattern):
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
             readers.append(Listing(path) if start.startswith(b"[") else Lines(path, check=check))
         except OSError as error:
@@ -174,8 +194,7 @@ def files(pattern: str | Path, *, check: bool = True) -> Rows:
 
 
 class Table:
-    """A data set that another library opened: any sequence of mappings, made plain Python row by
-    row."""
+    """A data set that another library opened: any sequence of mappings."""
 
     def __init__(self, rows: Sequence[Any], name: str) -> None:
         self._rows, self._name = rows, name
@@ -186,35 +205,17 @@ class Table:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Any:
-        return _clean(self._rows[index])
+        return self._rows[index]
 
     def location(self, index: int) -> str:
         """The data set and the number of the row."""
         return f"{self._name}[{index}]"
 
 
-def _clean(value: Any) -> Any:
-    """The value as plain Python: bytes as text, arrays as lists, and without keys whose value is
-    None: a table gives every object the keys of all objects in its column."""
-    match value:
-        case bytes():
-            try:
-                return value.decode()
-            except UnicodeDecodeError as error:
-                raise DataError(f"a text is not UTF-8: {error}") from error
-        case np.ndarray() | np.generic():
-            return _clean(value.tolist())
-        case Mapping():
-            return {key: _clean(x) for key, x in value.items() if x is not None}
-        case list() | tuple():
-            return [_clean(x) for x in value]
-    return value
-
-
 def hugging_face(name: str, split: str, config: str) -> Rows:
-    """A data set opened by `datasets`: a folder written by `save_to_disk`, a folder of data files
-    (Parquet, Arrow, JSON), or a name on the hub. DataError where there is none, or no such
-    split."""
+    """A data set opened by `datasets`: a file of one of `TABLES` or a pattern of such, a folder
+    written by `save_to_disk`, a folder of data files, or a name on the hub. DataError where there
+    is none, or no such split."""
     import datasets  # slow to import, and only needed here
 
     saved = any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json"))
@@ -225,6 +226,9 @@ def hugging_face(name: str, split: str, config: str) -> Rows:
                 if split not in dataset:
                     raise DataError(f"hf:{name} has no split {split!r}, only {', '.join(dataset)}")
                 dataset = dataset[split]
+        elif kind(name) in TABLES and not Path(name).is_dir():
+            paths = [str(path) for path in _paths(name)]
+            dataset = datasets.load_dataset(TABLES[kind(name)], data_files=paths, split=split)
         else:
             dataset = datasets.load_dataset(name, config or None, split=split)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -268,16 +272,18 @@ class Texts:
 
     Windows end at the end of a paragraph where one fits; a paragraph longer than T is cut. Each
     file ends with the format's `document_end`. The tokens are kept in memory, 4 bytes each.
+    `left_out` counts the files that are blank, and those of a folder that are no text.
     """
 
     def __init__(self, pattern: str | Path, chat: ChatFormat, T: int) -> None:
         tokens: list[np.ndarray] = []
         starts = [0]
+        self.left_out: collections.Counter[str] = collections.Counter()
+        if (folder := Path(pattern)).is_dir():
+            others = (p for p in folder.rglob("*") if p.is_file() and kind(p) not in TEXT)
+            self.left_out.update(f"files that do not end in {' or '.join(TEXT)}" for _ in others)
         for path in _paths(pattern, TEXT):
-            try:
-                text = path.read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path} cannot be read: {error}") from error
+            text = read_text(path)
             if text.strip():
                 # One paragraph at a time: the tokenizer would need several times the memory for a
                 # book.
@@ -286,6 +292,8 @@ class Texts:
                 tokens += [np.asarray(ids, np.int32) for ids in encoded]
                 file_start = starts[-1]
                 starts += [file_start + end for end in _window_ends(map(len, encoded), T)]
+            else:
+                self.left_out["blank files"] += 1
         if not tokens:
             raise DataError(f"{pattern} holds no text")
         self._tokens, self._starts = np.concatenate(tokens), starts
@@ -322,7 +330,7 @@ def _paths(pattern: str | Path, suffixes: Sequence[str] = ()) -> list[Path]:
     the suffixes; in order. DataError where there is none."""
     path = Path(pattern)
     if path.is_dir() and suffixes:
-        inside = sorted(p for p in path.rglob("*") if p.suffix in suffixes and p.is_file())
+        inside = sorted(p for p in path.rglob("*") if kind(p) in suffixes and p.is_file())
         if not inside:
             raise DataError(f"{path} holds no file that ends in {' or '.join(suffixes)}")
         return inside
@@ -333,10 +341,3 @@ def _paths(pattern: str | Path, suffixes: Sequence[str] = ()) -> list[Path]:
         what = "it is a folder" if path.is_dir() else "no such file, and no file matches it"
         raise DataError(f"{pattern} cannot be read: {what}")
     return matches
-
-
-def _json(text: str | bytes, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is not JSON: {error}") from error

@@ -33,6 +33,8 @@ class SearchTaskset:
     """Questions over one corpus. A search shows the `k` best passages; the last `cache` answers of
     the engine are kept for whoever asks the same."""
 
+    right = "answer"
+
     def __init__(
         self,
         questions: Sequence[Task],

@@ -85,27 +85,33 @@ async def greedy(
     )
 
 
-def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """One row of a table: `n` rollouts; exact match `em` with its 95 % interval; F1; the mean
-    `calls` made of tools and `turns` of the policy, as `agent.rollout.METRICS` defines them; how
-    many rollouts failed, and how many a limit cut. DataError for no rollouts."""
+def summarize(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
+    """One row of a table: `n` rollouts; the share `em` of them that are right (`correct`) with its
+    95 % interval; F1 of the answers, where any rollout gave one in <answer>; the mean `calls` made
+    of tools and `turns` of the policy, as `agent.rollout.METRICS` defines them; how many rollouts
+    failed, and how many a limit cut; the mean of each reward as "reward/NAME", over the rollouts
+    that have it. DataError for no rollouts."""
     if not trajectories:
         raise DataError("no rollouts to summarize")
     n = len(trajectories)
     right = sum(map(correct, trajectories))
     low, high = statistics.wilson(right, n)
-    f1 = sum(answers.answer_f1(t.task, t) for t in trajectories if t.stop is not Stop.FAILED)
     means = mean_metrics(trajectories)
+    f1 = {}
+    if any(answers.final_answer(t) is not None for t in trajectories):
+        ended = (t for t in trajectories if t.stop is not Stop.FAILED)
+        f1["f1"] = sum(answers.answer_f1(t.task, t) for t in ended) / n
     return {
         "n": n,
         "em": right / n,
         "em_low": low,
         "em_high": high,
-        "f1": f1 / n,
+        **f1,
         "calls": means["calls"],
         "turns": means["turns"],
         "failed": sum(t.stop is Stop.FAILED for t in trajectories),
         "truncated": sum(t.stop.truncated for t in trajectories),
+        **reward_means(trajectories),
     }
 
 
@@ -122,15 +128,25 @@ def refuse_unplayed(trajectories: Sequence[Trajectory]) -> None:
         )
 
 
+def reward_means(trajectories: Sequence[Trajectory]) -> dict[str, float | None]:
+    """The mean of each reward as "reward/NAME", over the rollouts that have it; None where none
+    has."""
+    out = {}
+    for name in dict.fromkeys(name for t in trajectories for name in t.rewards):
+        values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
+        out[f"reward/{name}"] = sum(values) / len(values) if values else None
+    return out
+
+
 def correct(trajectory: Trajectory) -> bool:
-    """Whether a rollout got its task right: its reward named `answer` is 1, or, where the taskset
-    has no such reward, the final answer is one of the accepted ones. False where the rollout
-    failed."""
+    """Whether a rollout got its task right, as `agent.rollout.score` noted it. Of a record that is
+    older than that, whether its first reward is 1 or more. False where the rollout failed."""
     if trajectory.stop is Stop.FAILED:
         return False
-    if "answer" in trajectory.rewards:
-        return trajectory.rewards["answer"] == 1
-    return answers.answer_em(trajectory.task, trajectory) == 1
+    if "right" in trajectory.metrics:
+        return trajectory.metrics["right"] == 1
+    first = next(iter(trajectory.rewards.values()), None)
+    return first is not None and first >= 1
 
 
 def compare(a: Sequence[Trajectory], b: Sequence[Trajectory]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Rewards for short answers: read the final answer, compare it with the right ones, check its form.
 
 A reward takes a `Task` with its right answers and a `Trajectory` with its messages, and gives a
-number from 0 to 1. An answer is right when it equals a right one after SQuAD's normalisation. Where
-the answer is wrong every reward is bounded: `answer_em` and `retry` are 0, `format_ok` is at most
-1.
+number from 0 to 1. An answer is right when it equals a right one after SQuAD's normalisation; a
+single text in place of several answers is one. Where the answer is wrong every reward is bounded:
+`answer_em` and `retry` are 0, `format_ok` is at most 1.
 """
 
 from __future__ import annotations
@@ -13,23 +13,29 @@ import re
 import string
 from collections.abc import Iterable
 
+from jaxdeep.tools import words
 from jaxdeep.types import Message, Task, Trajectory
 
 RETRIES = 3
 """Turns with a new query after which `retry` is 1 even if no result had the answer in it."""
 
 _OPEN, _CLOSE = "<answer>", "</answer>"
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# CJK punctuation as well, full width too: SQuAD's rule for the languages that use it (as in CMRC).
+_WIDE = (*range(0x3000, 0x3004), *range(0x3008, 0x3020), *range(0xFF01, 0xFF66))
+_PUNCTUATION = str.maketrans(
+    "", "", string.punctuation + "".join(c for c in map(chr, _WIDE) if not c.isalnum())
+)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize(text: str) -> str:
-    """Text in lower case without ASCII punctuation, English articles and repeated white space.
+    """Text in lower case and composed (NFC), without ASCII and CJK punctuation, English articles
+    and repeated white space.
 
     SQuAD's rule (Rajpurkar et al., 2016), in the same order. Punctuation is deleted, not replaced
     by a space: "10.8" becomes "108" and "Nov.7" becomes "nov7".
     """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_ARTICLES.sub(" ", words.folded(text).translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Iterable[str]) -> float:
@@ -38,12 +44,13 @@ def exact_match(prediction: str, answers: Iterable[str]) -> float:
     An empty prediction is never right: an answer that normalises to nothing ("A", "?") is compared
     as it is written, apart from case and outer white space.
     """
-    return float(any(_equal(prediction, answer) for answer in answers))
+    return float(any(_equal(prediction, answer) for answer in _each(answers)))
 
 
 def f1(prediction: str, answers: Iterable[str]) -> float:
-    """The best harmonic mean of precision and recall over normalised words, with repetitions."""
-    return max((_f1(prediction, answer) for answer in answers), default=0.0)
+    """The best harmonic mean of precision and recall over normalised words, with repetitions; over
+    characters where the script has no spaces."""
+    return max((_f1(prediction, answer) for answer in _each(answers)), default=0.0)
 
 
 def extract_answer(text: str) -> str | None:
@@ -115,8 +122,12 @@ def retry(task: Task, trajectory: Trajectory, *, tool: str, argument: str = "que
 def contains_answer(text: str, answers: Iterable[str]) -> bool:
     """Whether the normalised text has the words of a normalised answer, in a row and as whole
     words."""
-    padded = f" {normalize(text)} "
-    return any((words := normalize(answer)) and f" {words} " in padded for answer in answers)
+    text = normalize(text)
+    return any(words.has_words(text, normalize(answer)) for answer in _each(answers))
+
+
+def _each(answers: Iterable[str]) -> Iterable[str]:
+    return [answers] if isinstance(answers, str) else answers
 
 
 def _last(trajectory: Trajectory) -> Message | None:
@@ -126,11 +137,11 @@ def _last(trajectory: Trajectory) -> Message | None:
 def _equal(prediction: str, answer: str) -> bool:
     if normalized := normalize(answer):
         return normalize(prediction) == normalized
-    return prediction.strip().lower() == answer.strip().lower() != ""
+    return words.folded(prediction).strip() == words.folded(answer).strip() != ""
 
 
 def _f1(prediction: str, answer: str) -> float:
-    predicted, right = normalize(prediction).split(), normalize(answer).split()
+    predicted, right = words.tokens(normalize(prediction)), words.tokens(normalize(answer))
     if not right:
         return float(_equal(prediction, answer))
     common = (collections.Counter(predicted) & collections.Counter(right)).total()

@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxdeep.data.pack import to_row
 from jaxdeep.errors import ConfigError, DataError
+from jaxdeep.rl.objective import Aggregate
 from jaxdeep.rl.shaping import Shaping, shaped
 from jaxdeep.settings import AtLeast, Finite, section
 from jaxdeep.types import Row, Trajectory
@@ -85,16 +86,20 @@ RULES = Rules()
 
 
 def assign_advantages(
-    groups: Sequence[Sequence[Trajectory]], rules: Rules = RULES
-) -> list[list[float | None]]:
+    groups: Sequence[Sequence[Trajectory]],
+    rules: Rules = RULES,
+    rewards: Sequence[Sequence[float | None]] | None = None,
+) -> Sequence[Sequence[float | None]]:
     """Set `advantage` of every rollout of a step, None where it has no part in the loss.
 
-    Returns the rewards that were compared, as `baseline_rewards` gives them for each group, so that
-    metrics need not compute them again. Raises for a group of one rollout, of several tasks or of
-    several prompts, and for a task in several groups.
+    `rewards` are those that are compared, as `baseline_rewards` gives them for each group; without
+    them they are computed here. They are returned, so that metrics need not compute them again.
+    Raises for a group of one rollout, of several tasks or of several prompts, and for a task in
+    several groups.
     """
     _check(groups)
-    rewards = [baseline_rewards(group, rules) for group in groups]
+    if rewards is None:
+        rewards = [baseline_rewards(group, rules) for group in groups]
     compared = rewards
     if rules.flat != "keep":
         compared = [[None] * len(group) if is_flat(group) else group for group in rewards]
@@ -104,18 +109,30 @@ def assign_advantages(
     return rewards
 
 
-def to_rows(groups: Sequence[Sequence[Trajectory]]) -> list[Row]:
+def to_rows(groups: Sequence[Sequence[Trajectory]], aggregate: Aggregate = "token") -> list[Row]:
     """The rows to learn from, in the order of the rollouts: one for each branch that has sampled
-    tokens, of each rollout that has an advantage. All branches of a rollout share its advantage,
-    and each is a sequence of its own to the loss."""
-    return [
-        to_row(branch.pieces, advantage=trajectory.advantage)
-        for group in groups
-        for trajectory in group
-        if trajectory.advantage is not None
-        for branch in trajectory.branches
-        if branch.sampled
-    ]
+    tokens, of each rollout that has an advantage, which all its branches share.
+
+    Each branch is a sequence of its own to the loss, which averages within sequences where
+    `aggregate` is "sequence". There a branch counts as much as its share of the rollout's sampled
+    tokens, by the weights of its tokens, so that a rollout counts as one however many it has.
+    """
+    rows = []
+    for trajectory in learned(groups):
+        for branch in trajectory.branches:
+            if not branch.sampled:
+                continue
+            row = to_row(branch.pieces, advantage=trajectory.advantage)
+            if aggregate == "sequence":
+                share = np.float32(branch.sampled / trajectory.sampled)
+                row = row._replace(learn=row.learn * share, advantage=row.advantage * share)
+            rows.append(row)
+    return rows
+
+
+def learned(groups: Sequence[Sequence[Trajectory]]) -> list[Trajectory]:
+    """The rollouts that have a part in the loss."""
+    return [t for group in groups for t in group if t.advantage is not None and t.sampled]
 
 
 def normalise(groups: Sequence[Sequence[float | None]], norm: Norm) -> list[list[float | None]]:
@@ -166,9 +183,10 @@ def is_flat(rewards: Sequence[float | None]) -> bool:
     return present.size < 2 or float(np.ptp(present)) < EQUAL
 
 
-def informative(group: Sequence[Trajectory], rules: Rules) -> bool:
-    """Whether a group has different rewards to compare and a rollout to learn from."""
-    return not is_flat(baseline_rewards(group, rules)) and any(in_loss(t, rules) for t in group)
+def informative(group: Sequence[Trajectory], rewards: Sequence[float | None], rules: Rules) -> bool:
+    """Whether a group has different rewards to compare, as `baseline_rewards` gave them, and a
+    rollout to learn from."""
+    return not is_flat(rewards) and any(in_loss(t, rules) for t in group)
 
 
 def solved_share(group: Sequence[Trajectory], solved: float) -> float | None:

@@ -3,21 +3,21 @@ for the guard."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
-from jaxdeep.chat.families import has_stray_tag
-from jaxdeep.types import Trajectory
+from jaxdeep.chat.families import stray_tags
+from jaxdeep.types import Message, Trajectory
 
 GRAM = 4  # tokens in a run that is looked for again
-ANSWER_TAG = re.compile(r"</?answer\b")
 
 
 def health(trajectory: Trajectory) -> dict[str, float]:
     """Three shares of one rollout, each between 0 and 1.
 
     repetition    of its runs of 4 sampled tokens, those that were there before in the same turn
-    malformed     of its turns, those with a call that cannot be read or with a tag left in the text
+    malformed     of its turns, those that the chat format could not read whole: a call that cannot
+                  be read, or one of the format's own control tokens left in the text. What the
+                  world spoke of before, in a question or a result, the policy may speak of too
     thoughtless   of its turns, those without reasoning
     """
     turns = [m for m in trajectory.messages if m.role == "assistant"]
@@ -28,16 +28,20 @@ def health(trajectory: Trajectory) -> dict[str, float]:
     distinct, total = sum(len(set(turn)) for turn in grams), sum(map(len, grams))
     return {
         "repetition": 1 - distinct / total if total else 0.0,
-        "malformed": _share(
-            any(call.error for call in turn.calls) or _has_tag(turn.content + turn.reasoning)
-            for turn in turns
-        ),
+        "malformed": _share(_malformed(trajectory.messages)),
         "thoughtless": _share(not turn.reasoning.strip() for turn in turns),
     }
 
 
-def _has_tag(text: str) -> bool:
-    return has_stray_tag(text) or bool(ANSWER_TAG.search(text))
+def _malformed(messages: Iterable[Message]) -> Iterable[bool]:
+    """For each turn of the policy whether it is malformed."""
+    known: set[str] = set()  # tags that the world has used
+    for message in messages:
+        if message.role != "assistant":
+            known |= stray_tags(message.content)
+        else:
+            left = stray_tags(message.content) | stray_tags(message.reasoning)
+            yield any(call.error for call in message.calls) or not left <= known
 
 
 def _share(flags: Iterable[bool]) -> float:

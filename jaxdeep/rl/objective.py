@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from jaxdeep.errors import ConfigError
 from jaxdeep.settings import Above, AtLeast, Below, Finite, section
 
+Aggregate = Literal["token", "sequence", "constant"]
+
 
 @section
 class Clip:
@@ -65,9 +67,9 @@ class LossTerms:
 
     clip: Clip = Clip()
     aggregate: Annotated[
-        Literal["token", "sequence", "constant"],
-        "the loss is the mean over all tokens, or within each sequence and then over sequences, or "
-        "the sum divided by sequences x length",
+        Aggregate,
+        "the loss is the mean over all tokens, or within each rollout and then over rollouts, or "
+        "the sum divided by rollouts x length",
     ] = "token"
     length: Annotated[int, AtLeast(1), "tokens, of aggregate=constant"] = 1
     kl: Kl = Kl()

@@ -28,7 +28,10 @@ from jaxdeep import config as configs
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.setup.tasksets import load_config
 
-VERBS = ("quickstart", "new", "validate", "sft", "grpo", "eval", "chat", "export", "plan", "view")
+VERBS = (
+    *("quickstart", "new", "validate", "sft", "grpo", "eval", "chat", "export", "plan", "view"),
+    *("ask", "check"),
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 STATUSES = {
     0: "done, or stopped by SIGTERM",

@@ -1,4 +1,4 @@
-"""Evaluate a policy on questions: exact match, F1, searches, and a paired test against another run.
+"""Evaluate a policy on questions: how many are right, all rewards, a paired test of two runs.
 
 Answers are the most likely ones (temperature 0). `train.start` names the run whose newest adapter
 is evaluated, or the folder of a PEFT adapter; empty evaluates the base. The rollouts go to
@@ -112,5 +112,7 @@ def show(
         trajectories={"The first questions": trajectories[:20]},
         notes=notes,
     )
-    print(report.table(rows, COLUMNS))
+    rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/"))
+    columns = [*(c for c in COLUMNS if any(c in row for row in rows)), *rewards]
+    print(report.table(rows, columns))
     print("\n".join(notes))

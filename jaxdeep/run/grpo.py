@@ -45,7 +45,7 @@ from jaxdeep.rl import advantages, algorithms, summary, trouble
 from jaxdeep.sample import sizes
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import validate, weights
-from jaxdeep.setup.explore import Explorer
+from jaxdeep.setup.explore import Explorer, Sampled
 from jaxdeep.setup.monitor import Monitor
 from jaxdeep.setup.runs import GrpoRun
 from jaxdeep.setup.sections import BatchConfig, check_extras, load_run
@@ -116,13 +116,14 @@ def improve(t: Training, ending: Termination) -> bool:
     steps, save_every = t.run.train.steps, t.run.train.save_every
     for n in range(t.done + 1, steps + 1):
         position = t.explorer.position()
-        groups = t.sample(n, ending)
-        if groups is None:  # SIGTERM
+        sampled = t.sample(n, ending)
+        if sampled is None:  # SIGTERM
             break
-        data = t.prepare(n, groups)
+        groups = sampled.groups
+        data = t.prepare(n, sampled)
         metrics = t.describe(groups) | data.metrics
         if data.rows:
-            update = t.update(data.batches)
+            update = t.update(data.batches, len(advantages.learned(groups)))
             if update.trouble:
                 t.save_good(n - 1, update.state, position)
                 if t.set_back(n, [update.trouble]):
@@ -130,8 +131,9 @@ def improve(t: Training, ending: Termination) -> bool:
                 raise DivergedError(f"step {n}: {update.trouble}")
             metrics |= t.compare(n, groups, data.rows, update)
             t.hand_over(update.state)
-        score = t.evaluate(n)
-        row = t.write(n, metrics | ({} if score is None else {"dev/em": score}))
+        dev = t.evaluate(n)
+        score = dev.get("dev/em")
+        row = t.write(n, metrics | dev)
         if n % save_every == 0 or n == steps:
             t.save(n, score)
         if t.set_back(n, t.watch.see(row)):
@@ -198,16 +200,17 @@ class Training:
         self.watch = guard.Guard(self.run.guard, known)
         self.counts = self.engine.metrics()
 
-    def sample(self, n: int, ending: Termination) -> list[list[Trajectory]] | None:
+    def sample(self, n: int, ending: Termination) -> Sampled | None:
         """The scored groups of step n; None after SIGTERM."""
         with self.timer("rollout"):
             return self.explorer.groups(n, ending)
 
-    def prepare(self, n: int, groups: Sequence[Sequence[Trajectory]]) -> StepData:
+    def prepare(self, n: int, sampled: Sampled) -> StepData:
         """Advantages, rows and microbatches of a step; writes its rollouts down."""
+        groups, rewards = sampled
         with self.timer("data"):
-            rewards = advantages.assign_advantages(groups, self.rules)
-            rows = advantages.to_rows(groups)
+            advantages.assign_advantages(groups, self.rules, rewards)
+            rows = advantages.to_rows(groups, self.run.grpo.aggregate)
             shares = summary.advantage_metrics(groups, rewards, self.rules)
             if self.writes_rollouts:
                 # gaps of an earlier try at this step, which the guard set back
@@ -223,14 +226,21 @@ class Training:
         before, self.counts = self.counts, self.engine.metrics()
         return summary.summarize(groups) | summary.engine_counts(before, self.counts)
 
-    def update(self, batches: Sequence[Batch]) -> Update:
-        """The passes over a step's microbatches; at the first of them trainer and sampler must
-        agree."""
+    def update(self, batches: Sequence[Batch], rollouts: int) -> Update:
+        """The passes over a step's microbatches, which hold so many rollouts; at the first of them
+        trainer and sampler must agree."""
         tolerance, self.compared = None if self.compared else self.run.grpo.tolerance, True
         logps: list[jax.Array] = []
         with self.timer("train"):
             state, metrics, trouble = passes.learn(
-                self.step, self.state, self.frozen, batches, tolerance, self.run.grpo.passes, logps
+                self.step,
+                self.state,
+                self.frozen,
+                batches,
+                tolerance,
+                self.run.grpo.passes,
+                logps,
+                rollouts,
             )
         return Update(state, metrics, logps, trouble)
 
@@ -257,18 +267,23 @@ class Training:
         )
         self.engine.follow(*policy, self.version)
 
-    def evaluate(self, n: int) -> float | None:
-        """Exact match of greedy rollouts on `dev`, each process doing its share; None where it is
-        not due."""
+    def evaluate(self, n: int) -> dict[str, float]:
+        """The share of greedy rollouts on `dev` that are right, and their mean rewards, as metrics;
+        each process does its share. Empty where it is not due."""
         eval_every = self.run.grpo.eval_every
         if self.dev is None or not eval_every or n % eval_every:
-            return None
+            return {}
         indices = exchange.my_items(range(len(self.dev)))
         limits, slots = self.run.rollout.limits, self.run.rollout.slots
         with self.timer("eval"), self.engine.serving():
             work = harness.greedy(self.dev, self.engine, self.chat, limits, slots, indices)
             trajectories = asyncio.run(work)
-        return harness.summarize(exchange.all_gather_objects(trajectories))["em"]
+        trajectories = exchange.all_gather_objects(trajectories)
+        means = {
+            k: mean for k, mean in harness.reward_means(trajectories).items() if mean is not None
+        }
+        found = {"em": harness.summarize(trajectories)["em"], **means}
+        return {f"dev/{name}": value for name, value in found.items()}
 
     def write(self, n: int, metrics: dict[str, float]) -> dict[str, Any]:
         """The row of step n, with the seconds that each stage took."""

@@ -27,7 +27,7 @@ from jaxdeep.errors import DataError, DivergedError, JaxdeepError
 from jaxdeep.metrics import Metrics
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl import algorithms, summary
-from jaxdeep.rl.advantages import assign_advantages, to_rows
+from jaxdeep.rl.advantages import assign_advantages, learned, to_rows
 from jaxdeep.sample.engine import Engine
 from jaxdeep.setup import weights
 from jaxdeep.setup.runs import GrpoRun
@@ -70,18 +70,19 @@ def train(run: GrpoRun, workdir: Path) -> states.State:
 
                 # advantage = reward less the mean of its group; groups of equal rewards drop out
                 rewards = assign_advantages(groups, rules)
-                rows = to_rows(groups)
+                rows = to_rows(groups, run.grpo.aggregate)
                 row = summary.summarize(groups)
                 row |= summary.advantage_metrics(groups, rewards, rules)
 
                 if rows:
                     batches = pack(rows, B=run.batch.rows, T=run.batch.length)
-                    state, learned, trouble = passes.learn(
-                        step, state, frozen, batches, tolerance, run.grpo.passes
+                    count = len(learned(groups))
+                    state, found, trouble = passes.learn(
+                        step, state, frozen, batches, tolerance, run.grpo.passes, sequences=count
                     )
                     if trouble:
                         raise DivergedError(f"step {n}: {trouble}")
-                    row |= {f"train/{name}": value for name, value in learned.items()}
+                    row |= {f"train/{name}": value for name, value in found.items()}
                     tolerance = None  # trainer and sampler agreed once
                     params, adapter = weights.sampled_policy(spec, frozen, state.trained, mesh)
                 metrics.write(n, row)

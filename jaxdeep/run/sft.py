@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep import programs, trace
 from jaxdeep.chat.format import ChatFormat
-from jaxdeep.console import progress
-from jaxdeep.data import mix
+from jaxdeep.console import progress, say
+from jaxdeep.data import check, mix
 from jaxdeep.data.share import Share
 from jaxdeep.errors import DivergedError
 from jaxdeep.model import load
@@ -78,26 +78,42 @@ def main(
 def train(run: SftRun, config: ConfigDict, path: Path) -> None:
     """Trains to the last step or to SIGTERM."""
     chat, size = weights.chat_of(run.model), dict(B=run.batch.rows, T=run.batch.length)
-    mixture, held = sources.mixture(
-        run.data, chat, run.env, T=run.batch.length, seed=run.train.seed
-    )
-    measured = sources.measured(held, run.data, **size) if run.data.eval else []
-    mesh, spec = meshes.make_mesh(run.mesh), run.spec()
+    spec = run.spec()
     weights.check_vocabulary(chat, spec.model)
-    workdir = Workdir(path)
+    # a batch may be longer than the model's positions, a sequence in it may not
+    longest = min(run.batch.length, spec.model.limit)
+    mixture, held = sources.mixture(run.data, chat, run.env, T=longest, seed=run.train.seed)
+    measured = sources.measured(held, run.data, **size, longest=longest) if run.data.eval else []
+    mesh, workdir = meshes.make_mesh(run.mesh), Workdir(path)
     own = workdir.of_process(jax.process_index())
-    with lock_workdir(own.path), Termination() as ending, Rounds("rows") as rounds:
-        about = configs.save(config, own.path, sys.argv)
-        share = share_of(rounds, mesh, **size)
-        with open_training(run, spec, mesh, mixture, share, workdir, about) as training:
-            fit(training, measured, ending)
+    with lock_workdir(own.path):
+        if run.data.check and not exchange.broadcast(own.metrics.exists()):  # not one that resumes
+            check_rows(run, mixture, longest)
+        with Termination() as ending, Rounds("rows") as rounds:
+            about = configs.save(config, own.path, sys.argv)
+            share = share_of(rounds, mesh, **size)
+            with open_training(run, spec, mesh, mixture, share, workdir, about) as training:
+                fit(training, measured, ending)
         if training.done == run.train.steps and spec.full:
             export(workdir.model, training.state.trained, spec, chat)
     if training.done < run.train.steps:
         print(ENDED.format(step=training.done))
     else:
-        for line in sources.summary(training.position, run.batch.length):
+        for line in sources.summary(training.position.tallies, longest):
             print(line)
+
+
+def check_rows(run: SftRun, mixture: mix.Mix, longest: int) -> None:
+    """Reads all rows once, each process its part, and tells what becomes of them."""
+    index, count = jax.process_index(), jax.process_count()
+    part = sources.check_rows(mixture, run.data, longest, index=index, count=count)
+    found = check.joined(exchange.all_gather_objects([part]))
+    if longest < run.batch.length:
+        say(
+            f"a row may have {longest} tokens, the positions of the model: of "
+            f"batch.length={run.batch.length} several share one"
+        )
+    sources.report(found, run.data, longest)
 
 
 def fit(t: Training, measured: Sequence[Batch], ending: Termination) -> None:
@@ -204,6 +220,7 @@ def open_training(
         B=run.batch.rows,
         T=run.batch.length,
         seed=run.train.seed,
+        longest=spec.model.limit,
         long=run.data.long,
         bad=run.data.bad_rows,
         share=share,

@@ -17,7 +17,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxdeep.agent.base import Taskset
 from jaxdeep.agent.rollout import group, score, together
@@ -31,6 +31,13 @@ from jaxdeep.signals import Terminated, Termination
 from jaxdeep.types import Sampling, Trajectory
 
 Groups = list[list[Trajectory]]
+
+
+class Sampled(NamedTuple):
+    """The scored groups of a step, and the rewards that are compared in each of them."""
+
+    groups: Groups
+    rewards: list[list[float | None]]
 
 
 class Explorer:
@@ -66,7 +73,7 @@ class Explorer:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
 
-    def groups(self, n: int, ending: Termination) -> Groups | None:
+    def groups(self, n: int, ending: Termination) -> Sampled | None:
         """The groups of step n, `grpo.prompts` of them. With `grpo.flat=resample` tasks are drawn
         again until that many groups have unequal rewards, at most `grpo.tries` times: then there
         are more groups. None after SIGTERM to any of the processes."""
@@ -76,7 +83,7 @@ class Explorer:
             some = self._drawn.popleft() if self._drawn else self.walk.draw(settings.prompts)
             self._flying.append((some, self._begin(self._begun, some)))
         tasks, work = self._flying.popleft()
-        groups: Groups = []
+        sampled = Sampled([], [])
         drawn: list[int] = []
         tries = settings.tries if settings.flat == "resample" else 1
         while True:
@@ -85,13 +92,18 @@ class Explorer:
                 return None
             for index, group_ in zip(tasks, found, strict=True):
                 self.walk.note(index, advantages.solved_share(group_, settings.solved))
+                sampled.groups.append(group_)
+                sampled.rewards.append(advantages.baseline_rewards(group_, self._rules))
             drawn += tasks
-            groups += found
             tries -= 1
-            missing = settings.prompts - sum(advantages.informative(g, self._rules) for g in groups)
+            useful = (
+                advantages.informative(group_, rewards, self._rules)
+                for group_, rewards in zip(*sampled, strict=True)
+            )
+            missing = settings.prompts - sum(useful)
             tasks = self.walk.draw(missing, drawn) if tries and missing > 0 else []
             if not tasks:
-                return groups
+                return sampled
             work = self._begin(n, tasks)
 
     def position(self) -> dict[str, Any]:

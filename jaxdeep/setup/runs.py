@@ -130,7 +130,9 @@ class GrpoRun:
 
     def workload(self, spec: Spec, under: tuple[lora.LoraConfig, ...] = ()) -> Workload:
         """The shapes of a step and of the engine, over frozen adapters of these shapes, each
-        rollout as long as its limits allow."""
+        rollout one row as long as its limits allow. Where an environment starts branches
+        (`Env.fork`) a rollout has several rows, and a step more microbatches of the same shape than
+        these: how many is not known before it is sampled, and nothing compiles for them."""
         rollouts = self.grpo.prompts * self.grpo.group
         rows = -(-rollouts // (self.batch.length // self.rollout.limits.max_tokens))
         return Workload(

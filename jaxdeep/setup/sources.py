@@ -2,7 +2,7 @@
 
 jsonl:FILE or pattern      a conversation a line, read when it is its turn
 json:FILE or pattern       a list of conversations
-hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, a folder of Parquet or JSON, a saved data set
+hf:NAME[:SPLIT[:CONFIG]]   by `datasets`: a hub id, Parquet files or a folder, a saved set
 tfds:NAME[:SPLIT]          by TFDS without TensorFlow: a name or folder, prepared as array_record
 text:FILE, FOLDER or pattern   plain .txt or .md, every token learned
 reading:SEED, choosing:SEED, demos:SEED   made-up worlds, without end
@@ -21,10 +21,11 @@ from typing import Annotated
 from jaxdeep import config as configs
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.learn import LearnConfig
-from jaxdeep.data import mix, sources
+from jaxdeep.console import progress, say
+from jaxdeep.data import check, mix, sources
 from jaxdeep.data.pack import pack
 from jaxdeep.envs.toy import facts, maze, practice
-from jaxdeep.errors import ConfigError
+from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.settings import Above, AtLeast, section
 from jaxdeep.setup.tasksets import EnvConfig
 from jaxdeep.types import Batch
@@ -81,9 +82,14 @@ class DataConfig:
     accumulate: Annotated[int, AtLeast(1), "microbatches of a step"] = 1
     learn: LearnConfig = dataclasses.field(default_factory=LearnConfig)
     long: Annotated[
-        mix.LongRows, "rows too long for a batch: cut after the last turn that fits, or left out"
+        mix.LongRows,
+        "rows longer than a batch, or than the model has positions: cut after the last turn that "
+        "fits, or left out",
     ] = "cut"
     bad_rows: Annotated[mix.BadRows, "a malformed row stops the run, or is skipped"] = "refuse"
+    check: Annotated[
+        bool, "read each row once before the run begins: what is cut, left out or malformed"
+    ] = True
     eval: EvalConfig | None = None
 
     def __post_init__(self) -> None:
@@ -114,7 +120,7 @@ def name_of(source: str) -> str:
     or the kind where there is nothing to say."""
     kind, _, rest = source.partition(":")
     last = pathlib.PurePath(COLON.split(rest)[0]).name
-    last = re.sub(r"\.(jsonl|json|txt|md|parquet)$", "", last)
+    last = re.sub(r"\.(jsonl|json|txt|md|parquet|csv|arrow)(\.gz|\.zst)?$", "", last)
     return kind if kind in WORLDS else last.strip("*") or kind
 
 
@@ -146,11 +152,15 @@ def source_of(
             f"{name!r} is not a source of data.{configs.suggest(kind, KINDS) if colon else ''} "
             f"Write its kind before a colon: {known}"
         )
-    check = data.bad_rows == "refuse"
     if kind == "text":
-        return sources.Texts(rest, chat, T)
+        texts = sources.Texts(rest, chat, T)
+        for what, count in texts.left_out.items():
+            say(f"{name}: {count} {what} left out")
+        return texts
     if kind in ("jsonl", "json"):
-        return sources.Conversations(sources.files(rest, check=check), chat, data.learn)
+        return sources.Conversations(
+            sources.files(rest, check=data.bad_rows == "refuse"), chat, data.learn
+        )
     if kind == "hf":
         place, split, config, *more = [*COLON.split(rest), "", ""]
         if any(more):
@@ -180,21 +190,63 @@ def source_of(
     return practice.Demos(chat, int(rest), k=env.settings.k, system=env.settings.system)
 
 
-def measured(held: list[sources.Source], data: DataConfig, *, B: int, T: int) -> list[Batch]:
-    """The held-out rows, packed. Rows too long or malformed are treated as in training."""
-    rows = []
+def measured(
+    held: list[sources.Source], data: DataConfig, *, B: int, T: int, longest: int
+) -> list[Batch]:
+    """The held-out rows, packed. Rows too long or malformed are treated as in training, and told on
+    stderr."""
+    rows, tally = [], mix.Tally()
     for source in held:
         size = mix.WeightedSource(source).size
         for index in range(min(data.eval.rows, size or data.eval.rows)):
             get = functools.partial(source.__getitem__, index)
-            row, _ = mix.load_row(get, T, data.long, data.bad_rows)
+            row, outcome = mix.load_row(get, longest, data.long, data.bad_rows)
+            tally = tally.count(row, outcome)
             rows += [row] if row is not None else []
     if not rows:
         raise ConfigError(
-            f"no row to measure the loss on fits batch.length={T} and has something to learn: "
+            f"no row to measure the loss on fits in {longest} tokens and has something to learn: "
             "look at data.eval"
         )
+    asked, there = data.eval.rows * len(held), tally.rows + tally.skipped
+    if there < asked:
+        say(f"data.eval: {there} rows, data.eval.rows={data.eval.rows} asks for {asked}")
+    for line in summary({"data.eval": tally}, longest):
+        say(line)
     return pack(rows, B=B, T=T)
+
+
+def check_rows(
+    mixture: mix.Mix, data: DataConfig, longest: int, *, index: int, count: int
+) -> check.Found:
+    """What becomes of the rows, of which process `index` of `count` reads its part."""
+    total = sum(part.size or 0 for part in mixture.parts.values())
+    with progress(len(range(index, total, count)), "check", "row") as bar:
+        return check.check(mixture, longest, data.long, part=index, parts=count, on_row=bar.update)
+
+
+def report(found: check.Found, data: DataConfig, longest: int) -> None:
+    """Tells on stderr what is cut, left out or not read. DataError where a row is malformed and may
+    not be skipped, or where a source has no row to learn from."""
+    for line in summary(found.tallies, longest):
+        say(line)
+    for name, keys in found.unread.items():
+        if keys:
+            said = ", ".join(f"{key} ({rows} rows)" for key, rows in sorted(keys.items()))
+            say(f"{name}: keys that are not read: {said}")
+    bad = sum(tally.bad for tally in found.tallies.values())
+    if bad and data.bad_rows == "refuse":
+        told = [error for errors in found.errors.values() for error in errors.values()]
+        raise DataError(
+            f"{bad} malformed rows, such as\n  " + "\n  ".join(told[: check.SHOWN]) + "\n"
+            "Correct them, or leave out malformed rows with data.bad_rows=skip"
+        )
+    for name, tally in found.tallies.items():
+        if not tally.rows:
+            raise DataError(
+                f"{name}: none of its {tally.skipped} rows can be learned from: raise "
+                "batch.length or look at the data"
+            )
 
 
 def due(settings: EvalConfig, step: int, steps: int) -> bool:
@@ -211,15 +263,16 @@ def counts(position: mix.Position) -> dict[str, int]:
     return out
 
 
-def summary(position: mix.Position, T: int) -> list[str]:
-    """A line for each source of which rows were cut, left out or skipped."""
+def summary(tallies: Mapping[str, mix.Tally], longest: int) -> list[str]:
+    """A line for each source of which rows were cut, left out or skipped. `longest` is the number
+    of tokens that a row may have."""
     out = []
-    for name, tally in position.tallies.items():
+    for name, tally in tallies.items():
         said = [
             f"{count} {what}"
             for count, what in (
-                (tally.long, f"longer than {T} tokens and left out"),
-                (tally.cut, f"longer than {T} tokens and cut after a turn"),
+                (tally.long, f"longer than {longest} tokens and left out"),
+                (tally.cut, f"longer than {longest} tokens and cut after a turn"),
                 (tally.empty, "with nothing to learn"),
                 (tally.bad, "malformed"),
             )

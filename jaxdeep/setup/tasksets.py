@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
-from jaxdeep.agent.base import Env, Reward, Taskset
+from jaxdeep.agent.base import Env, Reward, Taskset, named_right
 from jaxdeep.agent.remote import FROM_FILE
 from jaxdeep.errors import ConfigError, JaxdeepError
 from jaxdeep.settings import AtLeast, Finite, convert, section
@@ -88,6 +88,13 @@ class EnvConfig(SharedSettings):
                 f"env.first={self.first} is beyond the {total} tasks of {self.settings}: lower it"
             )
         rewards = reweighted(taskset.rewards, self.rewards)
+        for name, (_, judge) in rewards.items():
+            check_reward(name, judge)
+        if (right := named_right(taskset)) and right not in rewards:
+            raise ConfigError(
+                f"the reward {right!r} says which rollouts are right, and this task set has only "
+                f"{', '.join(rewards)}: with env.rewards.{right}=0 it is only measured"
+            )
         if hasattr(taskset, "check_rewards"):
             taskset.check_rewards({name: weight for name, (weight, _) in rewards.items()})
         if rewards == dict(taskset.rewards) and len(indices) == total:
@@ -130,7 +137,6 @@ def check_shape(taskset: Any, name: str) -> None:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
             raise ConfigError(f"{name}: its reward {reward!r} is {named(pair)}: {write}")
         convert(pair[0], Annotated[float, Finite()], f"{name}: the weight of {reward!r}")
-        check_reward(reward, pair[1])
     if not len(taskset):
         raise ConfigError(f"{name}: it has no tasks, len(taskset) is 0")
 
@@ -150,6 +156,7 @@ class Chosen:
         self, taskset: Taskset, indices: range, rewards: Mapping[str, tuple[float, Reward]]
     ) -> None:
         self.taskset, self.indices, self.rewards = taskset, indices, rewards
+        self.right = named_right(taskset)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -209,9 +216,7 @@ def reweighted(
     out = dict(rewards)
     for name, change in changes.items():
         if isinstance(change, OwnReward):
-            function = imported(change.function, f"env.rewards.{name}.function")
-            check_reward(name, function)
-            out[name] = (change.weight, function)
+            out[name] = (change.weight, imported(change.function, f"env.rewards.{name}.function"))
         elif name not in rewards:
             raise ConfigError(
                 f"env.rewards.{name} is not a reward of this task set, which has {', '.join(rewards)}; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxdeep.errors import DataError
 from jaxdeep.tools.corpus import Passage
+from jaxdeep.tools.words import index_words, query_words
 
 # bm25s starts JAX when it is imported, only for its own top-k, which is done with numpy below. That
 # would claim the accelerator in host processes, and before jax.distributed is initialized
@@ -27,14 +27,12 @@ finally:
 # It logs at DEBUG for each index that is built, unless told otherwise.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
-_WORD = re.compile(r"\w+")
-
 
 class BM25:
     """Ranks passages by BM25 in Lucene's form.
 
-    The words of a passage are the runs of letters, digits and underscores in its title and text, in
-    lower case and through `stem` if given. `k1` says how much a repeated word counts, `b` how much
+    The words of a passage are those of its title and text (`words.index_words`), through `stem` if
+    given. `k1` says how much a repeated word counts, `b` how much
     a long passage is discounted. DataError without a passage.
     """
 
@@ -52,7 +50,7 @@ class BM25:
         self._stem = stem
         self._vocabulary: dict[str, int] = {}
         ids = [
-            [self._vocabulary.setdefault(w, len(self._vocabulary)) for w in self._words(p)]
+            [self._vocabulary.setdefault(w, len(self._vocabulary)) for w in index_words(p, stem)]
             for p in (f"{passage.title} {passage.text}" for passage in self.passages)
         ]
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
@@ -66,7 +64,7 @@ class BM25:
         equal ones the earlier first. ValueError: k below 1."""
         if k < 1:
             raise ValueError(f"need k >= 1, got {k=}")
-        words = self._words(query)
+        words = query_words(query, self._stem)
         ids = [self._vocabulary[word] for word in words if word in self._vocabulary]
         if not ids:
             return []
@@ -78,7 +76,3 @@ class BM25:
             hits = hits[scores[hits] >= np.partition(scores[hits], -k)[-k]]
         best = hits[np.argsort(-scores[hits], kind="stable")][:k]
         return [(self.passages[i], float(scores[i])) for i in best]
-
-    def _words(self, text: str) -> list[str]:
-        words = _WORD.findall(text.lower())
-        return words if self._stem is None else [self._stem(word) for word in words]

@@ -9,14 +9,14 @@ What cannot be used raises `DataError` with the file, and with the line where th
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jaxdeep.errors import DataError
+from jaxdeep.files import kind, read_rows, read_text
 
 SUFFIXES = (".md", ".txt", ".jsonl", ".json")
 TEXT_FIELDS = ("text", "contents", "paragraph_text")
@@ -25,7 +25,8 @@ _HEADING = re.compile(r"#{1,6}[ \t]+(\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _VISIBLE = re.compile(r"\S")
 # Where a text may be cut, best first (paragraph, line, sentence, word); a cut is at the end of a
 # match.
-_BORDERS = tuple(map(re.compile, (r"\n\s*\n", r"\n", r"[.!?][\"')\]]*\s", r"\s")))
+_SENTENCE = r"[.!?][\"')\]]*\s|[。！？｡][」』”’）]*\s?"
+_BORDERS = tuple(map(re.compile, (r"\n\s*\n", r"\n", _SENTENCE, r"\s")))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,19 +53,23 @@ class Passage:
     source: str = ""
 
 
-def read_corpus(path: str | Path) -> list[Document]:
-    """The documents of a file or of all such files below a folder, in order of their paths.
+def read_corpus(
+    path: str | Path, left_out: collections.Counter[str] | None = None
+) -> list[Document]:
+    """The documents of a file or of all such files below a folder, in order of their paths; any may
+    be compressed (.gz, .zst).
 
     .md and .txt are one document each; .jsonl has one row per line and .json a list of rows, where
     a row is an object with `text`, `contents` or `paragraph_text`, and optionally `title` and `id`.
-    Blank texts and hidden files are left out. DataError: nothing there, unreadable, not JSON, no
-    text, the same id twice.
+    Blank texts, hidden files and those with another ending are left out, and counted by reason in
+    `left_out`. DataError: nothing there, unreadable, not JSON, no text, the same id twice.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"there is no corpus at {path}")
+    left_out = collections.Counter() if left_out is None else left_out
     root = path if path.is_dir() else path.parent
-    files = sorted(_files(path)) if path.is_dir() else [path]
+    files = sorted(_files(path, left_out)) if path.is_dir() else [path]
     documents: dict[str, Document] = {}
     for file in files:
         for document in _documents(file, file.relative_to(root).as_posix()):
@@ -73,36 +78,11 @@ def read_corpus(path: str | Path) -> list[Document]:
                 raise DataError(f"{file}: the id {document.id!r} is taken by a text of {first}")
             if document.text.strip():
                 documents[document.id] = document
+            else:
+                left_out["blank texts"] += 1
     if not documents:
         raise DataError(f"the corpus at {path} is empty: no text in any {', '.join(SUFFIXES)} file")
     return list(documents.values())
-
-
-def read_text(path: Path) -> str:
-    """The UTF-8 text of a file with plain line ends; DataError where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The JSON objects of a .jsonl file or of the list in a .json file, each with its location: the
-    file and the line, or the index in the list."""
-    text = read_text(path)
-    if path.suffix == ".json":
-        rows = _json(text, str(path))
-        if not isinstance(rows, list):
-            raise DataError(f"{path}: expected a list of objects, found {type(rows).__name__}")
-        numbered = ((f"{path}[{index}]", row) for index, row in enumerate(rows))
-    else:
-        # Not splitlines(), which would also cut at U+2028 and its like inside a JSON string.
-        lines = ((f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), start=1))
-        numbered = ((location, _json(line, location)) for location, line in lines if line.strip())
-    for location, row in numbered:
-        if not isinstance(row, dict):
-            raise DataError(f"{location}: expected an object, found {type(row).__name__}")
-        yield location, row
 
 
 def chunk(document: Document, size: int, overlap: int = 0) -> list[Passage]:
@@ -131,17 +111,24 @@ def chunk(document: Document, size: int, overlap: int = 0) -> list[Passage]:
     return passages
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, left_out: collections.Counter[str]) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix in SUFFIXES and path.is_file() and not hidden:
+        if not path.is_file():
+            continue
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            left_out["hidden files"] += 1
+        elif kind(path) in SUFFIXES:
             yield path
+        else:
+            left_out[
+                f"files that end in {kind(path)}" if kind(path) else "files without ending"
+            ] += 1
 
 
 def _documents(path: Path, source: str) -> Iterator[Document]:
-    if path.suffix not in SUFFIXES:
+    if kind(path) not in SUFFIXES:
         raise DataError(f"{path} is not one of {', '.join(SUFFIXES)}")
-    if path.suffix in (".jsonl", ".json"):
+    if kind(path) in (".jsonl", ".json"):
         for number, (location, row) in enumerate(read_rows(path)):
             text = next((row[field] for field in TEXT_FIELDS if field in row), None)
             if not isinstance(text, str):
@@ -150,15 +137,8 @@ def _documents(path: Path, source: str) -> Iterator[Document]:
             yield Document(id, str(row.get("title") or ""), text, source)
         return
     text = read_text(path)
-    headings = tuple(_headings(text)) if path.suffix == ".md" else ()
+    headings = tuple(_headings(text)) if kind(path) == ".md" else ()
     yield Document(source, headings[0][1] if headings else path.stem, text, source, headings)
-
-
-def _json(text: str, location: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{location}: not JSON: {error}") from error
 
 
 def _headings(text: str) -> Iterator[tuple[int, str]]:
@@ -187,6 +167,8 @@ def _passage_end(text: str, start: int, fresh: int, size: int) -> int:
     half = max(start + size // 2, fresh + 1)
     for border, low in (*((border, half) for border in _BORDERS), (_BORDERS[-1], fresh + 1)):
         cuts = [match.end() for match in border.finditer(text, *window)]
+        if cuts and cuts[-1] > start + size and not text[start + size].isspace():
+            cuts.pop()  # a sentence may end without white space
         if cuts and cuts[-1] >= low:
             return cuts[-1]
     return start + size

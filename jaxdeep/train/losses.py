@@ -94,22 +94,31 @@ def loss(
     if objective.entropy:
         loss_BT -= objective.entropy * entropy_bonus(logp_BT, entropy_BT, ratio_BT) * learn_BT
     if objective.aggregate == "sequence":
-        loss_BT /= sequence_tokens(batch)
+        # counted, not weighed: a row's weights say how much of a sequence it is
+        count_BT = sum_over_sequence((learn_BT > 0).astype(jnp.float32), batch.segments_BT)
+        loss_BT /= jnp.maximum(count_BT, 1.0)
     total = loss_BT.sum()
     return total, {"sum": sums | {"loss": total}, "max": maxima}
 
 
-def denominator(batches: Sequence[Batch], objective: Objective) -> float:
-    """What the summed loss of a step's microbatches, all of them numpy batches, is divided by."""
+def denominator(
+    batches: Sequence[Batch], objective: Objective, sequences: int | None = None
+) -> float:
+    """What the summed loss of a step's microbatches, all of them numpy batches, is divided by.
+    `sequences`: how many there are, where some are in several segments; None: one a segment."""
     if objective.aggregate == "token":
         return sum(float(batch.learn_BT.sum()) for batch in batches)
-    sequences = 0
-    for batch in batches:
-        B, T = batch.segments_BT.shape
-        # segments are numbered from 1 in every row: make the numbers unique in the batch
-        ids_BT = batch.segments_BT + (T + 1) * np.arange(B)[:, None]
-        sequences += np.unique(ids_BT[batch.learn_BT > 0]).size
+    if sequences is None:
+        sequences = sum(map(learned_segments, batches))
     return float(sequences * (objective.length if objective.aggregate == "constant" else 1))
+
+
+def learned_segments(batch: Batch) -> int:
+    """How many segments of a numpy batch have a token to learn."""
+    B, T = batch.segments_BT.shape
+    # segments are numbered from 1 in every row: make the numbers unique in the batch
+    ids_BT = batch.segments_BT + (T + 1) * np.arange(B)[:, None]
+    return np.unique(ids_BT[batch.learn_BT > 0]).size
 
 
 def summary(totals: dict[str, dict[str, Any]], count: float) -> dict[str, Any]:

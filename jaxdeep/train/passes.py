@@ -19,6 +19,7 @@ def learn(
     tolerance: float | None,
     passes: int,
     logps: list[jax.Array] | None = None,
+    sequences: int | None = None,
 ) -> tuple[states.State | None, dict[str, float], str]:
     """Make `passes` updates on the same batches. Returns the new state, metrics, and '' or what is
     wrong.
@@ -30,13 +31,14 @@ def learn(
 
     The metrics are those of the last pass, but those that compare with the sampler are of the
     first: later passes have moved away from it. So are the log-probabilities of each microbatch,
-    [B, T], which are appended to `logps`.
+    [B, T], which are appended to `logps`. `sequences` is the number of rollouts in the batches, as
+    `losses.denominator` wants it.
     """
     references = step.reference_logps(state, frozen, batches, old=passes > 1)
     at_first_pass: dict[str, float] = {}
     for number in range(passes):
         grads, metrics = step.gradients(
-            state, frozen, batches, references, logps if number == 0 else None
+            state, frozen, batches, references, logps if number == 0 else None, sequences
         )
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):

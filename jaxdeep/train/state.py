@@ -202,13 +202,15 @@ class Step:
         batches: Sequence[Batch],
         references: Sequence[losses.ReferenceLogps] | None = None,
         logps: list[jax.Array] | None = None,
+        sequences: int | None = None,
     ) -> tuple[Any, dict[str, jax.Array]]:
         """Gradients and metrics of all microbatches together; the state stays as it is.
 
         `references` are from `reference_logps` (default: computed here). To a list `logps` each
-        microbatch's log-probabilities [B, T] are appended. ConfigError if no token is learned.
+        microbatch's log-probabilities [B, T] are appended. `sequences` as in `losses.denominator`.
+        ConfigError if no token is learned.
         """
-        count = losses.denominator(batches, self.spec.objective)
+        count = losses.denominator(batches, self.spec.objective, sequences)
         if not count:
             raise ConfigError("a batch without a single token to learn from")
         if references is None:

@@ -195,3 +195,21 @@ def test_a_file_is_read_one_trajectory_at_a_time(tmp_path):
     assert [next(rows), next(rows)] == trajectories()
     with pytest.raises(DataError, match=r"rollouts\.jsonl:3 "):
         next(rows)
+
+
+def test_numpy_values_in_meta_and_answers_are_written_as_numbers(tmp_path):
+    meta = {"hops": np.int64(2), "scores": np.arange(2.0)}
+    task = Task("t", "?", np.array([1, 2]), meta)
+    record.write(tmp_path / "a.jsonl", [Trajectory(task, stop=Stop.FINISHED)])
+    (again,) = record.read(tmp_path / "a.jsonl")
+    assert again.task == Task("t", "?", ("1", "2"), {"hops": 2, "scores": [0.0, 1.0]})
+
+
+@pytest.mark.parametrize(
+    "given, answers", [("Paris", ("Paris",)), (0, ("0",)), (["a", 1.5], ("a", "1.5"))]
+)
+def test_a_single_answer_is_one_answer(given, answers):
+    assert Task("t", "?", given).answers == answers
+    for wrong in (None, {"a": 1}, [None], float("nan")):
+        with pytest.raises(DataError, match="an answer must be"):
+            Task("t", "?", wrong)

@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 import time
+import unicodedata
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
 from jaxdeep.agent.tool import ToolError, ToolResult, tool
@@ -204,3 +206,16 @@ asyncio.run(hang.call({}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20)
     assert "ToolTimeout: hang did not answer" in done.stderr
+
+
+def test_results_may_hold_numpy_values_and_choices_either_form_of_unicode():
+    decomposed = unicodedata.normalize("NFD", "Zürich")
+
+    @tool
+    def lake(town: Literal[decomposed, "Bern"]) -> dict:
+        """The depth of a lake."""
+        return {"depth": np.float64(136.0), "towns": np.array([1, 2]), "known": town == decomposed}
+
+    found = call(lake, town=unicodedata.normalize("NFC", "Zürich"))  # all that a model can write
+    assert json.loads(found.text) == {"depth": 136.0, "towns": [1, 2], "known": True}
+    assert call(lake, town="Basel").failed

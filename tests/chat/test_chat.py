@@ -13,7 +13,7 @@ from chat import bytewise
 from jaxdeep.chat import qwen3_turn
 from jaxdeep.chat.formats import messages_from_openai, messages_from_sharegpt
 from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3_turn import CallMarks, Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -422,8 +422,12 @@ F = ToolCall("f", {"a": 1})
         (f"<think>{GOOD}</think>b", Message("assistant", "b", GOOD)),
         ("opened before\n</think>\n\nb", Message("assistant", "b", "opened before")),
         (f"{GOOD}</think>b", Message("assistant", "b")),
-        ("<think>a</think>b<think>c</think>d", Message("assistant", "b\nd", "a\nc")),
-        (f"a<think>{GOOD}", Message("assistant", "a", GOOD)),
+        ("<think>a</think>\n<think>c</think>d", Message("assistant", "d", "a\nc")),
+        # in the middle of a turn the tag is only spoken of
+        ("<think>a</think>b <think> c", Message("assistant", "b <think> c", "a")),
+        ("a <think> and </think> b", Message("assistant", "a <think> and </think> b")),
+        (f"a<think>{GOOD}", Message("assistant", "a<think>", "", (F,))),
+        (f"{GOOD}<think>", Message("assistant", "<think>", "", (F,))),
         ("x</tool_call>", Message("assistant", "x</tool_call>")),
         (f"a<|im_end|>{GOOD}", Message("assistant", "a")),
         (f"a<|endoftext|>{GOOD}", Message("assistant", "a")),
@@ -464,7 +468,7 @@ def test_plain_lookalikes_stay_text(chat):
         ('{"arguments": {}}', "", "name"),
         ('{"name": "", "arguments": {}}', "", "name"),
         ('{"name": 3, "arguments": {}}', "", "name"),
-        ('{"name": "f"}', "f", "arguments"),
+        ('{"name": "f", "parameters": {"a": 1}}', "f", "parameters"),
         ('{"name": "f", "arguments": "{}"}', "f", "arguments"),
         ('{"name": "f", "arguments": [1]}', "f", "arguments"),
     ],
@@ -476,6 +480,12 @@ def test_a_broken_call_says_what_is_wrong(small, body, name, error):
     assert (message.content, message.reasoning, message.calls[1]) == ("say", "r", F)
     broken = message.calls[0]
     assert broken.name == name and error in broken.error and not broken.arguments
+
+
+@pytest.mark.parametrize("rest", ["", ', "arguments": ""', ', "arguments": null'])
+def test_a_call_without_arguments_has_none(small, rest):
+    text = f'<tool_call>\n{{"name": "f"{rest}}}\n</tool_call>'
+    assert Qwen3Chat(small).parse(tokens(Qwen3Chat(small), text)).calls == (ToolCall("f"),)
 
 
 def test_an_unclosed_call_is_an_error(small):
@@ -492,6 +502,55 @@ def test_a_mark_inside_a_call_is_part_of_its_text(small):
     call = '<tool_call>{"name": "f", "arguments": {"a": "<think></think>"}}</tool_call>'
     text = f"<think>\n\n</think>\n\n{call}"
     assert chat.parse(tokens(chat, text)).calls == (ToolCall("f", {"a": "<think></think>"}),)
+
+
+def call_of(**arguments):
+    return f"<tool_call>\n{json.dumps({'name': 'f', 'arguments': arguments})}\n</tool_call>"
+
+
+OPEN = '<tool_call>{"name": "f", "arguments": {"a": "x'  # a string that nothing ends
+
+
+@pytest.mark.parametrize(
+    "text, content, calls",
+    [
+        (call_of(a="to </tool_call>"), "", [{"a": "to </tool_call>"}]),
+        (call_of(a="from <tool_call> to"), "", [{"a": "from <tool_call> to"}]),
+        (f"{call_of(a=GOOD)}\n{GOOD}", "", [{"a": GOOD}, {"a": 1}]),
+        (call_of(a='\\"</tool_call>"\\', b="</tool_call>"), "", None),
+        (f"{call_of(a='</tool_call>')}b{call_of(a='</tool_call>')}c", "b\nc", None),
+        # the quote was the mistake: the first tag ends the call, and what follows is read
+        (f"{OPEN}</tool_call>b\n{GOOD}", "b", [None, {"a": 1}]),
+        (f"{OPEN}\n</tool_call>{GOOD}", "", [None, {"a": 1}]),
+        (f'{OPEN}</tool_call> so "it" goes</tool_call>', ' so "it" goes</tool_call>', [None]),
+        (f"{OPEN}</tool_call>b", "b", [None]),
+        (f"{OPEN}<tool_call>b", "", [None, None]),
+        (f"{OPEN} {GOOD} {GOOD}", " ", [None, {"a": 1}, {"a": 1}]),
+        ('<tool_call>"</tool_call>' * 9, "", [None] * 9),
+    ],
+)
+def test_a_tag_in_a_string_of_a_call_is_part_of_it(small, text, content, calls):
+    message = Qwen3Chat(small, "none").parse(tokens(Qwen3Chat(small), text))
+    assert message.content == content
+    if calls is not None:
+        assert [None if c.error else c.arguments for c in message.calls] == calls
+    else:
+        assert message.calls and not any(c.error for c in message.calls)
+    if not any(c.error for c in message.calls):  # what is written is read again
+        chat = Qwen3Chat(small, "none")
+        again = chat.parse(chat.pieces([message])[-1].tokens)
+        assert again.calls == message.calls
+
+
+def test_marks_in_doubt_are_read_in_linear_time(small):
+    marks = CallMarks()
+    feed, reads = marks.feed, []
+    marks._give_up = lambda out, give_up=marks._give_up: reads.append(1) or give_up(out)
+    parts = [Mark.CALL, '\\"a', Mark.CALL, '"\\"', Mark.UNCALL, '"'] * 400
+    assert "".join(p for part in parts for p in feed(part)) + "".join(marks.flush()) == "".join(
+        parts
+    )
+    assert len(reads) < len(parts)
 
 
 def test_any_ids_can_be_parsed(chat):
@@ -593,9 +652,8 @@ def test_inline_messages():
         (assistant("", "[1]"), "JSON object"),
         (assistant("", '[["a", 1]]'), "JSON object"),
         (assistant("", 3), "object"),
-        (assistant("", None), "object"),
         ({"role": "assistant", "content": "", "tool_calls": [{"arguments": {}}]}, "name"),
-        ({"role": "assistant", "content": "", "tool_calls": ["f"]}, "name"),
+        ({"role": "assistant", "content": "", "tool_calls": ["f"]}, "objects"),
         (assistant("<tool_call>\n{\n</tool_call>"), "JSON"),
         (assistant(GOOD.removesuffix("</tool_call>")), "not closed"),
     ],

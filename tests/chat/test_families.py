@@ -10,7 +10,7 @@ from chat import bytewise
 
 import jaxdeep
 from jaxdeep.chat import format
-from jaxdeep.chat.families import FAMILIES, chat_format, control_names, family_of, has_stray_tag
+from jaxdeep.chat.families import FAMILIES, chat_format, control_names, family_of, stray_tags
 from jaxdeep.chat.qwen3_turn import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
@@ -68,8 +68,8 @@ def test_only_the_chat_package_names_a_control_token():
 
 def test_tags_that_are_left_over_are_seen():
     stray = ("a</think>", "<think>", "<tool_call>{", "</tool_response> b", "<im_end>")
-    assert all(map(has_stray_tag, stray))
-    assert not any(map(has_stray_tag, ("", "3 < 4", "think", "<thinking>", "<answer>b</answer>")))
+    assert all(map(stray_tags, stray))
+    assert not any(map(stray_tags, ("", "3 < 4", "think", "<thinking>", "<answer>b</answer>")))
 
 
 def test_is_closed_asks_for_the_turns_own_end(small):

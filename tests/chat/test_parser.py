@@ -17,6 +17,7 @@ from jaxdeep.types import Message, ToolCall
 
 MODES = ("write", "skip", "none")
 GOOD = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+OPEN = '<tool_call>\n{"name": "f", "arguments": {"a": "x'
 F = ToolCall("f", {"a": 1})
 
 
@@ -82,10 +83,12 @@ def pools(chat):
     inside = [encode(mark) for mark in (Mark.THINK, Mark.UNTHINK, Mark.CALL, Mark.UNCALL)]
     texts = [encode(text) for text in ("a", "\n", "\n\n", " b\n", "\nc", "é", "漢🚀", "\n \n")]
     calls = [encode(GOOD), encode(f"\n{GOOD}\n"), encode(GOOD.removesuffix(Mark.UNCALL))]
+    odd = [encode(text) for text in ('"', "\\", OPEN, f'{OPEN}{Mark.UNCALL}"}}}}{Mark.UNCALL}')]
     torn = [encode("🚀")[:2], encode("漢")[1:], encode("é")[1:], [10_000], []]
     return [
         [*inside, *texts],
         [*inside, *texts, *calls],
+        [*inside, *texts, *calls, *odd],
         [*inside, *texts, *torn],
         [*marks, *texts, *calls, *torn],
         [[id] for id in range(256)],
@@ -161,8 +164,8 @@ def test_a_turn_waits_while_its_text_may_still_be_reasoning(small):
     ]
     assert fed(chat, "so ", "<think>", "hm") == [
         [],
-        [ContentText("so ")],
-        [ReasoningText("hm")],
+        [ContentText("so "), ContentText("<think>")],
+        [ContentText("hm")],
         [],
     ]
     inside = f"a{GOOD.replace('1', '</think>')}"  # a mark inside a call decides nothing
@@ -206,6 +209,24 @@ def test_a_call_that_is_never_closed_ends_with_the_turn(small):
         ],
         [CallEnd(2, UNCLOSED)],
     ]
+
+
+def test_a_tag_in_a_string_of_a_call_comes_when_the_call_ends(small):
+    chat = Qwen3Chat(small, "none")
+    begin, rest = '{"name": "f", "arguments": {"a": "', 'b"}}'
+    call = ToolCall("f", {"a": "</tool_call>b"})
+    assert fed(chat, "<tool_call>", begin, "</tool_call>b", '"}}', "</tool_call>", "c")[1:] == [
+        [CallText(0, begin)],
+        [],
+        [],
+        [CallText(0, f"</tool_call>{rest}"), CallEnd(0, call)],
+        [ContentText("c")],
+        [],
+    ]
+    # a line end shows that the quote was never ended: the tag was one
+    _, _, held, shown, *_ = fed(chat, "<tool_call>", begin, "</tool_call>b", "\n", "c")
+    assert held == [] and isinstance(shown[0], CallEnd) and shown[0].call.error
+    assert shown[1:] == [ContentText("b")]
 
 
 def test_each_token_is_looked_at_once(small, monkeypatch):

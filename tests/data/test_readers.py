@@ -103,6 +103,48 @@ def test_unchecked_lines_are_refused_one_by_one(tmp_path, chat):
             source[index]
 
 
+def tool(name, argument):
+    schema = {"type": "object", "properties": {argument: {"type": "string"}}}
+    return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+
+def call(name, **arguments):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_a_row_is_the_same_by_every_way_in(tmp_path, chat, datasets):
+    row = {
+        "tools": [tool("search", "query"), tool("open", "url")],
+        "messages": [
+            {"role": "user", "content": "q", "tool_calls": None},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [call("search", query="x"), call("open", url="y")],
+            },
+        ],
+    }
+    table = datasets.Dataset.from_list([row])  # gives each object the keys of all, with nulls
+    table.to_json(tmp_path / "exported.jsonl")
+    table.to_parquet(tmp_path / "a.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    write(tmp_path / "as_written.jsonl", [row])
+    text = {key: json.dumps(value) for key, value in table[0].items()}
+    write(tmp_path / "text.jsonl", [text])
+    ways = [
+        *(sources.files(tmp_path / f"{n}.jsonl") for n in ("as_written", "exported", "text")),
+        *(sources.hugging_face(f"{tmp_path}/{n}", "train", "") for n in ("a.parquet", "saved")),
+        sources.hugging_face(f"{tmp_path}/*.parquet", "train", ""),
+        sources.hugging_face(f"{tmp_path}/exported.jsonl", "train[:1]", ""),
+    ]
+    found = [pieces(way, chat) for way in ways]
+    assert all(one == found[0] for one in found)
+    said = chat.tokenizer.decode([id for piece in found[0][0] for id in piece.tokens])
+    assert "null" not in said and '{"query": "x"}' in said
+    with pytest.raises(DataError, match="no such file"):
+        sources.hugging_face(f"{tmp_path}/none.parquet", "train", "")
+
+
 # datasets
 
 

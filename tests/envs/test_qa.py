@@ -2,6 +2,7 @@
 into."""
 
 import asyncio
+import collections
 import json
 
 import pytest
@@ -67,6 +68,26 @@ def test_questions_are_read_with_all_their_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "row, right",
+    [
+        ({"answer": 0}, ("0",)),
+        ({"answer": 0.0}, ("0.0",)),
+        ({"answer": False}, ("false",)),
+        ({"answer": 0, "answer_aliases": ["none", "zero"]}, ("0", "none", "zero")),
+        ({"answers": [0, "x"], "answer": None}, ("0", "x")),
+        ({"golden_answers": '["none", "zero"]'}, ("none", "zero")),
+        ({"answer": "[1, 2]"}, ("[1, 2]",)),  # one answer, that is written so
+        ({"answers": "[sic]"}, ("[sic]",)),
+    ],
+    ids=str,
+)
+def test_answers_of_any_form(tmp_path, row, right):
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"question": "How many moons has Venus?"} | row))
+    assert read_questions(path)[0].answers == right
+
+
+@pytest.mark.parametrize(
     ("lines", "told"),
     [
         (
@@ -77,7 +98,7 @@ def test_questions_are_read_with_all_their_answers(tmp_path):
         ('{"question": "a", "answers": []}', r"q\.jsonl:1: a question without an answer"),
         ('{"question": "a", "answer": {"x": 1}}', r"q\.jsonl:1: an answer must be a text"),
         ('{"answer": "b"}', r"q\.jsonl:1: a row needs a question"),
-        ("{", r"q\.jsonl:1: not JSON"),
+        ("{", r"q\.jsonl:1 is not JSON"),
         ("\n", r"q\.jsonl holds no question"),
     ],
 )
@@ -221,3 +242,17 @@ def test_real_questions_have_gold_episodes(shared):
             assert gold.reward == pytest.approx(MOST)
             copied = [say(f"<answer>{task.question}</answer>")]
             assert total(taskset, task, *copied) <= WEIGHTS["format"]
+
+
+def test_what_a_corpus_leaves_out_is_counted_by_reason(tmp_path):
+    for name in ("a.md", ".hidden.md", "b.pdf", "c.pdf", "LICENSE"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": " "}\n')
+    left_out = collections.Counter()
+    assert len(read_corpus(tmp_path, left_out)) == 2
+    assert left_out == {
+        "hidden files": 1,
+        "files that end in .pdf": 2,
+        "files without ending": 1,
+        "blank texts": 1,
+    }

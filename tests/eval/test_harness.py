@@ -161,6 +161,7 @@ def test_a_dead_world_counts_as_wrong_and_is_reported():
         "turns": 0.8,
         "failed": 2,
         "truncated": 0,
+        "reward/em": 7 / 8,  # of those that could be judged
     }
 
 
@@ -168,7 +169,9 @@ def trajectory(id, answer, *, stop=Stop.FINISHED, calls=0, turns=1):
     messages = [Message("assistant", calls=(ToolCall("search"),)) for _ in range(calls)]
     messages += [Message("assistant", f"<answer>{answer}</answer>")]
     metrics = {"calls": float(calls), "turns": float(turns)}
-    return Trajectory(Task(id, "?", ("right",)), messages=messages, stop=stop, metrics=metrics)
+    rewards = {"answer": float(answer == "right")}
+    task = Task(id, "?", ("right",))
+    return Trajectory(task, messages=messages, stop=stop, metrics=metrics, rewards=rewards)
 
 
 def test_summary_counts_calls_turns_and_stops():
@@ -211,14 +214,47 @@ def test_greedy_rollouts_take_the_most_likely_token_with_the_seeds_of_an_evaluat
     assert policy.most == 3
 
 
-def test_the_reward_named_answer_decides_where_there_is_one():
+class Graded(Numbers):
+    """Worth more the larger the number said, without any <answer>; right from 5 on."""
+
+    rewards = types.MappingProxyType(
+        {
+            "brief": (0.1, lambda task, trajectory: 1.0),
+            "grade": (1.0, lambda task, trajectory: int(task.id) / 5),
+        }
+    )
+    right = "grade"
+
+
+def test_the_reward_that_a_task_set_names_says_what_is_right():
+    class Plain(Chat):
+        def parse(self, tokens):
+            return Message("assistant", "done")
+
+    class FirstDecides(Graded):
+        right = None
+
+    def found(taskset):
+        work = harness.greedy(taskset, Policy(), Plain(), LIMITS, 10)
+        return harness.summarize(asyncio.run(work))
+
+    row = found(Graded())
+    assert row["em"] == 0.5 and "f1" not in row  # nobody gave an answer to compare
+    assert (row["reward/brief"], row["reward/grade"]) == (1.0, pytest.approx(0.9))
+    assert found(FirstDecides())["em"] == 1.0
+
+
+def test_of_an_older_record_the_first_reward_decides():
     run = trajectory("a", "another way")
-    assert not harness.correct(run)
-    for worth, right in ((1.0, True), (0.5, False), (None, False)):
-        run.rewards = {"answer": worth}
+    for worth, right in ((1.0, True), (2.0, True), (0.5, False), (None, False)):
+        run.rewards = {"answer": worth, "format": 1.0}
         assert harness.correct(run) == right
-    run.rewards, run.stop = {"answer": 1.0}, Stop.FAILED
+    run.metrics["right"] = 1.0
+    assert harness.correct(run)
+    run.stop = Stop.FAILED
     assert not harness.correct(run)
+    assert not harness.correct(dataclasses.replace(run, rewards={}, metrics={}, stop=Stop.FINISHED))
+    assert harness.reward_means([run]) == {"reward/answer": None, "reward/format": 1.0}
 
 
 def test_summary_of_nothing_is_refused():

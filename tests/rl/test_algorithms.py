@@ -107,7 +107,7 @@ class Step:
         self.old = old
         return [losses.NO_REFERENCE for _ in batches]
 
-    def gradients(self, state, frozen, batches, references, logps=None):
+    def gradients(self, state, frozen, batches, references, logps=None, sequences=None):
         assert len(batches) == len(references)
         loss, norm, apart = self.numbers.pop(0)
         same = dict.fromkeys(losses.MISMATCH, apart)

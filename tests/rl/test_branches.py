@@ -20,8 +20,11 @@ from jaxdeep.data.pack import pack
 from jaxdeep.errors import DataError
 from jaxdeep.pages import view
 from jaxdeep.rl import summary
-from jaxdeep.rl.advantages import Rules, assign_advantages, to_rows
+from jaxdeep.rl.advantages import Rules, assign_advantages, learned, to_rows
+from jaxdeep.rl.objective import Kl, Objective
 from jaxdeep.rl.shaping import Shaping, shaped
+from jaxdeep.train import losses
+from jaxdeep.train.losses import ReferenceLogps
 from jaxdeep.types import Branch, Completion, Message, Piece, Stop, Task, Trajectory
 
 LIMITS = Limits(
@@ -267,3 +270,30 @@ def test_the_penalty_for_length_is_for_the_longest_branch_and_the_reward_for_all
     # 16 sampled tokens are the longest, 4 the shortest.
     found = shaped(group, [1.0, 1.0], Shaping(length=0.4), limit=16, solved=1.0)
     assert found == pytest.approx([0.8, 1.2])
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
+def test_a_rollout_is_one_sequence_however_many_branches_it_has(chat, aggregate):
+    group = rollouts(chat)
+    assign_advantages([group])
+    for trajectory, advantage in zip(group, (0.7, -0.4), strict=True):
+        trajectory.advantage = advantage
+    batches = pack(to_rows([group], aggregate), B=2, T=LIMITS.max_tokens)
+    objective = Objective(aggregate=aggregate, length=1000, kl=Kl("k2", 0.3))
+    rng, total, each = np.random.default_rng(0), 0.0, collections.defaultdict(list)
+    for batch in batches:
+        gap_BT = rng.normal(0, 0.1, batch.learn_BT.shape).astype(np.float32)
+        before = ReferenceLogps(None, batch.logp_BT - gap_BT)
+        loss, _ = losses.loss(batch.logp_BT, 0 * gap_BT, batch, before, objective=objective)
+        total += float(loss)
+        for b, t in np.argwhere(batch.learn_BT > 0):
+            worth = 0.7 if batch.advantage_BT[b, t] > 0 else -0.4  # at a ratio of 1
+            each[worth].append(-worth + 0.3 * gap_BT[b, t] ** 2 / 2)
+    assert sorted(map(len, each.values())) == sorted(t.sampled for t in group)
+    found = total / losses.denominator(batches, objective, len(learned([group])))
+    want = {
+        "token": np.mean(np.concatenate(list(each.values()))),
+        "sequence": np.mean([np.mean(tokens) for tokens in each.values()]),
+        "constant": sum(map(sum, each.values())) / 2 / 1000,
+    }
+    assert found == pytest.approx(want[aggregate], rel=1e-5)

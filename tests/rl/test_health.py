@@ -41,4 +41,8 @@ def test_broken_calls_stray_tags_and_missing_thoughts_are_shares_of_the_turns():
     )
     found = of(*turns)
     assert found["malformed"] == 0.75 and found["thoughtless"] == 0.25
+    demanded = of(Message("assistant", "So <answer>3</answer>", reasoning="<answer> it is."))
+    assert demanded["malformed"] == 0
+    spoken_of = (Message("tool", "write <think> first"), Message("assistant", "a <think> b"))
+    assert of(*spoken_of)["malformed"] == 0 and of(*reversed(spoken_of))["malformed"] == 1
     assert of()["malformed"] == of()["thoughtless"] == 0

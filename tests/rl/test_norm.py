@@ -15,6 +15,7 @@ from jaxdeep.rl.advantages import (
     Norm,
     Rules,
     assign_advantages,
+    baseline_rewards,
     informative,
     normalise,
     solved_share,
@@ -176,13 +177,13 @@ def test_groups_of_equal_rewards_are_kept_or_left_out():
         found, metrics = rows([flat, live], Rules(flat=how))
         assert len(found) == want and metrics["grpo/flat_groups"] == 0.5
         assert metrics["grpo/rows"] == want and metrics["grpo/loss_tokens"] == 3 * want
-    assert not informative(flat, Rules()) and informative(live, Rules())
+    assert not informative(flat, [1.0, 1.0], Rules()) and informative(live, [0.0, 1.0], Rules())
     # Under the mean of a batch equal rewards are a signal; left out, they are not in it either.
     norm = Norm(mean="batch")
     assert advantages([flat, live], Rules(norm, "keep"))[0] == [0.25, 0.25]
     assert advantages([flat, live], Rules(norm, "drop")) == [[None, None], [-0.5, 0.5]]
     cut = [trajectory(r, stop=CUT) for r in (0.0, 1.0)]
-    assert not informative(cut, Rules(truncated="baseline"))
+    assert not informative(cut, [0.0, 1.0], Rules(truncated="baseline"))
 
 
 def test_one_task_has_one_group_and_one_prompt():
@@ -249,3 +250,16 @@ def test_shaping_changes_advantages_and_leaves_the_reward_that_is_logged():
 def test_shaping_out_of_range_is_refused(bad):
     with pytest.raises(ConfigError, match=f"Shaping.{next(iter(bad))}="):
         Shaping(**bad)
+
+
+def test_rewards_that_are_known_are_not_computed_again(monkeypatch):
+    def groups():
+        return [[trajectory(r, task=task) for r in (0.0, 1.0, None)] for task in "ab"]
+
+    rules = Rules(shaping=Shaping(length=0.5), limit=9)
+    known = [baseline_rewards(group, rules) for group in groups()]
+    want, found = groups(), groups()
+    assert assign_advantages(want, rules) == known
+    monkeypatch.setattr("jaxdeep.rl.advantages.shaped", None)
+    assign_advantages(found, rules, known)
+    assert [t.advantage for g in found for t in g] == [t.advantage for g in want for t in g]

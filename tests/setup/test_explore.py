@@ -108,7 +108,7 @@ def steps(explorer, numbers):
     """The tasks and rewards of each step; an update follows it."""
     out = []
     for n in numbers:
-        groups = explorer.groups(n, Termination())
+        groups = explorer.groups(n, Termination()).groups
         explorer.engine.version += 1
         out.append([(g[0].task.id, [t.reward for t in g]) for g in groups])
     return out
@@ -172,7 +172,7 @@ def test_a_curriculum_prefers_what_is_solved_sometimes(chat):
 def test_no_token_is_from_a_policy_older_than_so_many_updates(chat, ahead):
     with exploring(chat, ahead=ahead, last=6) as explorer:
         for n in range(1, 7):
-            groups = explorer.groups(n, Termination())
+            groups = explorer.groups(n, Termination()).groups
             oldest = max(n - 1 - ahead, 0)
             versions = {
                 p.version for g in groups for t in g for p in t.pieces if t.sampled and p.logps

@@ -17,7 +17,7 @@ from jaxdeep.metrics import read_metrics
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.rl.objective import Kl
 from jaxdeep.run import cli
-from jaxdeep.setup import runs
+from jaxdeep.setup import runs, weights
 from jaxdeep.setup import sources as rows
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c d"}]}
@@ -88,6 +88,15 @@ def test_a_source_that_cannot_be_is_refused(chat, source, says):
         rows.source_of(source, settings, chat, None, T=64)
 
 
+def test_files_of_a_folder_that_are_no_text_are_counted(chat, tmp_path, capsys):
+    for name, text in {"a.md": "a", "b.txt": " ", "c.pdf": "c", "d.html": "d"}.items():
+        (tmp_path / name).write_text(text)
+    source = f"text:{tmp_path}"
+    assert len(rows.source_of(source, data(source=source), chat, None, T=64)) == 1
+    said = capsys.readouterr().err
+    assert "2 files that do not end in .txt or .md left out" in said and "1 blank files" in said
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -137,7 +146,10 @@ def run(tmp_path, *flags, steps=3):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_a_run_measures_rows_it_does_not_learn_and_counts_the_others(talks, tmp_path, capsys):
+def test_a_run_measures_rows_it_does_not_learn_and_counts_the_others(
+    talks, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(small.MODEL, "max_position_embeddings", 128)  # fewer than a batch is long
     status, found = run(
         tmp_path,
         f"--config.data.source=jsonl:{talks}",
@@ -162,7 +174,29 @@ def test_a_run_measures_rows_it_does_not_learn_and_counts_the_others(talks, tmp_
         ("cut", "after a turn"),
     ):
         assert bool(last[kind]) == (said in captured.out), kind
+        before, _, _ = captured.err.partition("sft: 1/5")
+        assert "talks: of 20 rows" in before and "data.eval: of 4 rows" in before
+        assert said in before  # and not only once it is too late
+    assert "a row may have 128 tokens" in before and "longer than 128 tokens and cut" in before
     assert last["bad"] and last["cut"] and last["empty"]
+
+
+def test_malformed_rows_are_met_before_anything_is_loaded(talks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(weights, "load_or_init", None)
+    more = f"--config.data.sources={{'a': {{'source': 'jsonl:{talks}'}}}}"
+    status, found = run(tmp_path, "--config.data.source=", more)
+    said = capsys.readouterr().err
+    assert status == 2 and not found and "6 malformed rows" in said and "data.bad_rows=skip" in said
+    assert [f"talks.jsonl:{n}:" in said for n in range(1, 25)] == [
+        n % 4 == 0 and n <= 20 for n in range(1, 25)
+    ]
+
+
+def test_rows_of_which_none_can_be_learned_are_refused(tmp_path, capsys):
+    path = tmp_path / "mute.jsonl"
+    path.write_text(json.dumps(MUTE) + "\n")
+    assert run(tmp_path, f"--config.data.source=jsonl:{path}")[0] == 2
+    assert "mute: none of its 1 rows can be learned" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("one_device")

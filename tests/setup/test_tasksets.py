@@ -1,10 +1,12 @@
 """A task set is a dataclass that the configuration names: its settings, its tasks, its rewards."""
 
+import pathlib
 import textwrap
 
 import pytest
 
 from jaxdeep import config as configs
+from jaxdeep.agent.base import right_reward
 from jaxdeep.envs.toy.facts import Facts
 from jaxdeep.envs.toy.maze import Mazes
 from jaxdeep.errors import ConfigError
@@ -132,6 +134,54 @@ def test_rewards_are_weighted_left_out_and_joined(own):
         with_rewards(right=None)
     with pytest.raises(ConfigError, match="no_such"):
         with_rewards(mine={"function": f"{own}:no_such"})
+
+
+REWARDS = """
+import functools
+
+
+class Callable:
+    def __call__(self, task, trajectory):
+        return 1.0
+
+
+fine = [
+    functools.partial(lambda k, task, trajectory: k, 1.0),
+    lambda *both: 1.0,
+    Callable(),
+    lambda task, trajectory, k=1: k,
+]
+wrong = [lambda task: 1.0, lambda task, trajectory, *, k: 1.0, lambda: 1.0, 1.0, Callable]
+"""
+
+
+def test_a_reward_that_cannot_be_called_is_refused_at_once(own):
+    path = pathlib.Path(own)
+    path.write_text(path.read_text() + REWARDS)
+    names = {}
+    exec(REWARDS, names)
+
+    def load(judge):
+        path.write_text(f"{textwrap.dedent(OWN)}{REWARDS}\n\nmine = {judge}\n")
+        rewards = {"mine": {"function": f"{own}:mine", "weight": 0.1}}
+        return EnvConfig.build({"taskset": f"{own}:Adding", "rewards": rewards}).load()
+
+    for n in range(len(names["fine"])):
+        assert "mine" in load(f"fine[{n}]").rewards
+    for n in range(len(names["wrong"])):
+        with pytest.raises(ConfigError, match=r"the reward 'mine'.*\(task, trajectory\)"):
+            load(f"wrong[{n}]")
+
+
+def test_which_reward_is_right_stays_known(own):
+    path = pathlib.Path(own)
+    text = path.read_text().replace("(1.0, right)}", "(1.0, right)}\n    right = 'right'")
+    path.write_text(text)
+    some = EnvConfig.build({"taskset": f"{own}:Adding", "first": 1}).load()
+    assert right_reward(some) == "right"
+    rewards = {"right": None, "brief": {"function": f"{own}:brief"}}
+    with pytest.raises(ConfigError, match=r"'right' says which rollouts are right.*right=0"):
+        EnvConfig.build({"taskset": f"{own}:Adding", "rewards": rewards}).load()
 
 
 def test_the_built_in_ones_keep_a_right_answer_worth_most():

@@ -129,14 +129,14 @@ def test_a_folder_is_read_in_order_of_its_paths(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n[1]\n', r"a\.jsonl:3: expected an object"),
         ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl:1: no text under any of text, contents"),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: no text"),
         ("a.jsonl", b'{"id": 1, "text": "a"}\n{"id": "1", "text": "b"}\n', "'1' is taken"),
         ("a.json", b'{"text": "a"}', r"a\.json: expected a list"),
         ("a.json", b'[{"text": "a"}, 5]', r"a\.json\[1\]: expected an object"),
-        ("a.json", b"[", r"a\.json: not JSON"),
+        ("a.json", b"[", r"a\.json is not JSON"),
         ("a.txt", b"\xff\xfe\xff", r"a\.txt cannot be read"),
         ("a.txt", b" \n", "is empty"),
         ("a.pdf", b"%PDF", r"a\.pdf is not one of \.md"),

@@ -234,6 +234,8 @@ class Mazes:
 class MazeTaskset:
     """Mazes to solve in one turn."""
 
+    right = "answer"
+
     def __init__(self, tasks: Sequence[Task], mazes: Mazes) -> None:
         self.tasks, self.system = tasks, mazes.system
         self.rewards: Mapping[str, tuple[float, Reward]] = {"answer": (1.0, solved)}
