@@ -259,8 +259,8 @@ def test_commands_are_accepted(block, inside, tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=label)
 def test_what_a_command_reads_is_made_before_it(page, inside, tmp_path):
     """The corpus and the questions are what the page commits or the reader has; a run to start from
-    is made by an earlier command of the page, or by the quickstart that README begins with."""
-    made = {"runs/quickstart-quickstart"}
+    is made by an earlier command of the page, or of README, which is read first."""
+    made = {"runs/quickstart-quickstart", "runs/grpo"}
     for block in blocks(page):
         if block.language != "sh":
             continue

@@ -30,6 +30,7 @@ from jaxdeep.workdir import lock_workdir, write_atomic
 
 DEFAULT_CONFIG = None
 RUN = "optional"
+KEYS = {"": ("EvalRun",)}
 EXAMPLE = (
     "python -m jaxdeep ask --config=configs/research/eval.py "
     '--question="What is the capital of Chad?" --workdir=runs/ask'

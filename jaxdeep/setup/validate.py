@@ -20,7 +20,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from jaxdeep.agent.base import Env, Taskset
+from jaxdeep.agent.base import Env, Taskset, right_reward
 from jaxdeep.agent.rollout import Limits, rollout, score, together
 from jaxdeep.agent.scripted import ScriptedPolicy
 from jaxdeep.agent.tool import Tool
@@ -37,6 +37,8 @@ SEED = 0  # of the sample
 AT_ONCE = 16  # tasks tried at a time
 # Kinds of problems that are of the code, not of a task: one task is enough to find them.
 OF_THE_CODE = {"task", "id", "env", "open", "tools", "episode"}
+# Kinds that do not keep a run from learning: a hard task, a reward that is never 1.
+OF_LEARNING = {"limits", "right"}
 
 
 class Problem(NamedTuple):
@@ -82,9 +84,10 @@ class Findings:
         for kind, count in counts.items():
             said = next(problem.said for problem in found if problem.kind == kind)
             of = f" ({count} of the {len(self.tasks)} tasks tried)" * (len(self.tasks) > 1)
-            wrong = kind in OF_THE_CODE or strict or count == len(self.tasks)
-            if kind == "limits":  # such tasks are hard, and others may be easier
-                wrong = strict and count == len(self.tasks)
+            all_tasks = count == len(self.tasks)
+            wrong = kind in OF_THE_CODE or strict or all_tasks
+            if kind in OF_LEARNING:
+                wrong = strict and (all_tasks or kind != "limits")
             out.append((said + of, wrong))
         return out
 
@@ -292,13 +295,14 @@ async def _gold(
                 f"ended by {played.stop.value}",
             )
         ]
-    right = getattr(taskset, "right", "answer")
-    if right in played.rewards and played.rewards[right] != 1:
+    if not played.metrics["right"]:
+        name = right_reward(taskset)
         return played.reward, [
             Problem(
-                "gold",
-                f"the perfect episode of the task {task.id!r} gets {played.rewards[right]:g} from the "
-                f"reward {right!r}, not 1: gold or the reward is wrong",
+                "right",
+                f"the perfect episode of the task {task.id!r} gets {played.rewards[name]:g} from the "
+                f"reward {name!r}, which decides what is right: not 1, so gold or the reward is wrong, "
+                "or the attribute `right` of the task set should name another reward",
             )
         ]
     return played.reward, []

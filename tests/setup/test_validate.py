@@ -173,7 +173,10 @@ WRONG = {
         "gold(task) gave [], a list: write def gold(se",
     ),
     "gold raises": (dict(golden=lambda task: 1 / 0), "gold of the task '0' raised ZeroDivisionEr"),
-    "gold is wrong": (answers("no"), "the perfect episode of the task '0' gets 0 from the reward"),
+    "gold is wrong": (
+        answers("no"),
+        "the perfect episode of the task '0' gets 0 from the reward 'answer'",
+    ),
     "gold goes on": (dict(make=Talkative), "gold of the task '0' ends before the episode does: th"),
     "gold is long": (
         answers("word " * 200),
@@ -222,6 +225,13 @@ def test_a_problem_of_some_tasks_is_only_noted_by_a_run(chat):
     assert seen.startswith("dev: 3 of 3 tasks tried") and note == f"dev: {said}"
 
 
+def test_a_reward_that_is_never_1_is_noted_by_a_run(chat):
+    tasks = Tasks(rewards={"answer": (1.0, lambda task, trajectory: 0.5 * right(task, trajectory))})
+    (said,) = validate.try_out(tasks, chat, LIMITS).wrong()
+    assert "gets 0.5 from the reward 'answer', which decides what is right" in said
+    assert validate.require(tasks, chat, LIMITS, "env")[1] == f"env: {said}"
+
+
 def test_a_task_that_takes_more_than_the_limits_is_a_hard_one(chat):
     tasks = Tasks(golden=lambda task: [Message("assistant", task.answers[0] * 300 ** int(task.id))])
     found = validate.try_out(tasks, chat, LIMITS)
@@ -266,10 +276,6 @@ SHAPES = {
     "a weight that is not finite": (
         lambda: Tasks(rewards={"right": (math.nan, right)}),
         "the weight of 'right'=nan must be a finite number",
-    ),
-    "a reward of one argument": (
-        lambda: Tasks(rewards={"right": (1.0, plain)}),
-        "the reward 'right' is called with a task and a trajectory, and takes (text) (",
     ),
     "no task": (lambda: Tasks(size=0), "it has no tasks, len(taskset) is 0"),
 }
