@@ -95,6 +95,7 @@ setup(
         "huggingface-hub>=1,<3",
         "numpy>=2.1,<3",
         "bm25s>=0.3,<0.4",
+        "gguf>=0.17,<0.20",
         "rapidfuzz>=3.14,<4",  # quotations that are nearly right
         "markdown-it-py>=4,<5",
         "nh3>=0.3,<0.4",  # HTML from models and sources

@@ -23,6 +23,7 @@ COMMON = {
     "console",
     "signals",
     "boards",
+    "gguf_file",
     "compiled",
 }
 
@@ -66,6 +67,7 @@ ROOTS = {
     "boards": {"errors", "workdir"},
     "compiled": {"console"},
     "settings": {"errors"},
+    "gguf_file": {"errors"},
     "config": {"errors", "settings", "workdir"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

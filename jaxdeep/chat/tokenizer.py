@@ -15,7 +15,9 @@ from pathlib import Path
 
 import tokenizers
 
+from jaxdeep.chat import gguf_tokenizer
 from jaxdeep.errors import DataError
+from jaxdeep.gguf_file import is_gguf
 from jaxdeep.workdir import home
 
 FILE = "tokenizer.json"
@@ -63,8 +65,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | Path) -> Tokenizer:
-        """The tokenizer of a file, of a folder that holds one, or of a model on the hub."""
+        """The tokenizer of a file (tokenizer.json or GGUF), of a folder that holds one, or of a
+        model on the hub."""
         path = home(name)
+        if is_gguf(path) and path.is_file():
+            return cls(gguf_tokenizer.tokenizer_json(path))
         if path.is_dir():
             path = path / FILE
             if not path.is_file():

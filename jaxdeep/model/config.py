@@ -32,7 +32,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxdeep.errors import CheckpointError, ConfigError
-from jaxdeep.model import attention, hf_config, rope
+from jaxdeep.gguf_file import is_gguf
+from jaxdeep.model import attention, gguf, hf_config, rope
 from jaxdeep.model.families import FAMILIES, Family
 
 REMAT = {"dots": ("linear", "attention"), "attention": ("attention",), "full": ()}
@@ -109,7 +110,9 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
     """The content of a config.json, and what error messages call it."""
     if isinstance(source, Mapping):
         return source, "the given config"
-    path = pathlib.Path(source)
+    path = pathlib.Path(source).expanduser()
+    if is_gguf(path):
+        return gguf.hf_config(path), str(path)
     path = path / "config.json" if path.is_dir() else path
     try:
         return json.loads(path.read_text()), str(path)

@@ -86,6 +86,11 @@ class Entry(NamedTuple):
         return self.tensor.file
 
     @property
+    def read_as(self) -> np.dtype:
+        """The dtype that `read` gives."""
+        return np.dtype(np.float32)
+
+    @property
     def start(self) -> int:
         return self.tensor.start + self.first * _row_bytes(self.tensor)
 
@@ -197,6 +202,10 @@ def hf_config(path: str | pathlib.Path) -> dict[str, Any]:
         hf["num_key_value_heads"] = need("attention.head_count_kv")
     if window:
         hf["sliding_window"] = window
+        pattern = given.get("attention.sliding_window_pattern")
+        if isinstance(pattern, list):
+            kinds = {True: "sliding_attention", False: "full_attention"}
+            hf["layer_types"] = [kinds[bool(windowed)] for windowed in pattern]
     if name == "qwen3moe":
         hf |= {
             "num_experts": need("expert_count"),
@@ -459,8 +468,16 @@ def _describe(writer: Any, hf: Mapping[str, Any], kind: str, name: str) -> None:
     writer.add_vocab_size(hf["vocab_size"])
     rope = hf.get("rope_scaling") or {}
     writer.add_rope_freq_base(rope.get("rope_theta") or hf["rope_theta"])
-    if hf.get("sliding_window"):
+    if hf.get("sliding_window") and hf.get("use_sliding_window", True):
+        if hf["model_type"] != "olmo3":
+            raise ConfigError(
+                f"GGUF has no word for the sliding window of a {hf['model_type']} "
+                f"(sliding_window={hf['sliding_window']})"
+            )
         writer.add_sliding_window(hf["sliding_window"])
+        writer.add_sliding_window_pattern(
+            [kind == "sliding_attention" for kind in hf["layer_types"]]
+        )
     if hf.get("num_experts"):
         writer.add_expert_count(hf["num_experts"])
         writer.add_expert_used_count(hf["num_experts_per_tok"])
@@ -472,9 +489,23 @@ def _describe(writer: Any, hf: Mapping[str, Any], kind: str, name: str) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType[rope_type.upper()])
         writer.add_rope_scaling_factor(rope["factor"])
         if rope_type == "yarn":
-            writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            _describe_yarn(writer, rope)
     elif rope_type not in ("default", "llama3"):
         raise ConfigError(f"GGUF has no word for the rotary embedding {rope_type!r}")
+
+
+def _describe_yarn(writer: Any, rope: Mapping[str, Any]) -> None:
+    factor = rope["factor"]
+    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    attention, truncate = rope.get("attention_factor"), rope.get("truncate", True)
+    if not truncate or (attention is not None and not math.isclose(attention, usual, rel_tol=1e-4)):
+        raise ConfigError(
+            f"GGUF has no word for YaRN with attention_factor={attention} and truncate={truncate}: "
+            f"there it is {usual:.4f}, with truncation"
+        )
+    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    writer.add_rope_scaling_yarn_beta_fast(rope.get("beta_fast") or 32.0)
+    writer.add_rope_scaling_yarn_beta_slow(rope.get("beta_slow") or 1.0)
 
 
 def _divisors(hf: Mapping[str, Any]) -> np.ndarray | None:

@@ -59,7 +59,7 @@ def of_files(name: str, cfg: Config) -> str:
     for key, slot in plan.items():
         if slot.leaf in model_weights.LINEARS:
             continue
-        x = tensors.read(entries[key])
+        x = entries[key].read()
         x = x.T if slot.transposed else x
         if slot.layer is None:
             half[slot.leaf] = _largest_of(slot.leaf, x)

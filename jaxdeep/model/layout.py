@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxdeep.errors import CheckpointError
-from jaxdeep.model import tensors
+from jaxdeep.gguf_file import is_gguf
+from jaxdeep.model import gguf, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.families import LINEARS
@@ -25,9 +26,10 @@ PUBLISHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")  # what is down
 
 def folder(name: str, files: Sequence[str] = PUBLISHED) -> pathlib.Path:
     """The local folder of a checkpoint: `name` itself, or the download of the hub id `name`, of
-    which only `files` (patterns) are fetched. CheckpointError if it is neither."""
+    which only `files` (patterns) are fetched. A GGUF file is its own folder. CheckpointError if it
+    is neither."""
     path = pathlib.Path(name).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (is_gguf(path) and path.is_file()):
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise CheckpointError(f"{name}: no such folder, and no hub id (owner/model) either")
@@ -93,12 +95,16 @@ def slots(cfg: Config, shards: int = 1) -> dict[str, Slot]:
     return out
 
 
-def locate(path: pathlib.Path, plan: Mapping[str, Slot]) -> dict[str, tensors.Entry]:
+def locate(
+    path: pathlib.Path, plan: Mapping[str, Slot]
+) -> Mapping[str, tensors.Entry | gguf.Entry]:
     """Where each tensor of `plan` lies in the checkpoint at `path`, from the files' headers alone.
 
     CheckpointError for a missing file, for a tensor that is missing or unknown, and for a shape or
     dtype that is not the model's.
     """
+    if is_gguf(path):
+        return gguf.locate(path, {name: slot.shape for name, slot in plan.items()})
     entries: dict[str, tensors.Entry] = {}
     for file in _files(path):
         entries |= tensors.header(file)

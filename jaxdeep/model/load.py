@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdeep.errors import ConfigError
-from jaxdeep.model import layout, tensors
+from jaxdeep.model import gguf, layout, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
 from jaxdeep.model.layout import Slot
@@ -47,8 +47,9 @@ IN_FLIGHT = 256 * 2**20  # bytes read that may still be on their way to a device
 
 
 def load(name: str, cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The weights of checkpoint `name` (a folder or hub id) on the mesh, in `cfg.dtype`, or with
-    `cfg.quant` as int8. The host holds at most one tensor (of experts: one a device) and 256 MB."""
+    """The weights of checkpoint `name` (a folder, a GGUF file or a hub id) on the mesh, in
+    `cfg.dtype`, or with `cfg.quant` as int8. The host holds at most one tensor (of experts: one a
+    device) and 256 MB."""
     shardings = model_weights.shardings(cfg, mesh)
     shards = mesh.shape["model"] if cfg.E else 1  # experts are sharded over this axis
     plan = layout.slots(cfg, shards)
@@ -56,7 +57,8 @@ def load(name: str, cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     params: dict[str, Any] = {"layers": _zeros(cfg, shardings["layers"])}
     pending = 0
     # in the order of the files, which is not that of the layers
-    for group in sorted(_groups(plan, shards), key=lambda group: entries[group[0]][:2]):
+    places = {key: (entry.file, entry.start) for key, entry in entries.items()}
+    for group in sorted(_groups(plan, shards), key=lambda group: places[group[0]]):
         slot, group_entries = plan[group[0]], [entries[key] for key in group]
         if slot.layer is None:
             sharding = shardings[slot.leaf]
@@ -108,7 +110,7 @@ def _indices(slot: Slot, cfg: Config, shards: int) -> tuple[np.int32, np.int32]:
 
 
 def _read(
-    entries: list[tensors.Entry], slot: Slot, sharding: NamedSharding, stacked: int
+    entries: list[tensors.Entry | gguf.Entry], slot: Slot, sharding: NamedSharding, stacked: int
 ) -> jax.Array:
     """Tensors as published: [out, in], or of experts [group, out, in]. Each device reads its own
     part, by the sharding of the leaf, whose first `stacked` dimensions the tensors do not have."""
@@ -120,8 +122,8 @@ def _read(
     def piece(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         slices = [slice(*b) for b in bounds]
         if slot.expert is None:
-            return tensors.read(entries[0], slices)
-        return np.stack([tensors.read(entry, slices[1:]) for entry in entries[slices[0]]])
+            return entries[0].read(slices)
+        return np.stack([entry.read(slices[1:]) for entry in entries[slices[0]]])
 
     shape = slot.shape if slot.expert is None else (len(entries), *slot.shape)
 
@@ -164,6 +166,66 @@ def _inserter(
     return jax.jit(insert, donate_argnums=0, out_shardings=out)
 
 
+class Published:
+    """The weights as published tensors: their places in `plan` by name, and their arrays on the
+    host. An `adapter` is merged on the way, in float32; then they are cast to `dtype`."""
+
+    def __init__(
+        self, params: Mapping[str, Any], cfg: Config, adapter: Adapter | None, dtype: np.dtype
+    ) -> None:
+        if any(isinstance(leaf, dict) for leaf in params["layers"].values()):
+            raise ConfigError("int8 weights are not written: load the base without model.quant")
+        self.params, self.cfg, self.adapter, self.dtype = params, cfg, adapter, dtype
+        self.shards = _expert_shards(params, cfg)
+        self.plan = layout.slots(cfg, self.shards)
+
+    def arrays(self, groups: Iterable[list[str]]) -> Iterator[np.ndarray]:
+        """The arrays of these groups of names, a group at a time. Every process must draw all of
+        them."""
+        for group in groups:
+            slot = self.plan[group[0]]
+            in_layer, experts = slot.layer is not None, slot.expert is not None
+            pair = self.adapter.factors.get(slot.leaf) if self.adapter and in_layer else None
+            leaf = (self.params["layers"] if in_layer else self.params)[slot.leaf]
+            indices = _indices(slot, self.cfg, self.shards) if in_layer else ()
+            scale = np.float32(self.adapter.scale if self.adapter else 0)
+            how = experts, self.shards, slot.transposed, self.dtype
+            host = on_host(_take(leaf, pair, scale, indices, *how))
+            yield from host if experts else [host]
+
+
+def save_gguf(
+    path: pathlib.Path,
+    params: Mapping[str, Any],
+    cfg: Config,
+    *,
+    kind: str,
+    adapter: Adapter | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    template: str = "",
+) -> None:
+    """Write `params` as one GGUF file, matrices as `kind` ("F16", "Q8_0"); `adapter` as for `save`,
+    the rest as for `gguf.write`. The file appears when it is complete; one that exists is
+    refused."""
+    published = Published(params, cfg, adapter, np.dtype(np.float32))
+    groups = list(_groups(published.plan, published.shards))
+    shapes = {key: published.plan[key].shape for group in groups for key in group}
+    arrays = published.arrays(groups)
+    if jax.process_index():
+        for _ in arrays:  # gathering needs every process
+            pass
+        return
+    tensors.refuse_used(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    how = dict(kind=kind, tokenizer=tokenizer, template=template, name=path.stem)
+    try:
+        gguf.write(partial, cfg.to_hf(), shapes, arrays, **how)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save(
     path: pathlib.Path,
     params: Mapping[str, Any],
@@ -182,25 +244,10 @@ def save(
     generation files are copied; `beside` is the text of more files by name. The folder appears when
     it is complete. A folder that exists and is not empty is refused, or with `replace` replaced.
     """
-    if any(isinstance(leaf, dict) for leaf in params["layers"].values()):
-        raise ConfigError("int8 weights are not written: load the base without model.quant")
     dtype = jnp.dtype(cfg.dtype)
-    shards = _expert_shards(params, cfg)
-    plan = layout.slots(cfg, shards)
+    published = Published(params, cfg, adapter, dtype)
+    plan, shards = published.plan, published.shards
     files, total = _files(plan, shards, dtype, max_shard)
-
-    def arrays(groups: Iterable[list[str]]) -> Iterator[np.ndarray]:
-        for group in groups:
-            slot = plan[group[0]]
-            in_layer, experts = slot.layer is not None, slot.expert is not None
-            pair = adapter.factors.get(slot.leaf) if adapter and in_layer else None
-            leaf = (params["layers"] if in_layer else params)[slot.leaf]
-            indices = _indices(slot, cfg, shards) if in_layer else ()
-            scale = np.float32(adapter.scale if adapter else 0)
-            x = _take(leaf, pair, scale, indices, experts, shards, slot.transposed, dtype)
-            host = on_host(x)
-            yield from host if experts else [host]
-
     writes = jax.process_index() == 0
     target = tensors.fresh(path, replace=replace) if writes else contextlib.nullcontext(path)
     with target as folder:
@@ -212,9 +259,9 @@ def save(
             shapes = {key: (plan[key].shape, dtype) for group in groups for key in group}
             index |= dict.fromkeys(shapes, file)
             if writes:
-                tensors.write(folder / file, shapes, arrays(groups))
+                tensors.write(folder / file, shapes, published.arrays(groups))
             else:
-                for _ in arrays(groups):  # gathering needs every process
+                for _ in published.arrays(groups):  # gathering needs every process
                     pass
         if writes:
             put_beside(folder, source, beside)

@@ -281,7 +281,7 @@ def _pieces(
             f"{path}: {module} has factors {list(a.shape)} and {list(b.shape)}, which fit nothing "
             "in this base"
         )
-    A, B = (tensors.read(entry).astype(np.float32) for entry in (a, b))
+    A, B = (entry.read().astype(np.float32) for entry in (a, b))
     if not fused:
         return [_Piece(module, name, layer, expert, A.T, B.T)]
     A = A.reshape(cfg.E, -1, inputs).swapaxes(1, 2)

@@ -48,6 +48,32 @@ class Entry(NamedTuple):
         """The dtype that `read` gives: float32 for float64, which nothing computes in."""
         return DTYPES["F32" if self.dtype == "F64" else self.dtype]
 
+    def read(self, slices: Sequence[slice] | None = None) -> np.ndarray:
+        """The tensor, or the part that `slices`, one a dimension, choose, as `read_as`.
+        CheckpointError if the file ends early."""
+        dtype, shape = DTYPES[self.dtype], self.shape
+        slices = slices or [slice(None)] * len(shape)
+        bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]
+        (first, last), *rest = bounds
+        columns = tuple(slice(*b) for b in rest)
+        # numpy cannot read bfloat16 from a file; it is read as integers of the same size
+        raw, width = np.dtype(f"u{dtype.itemsize}"), math.prod(shape[1:])
+        # aligned, so that XLA's CPU backend takes the memory over and does not copy it
+        sizes = [b - a for a, b in bounds]
+        memory = np.empty(math.prod(sizes) * raw.itemsize + ALIGN, np.uint8)
+        begin = -memory.ctypes.data % ALIGN
+        out = memory[begin : memory.size - ALIGN + begin].view(raw).reshape(sizes)
+        step = max(1, BLOCK // (width * raw.itemsize))
+        with self.file.open("rb") as file:
+            file.seek(self.start + first * width * raw.itemsize)
+            for row in range(0, last - first, step):
+                rows = min(step, last - first - row)
+                block = np.fromfile(file, raw, rows * width)
+                if block.size != rows * width:
+                    raise CheckpointError(f"{self.file} ends within a tensor: fetch it again")
+                out[row : row + rows] = block.reshape(rows, *shape[1:])[(slice(None), *columns)]
+        return out.view(dtype).astype(self.read_as, copy=False)
+
 
 def header(path: pathlib.Path) -> dict[str, Entry]:
     """The tensors of a file by name. CheckpointError for a file that is unreadable, or not of the
@@ -76,33 +102,6 @@ def header(path: pathlib.Path) -> dict[str, Entry]:
             "fetch it again"
         )
     return entries
-
-
-def read(entry: Entry, slices: Sequence[slice] | None = None) -> np.ndarray:
-    """The tensor, or the part that `slices`, one a dimension, choose, as `entry.read_as`.
-    CheckpointError if the file ends early."""
-    dtype, shape = DTYPES[entry.dtype], entry.shape
-    slices = slices or [slice(None)] * len(shape)
-    bounds = [s.indices(n)[:2] for s, n in zip(slices, shape, strict=True)]
-    (first, last), *rest = bounds
-    columns = tuple(slice(*b) for b in rest)
-    # numpy cannot read bfloat16 from a file; it is read as integers of the same size
-    raw, width = np.dtype(f"u{dtype.itemsize}"), math.prod(shape[1:])
-    # aligned, so that XLA's CPU backend takes the memory over and does not copy it
-    sizes = [b - a for a, b in bounds]
-    memory = np.empty(math.prod(sizes) * raw.itemsize + ALIGN, np.uint8)
-    begin = -memory.ctypes.data % ALIGN
-    out = memory[begin : memory.size - ALIGN + begin].view(raw).reshape(sizes)
-    step = max(1, BLOCK // (width * raw.itemsize))
-    with entry.file.open("rb") as file:
-        file.seek(entry.start + first * width * raw.itemsize)
-        for row in range(0, last - first, step):
-            rows = min(step, last - first - row)
-            block = np.fromfile(file, raw, rows * width)
-            if block.size != rows * width:
-                raise CheckpointError(f"{entry.file} ends within a tensor: fetch it again")
-            out[row : row + rows] = block.reshape(rows, *shape[1:])[(slice(None), *columns)]
-    return out.view(dtype).astype(entry.read_as, copy=False)
 
 
 def write(

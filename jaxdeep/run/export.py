@@ -3,7 +3,8 @@
 RUN is the folder of an `sft` or `grpo` run, of a quickstart, or gs://... where its checkpoints are:
 the newest one is taken, with the model and the adapter's shape that the run had. `adapter` is a
 folder for PEFT and for `train.start`; `merged` is a checkpoint as transformers and vLLM load it,
-the adapter added to the base in float32, a tensor at a time. The folder appears when it is whole.
+the adapter added to the base in float32, a tensor at a time; `gguf` (in float16) and `gguf-q8_0`
+are the same in one GGUF file, for llama.cpp. What is written appears when it is whole.
 The run's settings lie beside the weights in `run.json`: `chat` and `eval` take such a folder as
 a run, too.
 """
@@ -18,12 +19,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jaxdeep.chat import gguf_tokenizer
 from jaxdeep.errors import ConfigError
 from jaxdeep.model import identity, load, lora, peft, tensors
 from jaxdeep.parallel import hosts
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.setup import past, weights
 from jaxdeep.setup.runs import EvalRun
+from jaxdeep.setup.sections import ModelConfig
 from jaxdeep.train import checkpoint
 from jaxdeep.train import state as states
 from jaxdeep.workdir import home
@@ -34,9 +37,10 @@ KEYS = {"": ("EvalRun",)}
 EXAMPLE = "python -m jaxdeep export runs/grpo --to=models/search --what=merged"
 NEEDS = "the run of the example of grpo"
 FLAGS = {
-    "to": "the folder to write: new, or empty",
-    "what": "adapter or merged; default: the adapter, if one was trained",
+    "to": "the folder to write: new, or empty; of gguf a file",
+    "what": "adapter, merged, gguf or gguf-q8_0; default: the adapter, if one was trained",
 }
+GGUF = {"gguf": "F16", "gguf-q8_0": "Q8_0"}
 PROCESSES = True
 RECORDED = ("config", "references", "commit", "versions")  # of what a run says about itself
 
@@ -60,29 +64,34 @@ def main(config: ConfigDict, workdir: Path, to: str = "", what: str = "", **proc
 
 
 def export(run: EvalRun, target: Path, what: str = "") -> str:
-    """Write the result of the run in `run.train.start`: its "adapter", or "merged" weights; by
-    default an adapter, if one was trained. Returns which. All processes take part, the first one
-    writes."""
+    """Write the result of the run in `run.train.start`: `what` as in `FLAGS`. Returns it. All
+    processes take part, the first one writes."""
     model, location = run.model, located(run)
     spec = weights.spec_of(model, run.lora)
     spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, quant=""))
     what = what or ("merged" if spec.full else "adapter")
-    if what not in ("adapter", "merged"):
-        raise ConfigError(f"--what={what}: choose adapter or merged")
+    if what not in ("adapter", "merged", *GGUF):
+        raise ConfigError(f"--what={what}: choose adapter, merged, {' or '.join(GGUF)}")
     if what == "adapter" and spec.full:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
     about = checkpoint.about(location)
-    files = {
-        "source": weights.tokenizer_folder(model),
-        "beside": {"tokenizer.json": weights.chat_of(model).tokenizer.text} | settings(about),
-    }
+    if what in GGUF:
+        text, template = weights.chat_of(model).tokenizer.text, weights.chat_template(model)
+        files = {
+            "kind": GGUF[what],
+            "tokenizer": gguf_tokenizer.metadata(text, spec.model.V),
+            "template": template,
+        }
+        save = load.save_gguf
+    else:
+        files, save = beside(model, about), load.save
     mesh = meshes.make_mesh(run.mesh)
     like = states.trained_shapes(spec, mesh)
     trained = weights.load_trained(location, spec, None, like, best=run.train.best)
     base = checkpoint.base_in(about)
     frozen = states.Frozen(None)
     weights.refuse_other_base(location, model, spec)
-    if not spec.full and (what == "merged" or base is None):
+    if not spec.full and (what != "adapter" or base is None):
         params = weights.base_weights(model, spec, mesh, run.train.seed)
         frozen = weights.load_frozen(model, spec, mesh, params)
         ours = weights.base_of(model, spec, frozen)
@@ -92,10 +101,10 @@ def export(run: EvalRun, target: Path, what: str = "") -> str:
         base = base._replace(name=model.location)
         peft.save(target, lora.Adapter(trained, spec.lora.scale, base), spec.model, **files)
     elif spec.full:
-        load.save(target, trained, spec.model, **files)
+        save(target, trained, spec.model, **files)
     else:
         _, adapter = weights.sampled_policy(spec, frozen, trained, mesh)
-        load.save(target, frozen.params, spec.model, adapter=adapter, **files)
+        save(target, frozen.params, spec.model, adapter=adapter, **files)
     return what
 
 
@@ -107,6 +116,14 @@ def located(run: EvalRun) -> str:
         what = f"{begun} is an adapter or a model already" if begun else "no run is named"
         raise ConfigError(f"{what}: export takes the folder of a run of sft, grpo or quickstart")
     return found
+
+
+def beside(model: ModelConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """What is written beside weights: the files of the tokenizer, and the run's settings."""
+    texts = {"tokenizer.json": weights.chat_of(model).tokenizer.text} | settings(about)
+    if weights.tokenizer_folder(model) is None and (template := weights.chat_template(model)):
+        texts["chat_template.jinja"] = template
+    return {"source": weights.tokenizer_folder(model), "beside": texts}
 
 
 def settings(about: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ mesh."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -12,11 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdeep.chat import gguf_tokenizer
 from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.console import say
 from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.gguf_file import is_gguf
 from jaxdeep.model import identity, layout, load, lora, peft, tensors
 from jaxdeep.model import weights as model_weights
 from jaxdeep.model.config import Config
@@ -43,13 +46,32 @@ def chat_of(model: ModelConfig) -> ChatFormat:
 
 
 def tokenizer_folder(model: ModelConfig) -> pathlib.Path | None:
-    """The folder with the files of the model's tokenizer; None where one from the hub was set."""
+    """The folder with the files of the model's tokenizer; None where one from the hub was set, and
+    for a GGUF file."""
     path = pathlib.Path(model.tokenizer or model.location)
+    if is_gguf(path):  # which has them inside
+        return None
     if path.is_file():
         return path.parent
     if path.is_dir() or model.tokenizer:
         return path if path.is_dir() else None
     return layout.folder(model.location)
+
+
+def chat_template(model: ModelConfig) -> str:
+    """The chat template that the model was published with, as Jinja; "" where none is found."""
+    path = pathlib.Path(model.location)
+    if is_gguf(path):
+        return gguf_tokenizer.chat_template(path)
+    folder = tokenizer_folder(model)
+    if folder is None:
+        return ""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    template = about.get("chat_template") or ""
+    return template if isinstance(template, str) else ""
 
 
 def spec_of(

@@ -1,12 +1,20 @@
 """GGUF files made here: read back as they were written, block types by their published layout, and
 refusals."""
 
+import dataclasses
+
 import gguf
+import jax
 import numpy as np
 import pytest
+from model import models
 
 from jaxdeep.errors import CheckpointError, ConfigError
+from jaxdeep.gguf_file import open_gguf
 from jaxdeep.model import gguf as ggufs
+from jaxdeep.model import identity, load, lora, rope
+from jaxdeep.model import weights as model_weights
+from jaxdeep.model.config import Config
 
 LLAMA = {
     "model_type": "llama",
@@ -227,8 +235,6 @@ def raw_file(path, kind, rows=4, columns=512):
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_are_dequantized_as_they_are_laid_out(kind, tmp_path):
-    from jaxdeep.gguf_file import open_gguf
-
     data = raw_file(tmp_path / "m.gguf", kind)
     want = np.stack([np.concatenate([BLOCKS[kind](b.tobytes()) for b in row]) for row in data])
     tensor = open_gguf(tmp_path / "m.gguf").tensors["token_embd.weight"]
@@ -329,3 +335,30 @@ def test_what_has_no_word_in_gguf_is_not_written(tmp_path):
         write(tmp_path / "m.gguf", LLAMA, kind="Q4_K")
     with pytest.raises(ConfigError, match="'dynamic'"):
         write(tmp_path / "m.gguf", LLAMA | {"rope_scaling": {"rope_type": "dynamic"}})
+
+
+@pytest.mark.parametrize("name", ["dense", "mixture", "llama", "qwen2", "olmo"])
+def test_a_model_goes_out_and_in_again_with_its_adapter_merged(name, tmp_path):
+    """By way of the package's own arrays, on one device and on four."""
+    kinds = {
+        "llama": dict(family="llama", scaling=rope.Llama3(8.0, 8192)),
+        "qwen2": dict(family="qwen2", biases=("wq", "wk", "wv")),
+    }
+    cfg = dataclasses.replace(models.CONFIGS.get(name, models.DENSE), **kinds.get(name, {}))
+    if name == "olmo":
+        cfg = dataclasses.replace(cfg, biases=(), scaling=None)
+    params = models._random(model_weights.leaves(cfg), 1, 0.4)
+    path = tmp_path / "model.gguf"
+    adapter = lora.Adapter(models._random(lora.leaves(cfg, models.LORA), 2, 0.15), 2.0)
+    load.save_gguf(path, params, cfg, kind="F16", adapter=adapter)
+    again = Config.from_hf(path, dtype="float32", remat="dots")
+    assert again == dataclasses.replace(cfg, eps=again.eps) and again.eps == pytest.approx(cfg.eps)
+    merged = jax.device_get(lora.merge(params, adapter))
+    for mesh in (models.one_device(), models.four_devices()):
+        loaded = load.load(str(path), again, mesh)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), merged, loaded
+        )
+    assert identity.of_files(str(path), again) == identity.identity(loaded, again).partition("-")[0]
+    with pytest.raises(CheckpointError, match="exists already"):
+        load.save_gguf(path, params, cfg, kind="F16")

@@ -120,7 +120,7 @@ def test_experts_are_put_in_place_without_talking(saved):
 def rewrite(path, change):
     """The single file of a checkpoint with its tensors changed by `change`, a function of the
     dict."""
-    held = {k: tensors.read(e) for k, e in tensors.header(path / "model.safetensors").items()}
+    held = {k: e.read() for k, e in tensors.header(path / "model.safetensors").items()}
     change(held)
     shapes = {k: (v.shape, v.dtype) for k, v in held.items()}
     tensors.write(path / "model.safetensors", shapes, held.values())

@@ -144,7 +144,7 @@ def integers(path):
 def held(change):
     def spoil(path):
         file = path / peft.WEIGHTS
-        found = {k: tensors.read(e) for k, e in tensors.header(file).items()}
+        found = {k: e.read() for k, e in tensors.header(file).items()}
         change(found)
         tensors.write(file, {k: (v.shape, v.dtype) for k, v in found.items()}, found.values())
 
@@ -153,7 +153,7 @@ def held(change):
 
 def doubles(path):
     file = path / peft.WEIGHTS
-    found = {k: tensors.read(e).astype(np.float64) for k, e in tensors.header(file).items()}
+    found = {k: e.read().astype(np.float64) for k, e in tensors.header(file).items()}
     tensors.write(file, {k: (v.shape, v.dtype) for k, v in found.items()}, found.values())
 
 
