@@ -96,7 +96,9 @@ def test_calls_have_one_meaning_in_any_form(calls):
     assert messages[1].calls == OSLO and messages[2] == Message("tool", "3 C", name="weather")
 
 
-@pytest.mark.parametrize("none", [{"arguments": ""}, {"arguments": None}, {}, {"arguments": "null"}])
+@pytest.mark.parametrize(
+    "none", [{"arguments": ""}, {"arguments": None}, {}, {"arguments": "null"}]
+)
 @pytest.mark.parametrize("calls", ["[]", [], None])
 def test_no_arguments_and_no_calls(none, calls):
     call = {"type": "function", "function": {"name": "now"} | none}
