@@ -289,9 +289,9 @@ class Training:
         """Where `dev` is evaluated, a row of step 0 for the policy that the run begins with."""
         if self.known or self.done:
             return
-        score = self.evaluate(0)
-        if score is not None and self.monitor.step < 0:
-            self.monitor.write(0, {"dev/em": score} | self.timer.take())
+        found = self.evaluate(0)
+        if found and self.monitor.step < 0:
+            self.monitor.write(0, found | self.timer.take())
 
     def write(self, n: int, metrics: dict[str, float]) -> dict[str, Any]:
         """The row of step n, with the seconds that each stage took."""

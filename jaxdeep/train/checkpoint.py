@@ -262,10 +262,12 @@ class Checkpoints:
         if about.get("optimizer", _structure(opt)) == _structure(opt):
             return
         theirs, ours = about["optim"], dataclasses.asdict(self.spec.optim)
+        # without weight decay there is nothing that decays, and so no state of it
+        kinds = (("name", str), ("weight_decay", bool))
         differ = [
-            f"optim.{key}={theirs[key]} there, {value} here"
-            for key, value in ours.items()
-            if theirs.get(key, value) != value
+            f"optim.{key}={theirs[key]} there, {ours[key]} here"
+            for key, kind in kinds
+            if kind(theirs[key]) != kind(ours[key])
         ]
         raise CheckpointError(
             f"{self.path}/{step} holds the state of another optimizer: "
@@ -300,10 +302,9 @@ class Checkpoints:
 
 
 def _structure(tree: Any) -> str:
-    """A hash of the names, shapes and types of the leaves."""
-    leaves = jax.tree.leaves_with_path(tree)
-    said = (f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}".encode() for path, x in leaves)
-    return identity.digest(said)
+    """A hash of the tree, and of the shapes and types of its leaves."""
+    leaves = (f"{x.shape} {x.dtype}".encode() for x in jax.tree.leaves(tree))
+    return identity.digest([str(jax.tree.structure(tree)).encode(), *leaves])
 
 
 def _refuse_not_finite(tree: Any) -> None:

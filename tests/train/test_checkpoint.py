@@ -231,15 +231,22 @@ def test_a_state_that_is_not_finite_is_none_to_go_on_from(part, tmp_path, capsys
     assert "(it holds numbers that are not finite)" in capsys.readouterr().err
 
 
-def test_another_optimizer_is_refused_in_a_sentence_and_nothing_is_moved(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "muon"}, "optim.name=adamw there, muon here"),
+        ({"weight_decay": 0.1}, "optim.weight_decay=0.0 there, 0.1 here"),
+    ],
+)
+def test_another_optimizer_is_refused_in_a_sentence_and_nothing_is_moved(change, says, tmp_path):
     saved = checkpoint.Checkpoints(tmp_path, SFT)
     saved.save(1, fresh(), {})
     saved.close()
-    other = dataclasses.replace(SFT, optim=dataclasses.replace(OPTIM, name="muon"))
+    other = dataclasses.replace(SFT, optim=dataclasses.replace(OPTIM, lr=0.5, **change))
     with pytest.raises(CheckpointError) as refused:
         checkpoint.Checkpoints(tmp_path, other).restore(fresh(other))
     said = str(refused.value)
-    assert "optim.name=adamw there, muon here" in said and len(said.splitlines()) == 1
+    assert says in said and "optim.lr" not in said and len(said.splitlines()) == 1
     assert checkpoint.Checkpoints(tmp_path, SFT).restore(fresh())[0] == 1
     reader = checkpoint.Checkpoints(tmp_path, other, read_only=True)
     assert reader.trained(fresh().trained)[0] == 1  # who only samples has no optimizer
