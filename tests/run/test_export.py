@@ -208,7 +208,11 @@ def test_another_base_is_refused_with_both_names_before_it_is_loaded(place, caps
 WRONG = {
     "no target": ([], "export needs --to=DIR"),
     "a target in use": (["--to={place}/base"], "exists already"),
-    "no such kind": (["--to={place}/no", "--what=both"], "choose adapter or merged"),
+    "no such kind": (
+        ["--to={place}/no", "--what=both"],
+        "choose adapter, merged, gguf or gguf-q8_0",
+    ),
+    "a tokenizer without a name in GGUF": (["--to={place}/no", "--what=gguf"], "none of gpt-2"),
     "no run": (["--to={place}/no", "--workdir={place}/nowhere"], "there is no such run"),
     "no adapter": (
         ["--to={place}/no", "--what=adapter", "--config.lora.rank=0"],
