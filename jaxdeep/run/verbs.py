@@ -47,7 +47,7 @@ def run_verb(
         raise ConfigError(f"{verb} takes {described.arguments}, not a configuration")
     words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     name = "" if isinstance(config, ConfigDict) else str(config)
-    is_run = described.takes_run and ("://" in name or configs.is_run(name))
+    is_run = described.takes_run and name and ("://" in name or configs.is_run(name))
     command = cli.parse(described, [name if is_run else f"--config={name}", *words])
     if not isinstance(config, ConfigDict):
         config = cli.configuration(command)

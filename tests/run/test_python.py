@@ -18,6 +18,7 @@ VERB = '''"""Writes down what it was given."""
 import asyncio
 
 DEFAULT_CONFIG = None
+RUN = "optional"
 EXAMPLE = "python -m jaxdeep told --config=configs/one.py"
 FLAGS = {"dry-run": "print and stop", "status": "what to return"}
 
@@ -43,7 +44,10 @@ def told(tmp_path, monkeypatch):
     vars(jaxdeep.run).pop("told", None)
 
 
-def test_a_verb_is_given_what_the_command_gives_it(told, tmp_path):
+def test_a_verb_is_given_what_the_command_gives_it(told, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "config.json").write_text("of a run")  # not the one that is meant
+    monkeypatch.chdir(tmp_path / "here")
     config = jaxdeep.load_config(told, "train.steps=7")
     assert isinstance(config, ConfigDict) and config.train.steps == 7
     run = jaxdeep.run_verb("told", config, tmp_path / "a", dry_run="1")
