@@ -113,8 +113,8 @@ def test_two_processes_train_the_adapter_that_one_does(tmp_path, together):
         sum(row["engine/sampled"] for row in read_metrics(folder / "metrics.jsonl"))
         for folder in folders
     ]
-    # each engine sampled its share
-    assert sampled[0] == sum(sampled[1:]) and min(sampled) > sampled[0] / 4
+    # a row counts what all engines did
+    assert sampled[0] == sampled[1] == sampled[2] > 0
     before = None
     for step in range(STEPS + 1):
         one, first, second = (

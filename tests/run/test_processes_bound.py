@@ -48,7 +48,8 @@ def test_they_train_what_one_process_does(tmp_path, count, devices):
     )
     assert tokens == others
     sampled = [sum(r["engine/sampled"] for r in rows(tmp_path / "many", i)) for i in range(count)]
-    assert all(sampled) and sum(sampled) == sum(r["engine/sampled"] for r in rows(tmp_path / "one"))
+    # a row counts what all engines did
+    assert set(sampled) == {sum(r["engine/sampled"] for r in rows(tmp_path / "one"))}
     # the trainer agrees with what was sampled, also on other processes' devices
     assert all(row["train/max_logp_diff"] < 1e-4 for row in rows(tmp_path / "many"))
 
