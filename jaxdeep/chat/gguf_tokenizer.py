@@ -152,7 +152,7 @@ def _byte_level_bpe(file: GgufFile) -> dict[str, Any]:
     pre = ALIASES.get(pre, pre)
     if pre not in PRE:
         raise DataError(
-            f"{file.path} splits texts by the rule tokenizer.ggml.pre={pre!r}, none of "
+            f"{file.path} splits texts by the rule {pre!r} (tokenizer.ggml.pre), none of "
             f"{', '.join(PRE)}: set model.tokenizer to that of the model it was made from"
         )
     merges = [merge.split(" ") for merge in file.metadata["tokenizer.ggml.merges"]]

@@ -228,7 +228,7 @@ def _rope_scaling(
     if kind == "none":
         return None
     if kind not in ("linear", "yarn"):
-        raise CheckpointError(f"{file.path}: rope.scaling.type={kind!r} is not computed")
+        raise CheckpointError(f"{file.path}: the rotary scaling {kind!r} is not computed")
     out = {"rope_type": kind, "factor": float(given["rope.scaling.factor"])}
     if kind == "yarn":
         out["original_max_position_embeddings"] = int(given["rope.scaling.original_context_length"])

@@ -305,12 +305,12 @@ def usage(verb: Verb) -> str:
     flags |= {name + "=..." * (name not in SWITCHES): text for name, text in verb.flags.items()}
     if verb.keys:
         flags["help=config"] = "every key of the configuration; help=config.KEY: those below it"
-    width = max(map(len, flags))
+    width = max(map(len, flags), default=0)
     lines = [f"  --{flag:<{width}}  {text}" for flag, text in flags.items()]
     words = ["", f"  jaxdeep {verb.name} {verb.arguments}"] if verb.arguments else []
     if verb.takes_run:
         words = ["", f"  jaxdeep {verb.name} RUN [--config.KEY=VALUE ...]"]
     needs = textwrap.wrap(f"It needs {verb.needs}.", 98) if verb.needs else []
     example = [f"  {verb.example}", *(f"  {line}" for line in needs)]
-    head = [verb.doc, *words, "", "Example:", *example, "", "Flags:"]
-    return "\n".join([*head, *lines])
+    head = [verb.doc, *words, "", "Example:", *example]
+    return "\n".join([*head, *(["", "Flags:", *lines] if lines else [])])

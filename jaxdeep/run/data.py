@@ -27,11 +27,11 @@ NEEDS = "a folder or file of a textbook: CNXML, LaTeX, HTML, PDF or text of one,
 
 def main(config: ConfigDict, workdir: Path) -> int:
     """Build what `config.data` asks for, and print its table."""
-    builder = load_builder(config)
+    run = load_builder(config)
     place = Workdir(workdir)
     with lock_workdir(workdir):
-        configs.save(config, workdir, sys.argv)
-        built = builder.build(workdir)
+        configs.save(config, {"data": run}, workdir, sys.argv)
+        built = run.settings.build(workdir)
         write_atomic(place.summary, json.dumps(built.summary, indent=2, ensure_ascii=False) + "\n")
         report.page(
             place.index,

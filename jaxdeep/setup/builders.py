@@ -40,15 +40,22 @@ class BuilderConfig:
             )
         return cls(name, configs.build(builder_class(name), values, key))
 
+    def section(self) -> dict[str, Any]:
+        """The section with all of its settings, as a record of a run holds it."""
+        fields = dataclasses.fields(self.settings)
+        return {"builder": self.builder} | {
+            field.name: getattr(self.settings, field.name) for field in fields if field.init
+        }
 
-def load_builder(config: ConfigDict) -> Builder:
-    """The builder that the configuration's only section, `data`, names, with its settings;
-    ConfigError for what is wrong in it."""
+
+def load_builder(config: ConfigDict) -> BuilderConfig:
+    """The configuration's only section, `data`, as what it names; ConfigError for what is wrong in
+    it."""
     others = [name for name in config if name != "data"]
     if others or "data" not in config:
         what = f"config.{others[0]} is not a section" if others else "the section data is missing"
         raise ConfigError(f"{what}: a configuration of the verb data has the section data alone")
-    return BuilderConfig.build(config.data).settings
+    return BuilderConfig.build(config.data)
 
 
 def builder_class(name: str) -> type:

@@ -134,7 +134,7 @@ def test_the_published_tokenizer_of_qwen3(shared, tmp_path):
 
 WRONG = {
     "tokens without merges": dict(merges=None),
-    "tokenizer.ggml.pre='chameleon'": dict(pre="chameleon"),
+    "the rule 'chameleon'": dict(pre="chameleon"),
     "kind 'bert'": dict(model="bert"),
     "tokens and 2 types": dict(token_type=[1, 1]),
 }

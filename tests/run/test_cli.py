@@ -276,3 +276,10 @@ def test_a_workdir_may_begin_with_a_tilde(verbs, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     command = cli.parse(cli.describe("runs"), ["--config=~/c.py", "--workdir=~/runs/a"])
     assert str(command.workdir) == "/home/me/runs/a"
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_every_verb_explains_itself(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Example:" in said and ("Flags:" in said) == ("  --" in said)
