@@ -30,17 +30,19 @@ def plain(value: Any) -> Any:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
     """One call the model asked for. `error` says why it could not be read; `arguments` is then
-    empty."""
+    empty. `id` is the model's, in chat formats where calls have one."""
 
     name: str
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     error: str = ""
+    id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as people read it. `name` is the tool's where the role is "tool". `weight`
-    multiplies the loss of the turn in supervised training; 0 leaves it out."""
+    """One turn as people read it. `name` is the tool's where the role is "tool", and `call_id` the
+    id of the call that it answers, if that had one. `weight` multiplies the loss of the turn in
+    supervised training; 0 leaves it out."""
 
     role: Role
     content: str = ""
@@ -48,6 +50,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     name: str = ""
     weight: float = 1.0
+    call_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

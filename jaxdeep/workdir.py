@@ -3,7 +3,7 @@ the lock on the folder.
 
     config.json          every setting of the run, the command, the commit, the versions
     metrics.jsonl        a row a step; tensorboard/, trace.json.gz, profile/ beside it
-    tokenizer.json       of the run's model, so that rollouts can be read
+    tokenizer.json       of the run's model, so that rollouts can be read; chat_template.jinja
     rollouts/000012.jsonl, gaps/000012.npy    of step 12
     checkpoints/         unless train.checkpoints names another place
     guard.json, collapsed-1/                  what a collapse of the policy was, and came after it

@@ -308,8 +308,10 @@ class _Loop:
         texts = [self._shorten(result.text) for result in results]
         for call, text in zip(calls, texts, strict=True):
             await _world("env.shown", self.env.shown(call, text))
-        names = [call.name for call in calls]
-        messages = [Message("tool", text, name=n) for n, text in zip(names, texts, strict=True)]
+        messages = [
+            Message("tool", text, name=call.name, call_id=call.id)
+            for call, text in zip(calls, texts, strict=True)
+        ]
         return messages, any(result.done for result in results)
 
     async def _go_on(self, answer: Sequence[Message], closed: bool) -> bool:

@@ -7,7 +7,6 @@ A chat format turns conversations into token ids and sampled ids back into messa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -56,7 +55,8 @@ class CallBegin(NamedTuple):
 
 
 class CallText(NamedTuple):
-    """More of a call as the policy writes it: of its JSON text in a format that uses JSON."""
+    """More of a call as the policy writes it: of its JSON text in a format that uses JSON. Calls
+    that a format writes together come as text of the first of them."""
 
     index: int
     text: str
@@ -101,7 +101,7 @@ class TurnParser(Protocol):
 
 
 class ChatFormat(Protocol):
-    """The chat format of a model family over a tokenizer.
+    """The chat format of a model family over a tokenizer; `base.TurnChat` has what they share.
 
     Conversations are rendered append-only: every turn is a prefix of the next, each token has one
     author, and the contents of messages are encoded as plain text, so that nothing in them can
@@ -110,16 +110,15 @@ class ChatFormat(Protocol):
 
     control_names: ClassVar[tuple[str, ...]]
     """The control tokens of the family, for who builds a tokenizer."""
-    stray_tag: ClassVar[re.Pattern[str]]
-    """Matches a control token, or an imitation of one, that was left over in a message's text."""
 
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
     """Ids that end a policy turn."""
     turn_start: int
-    """The id that begins a turn of any role."""
+    """The id that begins a turn of the user; that which stands before it where the begin is
+    text."""
     turn_end: int
-    """The id that ends a turn; one of `stop_ids`."""
+    """The id that ends a turn of the policy; one of `stop_ids`."""
     document_end: int
     """The id that ends a plain document, outside any conversation."""
 

@@ -17,9 +17,12 @@ from typing import Any, get_args
 
 import numpy as np
 
+from jaxdeep.chat.base import ThinkMark
+from jaxdeep.chat.calls import Hermes, HermesMark
 from jaxdeep.chat.format import WrittenArguments
 from jaxdeep.chat.learn import PLAIN, LearnConfig
-from jaxdeep.chat.qwen3_turn import INSIDE, Mark, read_turn
+from jaxdeep.chat.marks import INSIDE, split
+from jaxdeep.chat.turn import read_turn
 from jaxdeep.errors import DataError
 from jaxdeep.types import Message, Role, ToolCall
 
@@ -50,6 +53,10 @@ REFUSED_IN_MESSAGE = (
     *("images", "videos", "audios", "audio", "refusal", "channel", "recipient", "tool_plan"),
     *("train_detail", "training_detail", "mask", "prefix", "partial", "thinking_blocks"),
 )
+INLINE = {str(mark): mark for mark in (*ThinkMark, *HermesMark) if mark.kind in INSIDE}
+"""The tags that are read in an assistant's text."""
+THOUGHTS = re.compile(r"<think>.*?(?:</think>|\Z)|^.*?</think>", re.DOTALL)
+"""The reasoning in a text, wherever it stands, also where only its end is marked."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -226,11 +233,11 @@ def _messages(
     if (
         inline
         and role in ("user", "tool")
-        and text.startswith(Mark.RESULT)
-        and text.endswith(Mark.UNRESULT)
+        and text.startswith(HermesMark.RESULT)
+        and text.endswith(HermesMark.UNRESULT)
     ):
-        inner = text.removeprefix(Mark.RESULT).removesuffix(Mark.UNRESULT)
-        results = re.split(rf"{Mark.UNRESULT}\s*{Mark.RESULT}", inner)
+        inner = text.removeprefix(HermesMark.RESULT).removesuffix(HermesMark.UNRESULT)
+        results = re.split(rf"{HermesMark.UNRESULT}\s*{HermesMark.RESULT}", inner)
         # One line end on each side is the format's, as `pieces` writes it; more belong to the
         # result.
         results = [result.removeprefix("\n").removesuffix("\n") for result in results]
@@ -258,7 +265,8 @@ def _turn(
                 f"too: {row!r:.200}"
             )
     elif inline:
-        message = read_turn(INSIDE.get(p, p) for p in re.split(f"({'|'.join(INSIDE)})", content))
+        syntax = Hermes()
+        message = read_turn(split(content, INLINE), syntax, syntax.stages())
     if reasoning.strip() and message.reasoning not in ("", reasoning.strip("\n")):
         raise DataError(f"reasoning_content and <think> in the text do not agree: {row!r:.200}")
     calls = (*message.calls, *(_openai_call(call) for call in entries))

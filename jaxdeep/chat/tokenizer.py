@@ -4,14 +4,20 @@
 Hugging Face hub. `encode` is for text of any origin: whatever it says, no control token comes out.
 Only `encode_control` reads `<|im_end|>` and its like in a text, as the published tokenizer does.
 `TextDecoder` turns ids into text while they are still being sampled.
+
+Byte-level vocabularies and those of SentencePiece with tokens for single bytes are known. What
+SentencePiece puts before the first word of a text is left out, in both directions: a text in a
+conversation is no first one, and published templates write that space themselves.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -21,6 +27,10 @@ from jaxdeep.gguf_file import is_gguf
 from jaxdeep.workdir import home
 
 FILE = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
+CONFIG = "tokenizer_config.json"  # which has the template of older models
+SPACE = "▁"  # how SentencePiece writes a space
+SINGLE_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -41,27 +51,32 @@ BYTES = _byte_alphabet()
 class Tokenizer:
     """A `tokenizer.json`, given as its text, read in two ways: with its control tokens and without.
 
-    `control` are the ids of the control tokens, `size` is one more than the largest id.
+    `control` are the ids of the control tokens, `size` is one more than the largest id. `template`
+    is the chat template that came with it, "" where none did.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, template: str = "") -> None:
         self.text = text
+        self.template = template
         spec = json.loads(text) | {"truncation": None, "padding": None}
+        spec |= {
+            key: _without_first_space(spec.get(key)) for key in ("normalizer", "pre_tokenizer")
+        }
         names = {token["content"] for token in spec["added_tokens"]}
         # Some tokenizers have control tokens in their vocabulary as well, where plain text that
         # spells one would match it: the plain reading has neither.
         vocab = {word: id for word, id in spec["model"]["vocab"].items() if word not in names}
-        plain = {
-            "added_tokens": [],
-            "post_processor": None,
-            "model": spec["model"] | {"vocab": vocab},
-        }
+        model = spec["model"] | {"vocab": vocab}
+        if names & spec["model"]["vocab"].keys() and (merges := model.get("merges")):
+            model["merges"] = [merge for merge in merges if not names & _words(merge)]
+        plain = {"added_tokens": [], "post_processor": None, "model": model}
         self._published = tokenizers.Tokenizer.from_str(json.dumps(spec))
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(spec | plain))
         self._ids = {name: self._published.token_to_id(name) for name in names}
         self.control = frozenset(self._ids.values())
         self.size = max(self._published.get_vocab().values()) + 1
         self.byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
+        self.byte_fallback = bool(spec["model"].get("byte_fallback"))
 
     @classmethod
     def load(cls, name: str | Path) -> Tokenizer:
@@ -69,19 +84,27 @@ class Tokenizer:
         model on the hub."""
         path = home(name)
         if is_gguf(path) and path.is_file():
-            return cls(gguf_tokenizer.tokenizer_json(path))
+            return cls(gguf_tokenizer.tokenizer_json(path), gguf_tokenizer.chat_template(path))
         if path.is_dir():
             path = path / FILE
             if not path.is_file():
                 raise DataError(f"{path} is absent: put the model's {FILE} into that folder")
-        elif not path.is_file():
-            path = _download(str(name))
+        if not path.is_file():
+            path = _download(str(name), FILE, needed=True)
+            templates = [_download(str(name), file) for file in (TEMPLATE, CONFIG)]
+        else:
+            templates = [path.parent / TEMPLATE, path.parent / CONFIG]
         try:
-            return cls(path.read_text(encoding="utf-8"))
+            return cls(path.read_text(encoding="utf-8"), _template(templates))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not a readable {FILE} ({error!r}): fetch it again"
             ) from error
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The text of each file that `load` reads, by its name."""
+        return {FILE: self.text} | ({TEMPLATE: self.template} if self.template else {})
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text as plain text: never a control token, whatever it contains.
@@ -103,12 +126,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included; ids from `size` up (padding of the embedding)
         have none. Bytes that are not UTF-8 become U+FFFD."""
+        if self.byte_fallback and not self.byte_level:
+            return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
         return self._published.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of a token of a byte-level tokenizer, which need not be whole characters; none
-        for ids from `size` up."""
+        """The bytes of a token of a byte-level tokenizer or one of SentencePiece, which need not be
+        whole characters; none for ids from `size` up."""
         token = self._published.id_to_token(id) or ""
+        if not self.byte_level:
+            if id in self.control:
+                return token.encode()
+            byte = SINGLE_BYTE.fullmatch(token)
+            return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
         try:
             return bytes(BYTES[letter] for letter in token)
         except KeyError:  # a control token with letters outside the alphabet
@@ -122,7 +152,7 @@ class Tokenizer:
         """The id of a control token, such as `<|im_end|>`; DataError where there is none."""
         if control_token not in self._ids:
             known = ", ".join(sorted(self._ids)) or "none"
-            raise DataError(f"the tokenizer has no control token {control_token!r}; it has {known}")
+            raise DataError(f"the tokenizer has no control token '{control_token}'; it has {known}")
         return self._ids[control_token]
 
 
@@ -131,8 +161,11 @@ class TextDecoder:
     and `flush` joined are what `decode` says of all ids between two flushes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        if not tokenizer.byte_level:
-            raise DataError("only the text of a byte-level tokenizer can be decoded token by token")
+        if not (tokenizer.byte_level or tokenizer.byte_fallback):
+            raise DataError(
+                "only the text of a byte-level tokenizer, or of one of SentencePiece with tokens for "
+                "single bytes, can be decoded token by token"
+            )
         self._token_bytes = tokenizer.token_bytes
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -145,12 +178,56 @@ class TextDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def _download(name: str) -> Path:
+def _words(merge: str | Sequence[str]) -> set[str]:
+    """The words that a merge is of, and the one that it makes."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return {left, right, left + right}
+
+
+def _without_first_space(step: Any) -> Any:
+    """A step of a tokenizer without what it would put before the first word of a text."""
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Prepend":
+        return None
+    if step.get("type") == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    for inside in ("normalizers", "pretokenizers"):
+        if step.get("type") == "Sequence" and inside in step:
+            kept = [_without_first_space(inner) for inner in step[inside]]
+            return step | {inside: [inner for inner in kept if inner is not None]}
+    return step
+
+
+def _template(paths: Iterable[Path | None]) -> str:
+    """The chat template in the first of these files that has one: a file of its own, or in a
+    configuration, by name where there are several."""
+    for path in paths:
+        if path is None or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.name != CONFIG:
+            return text
+        try:
+            found = json.loads(text).get("chat_template") or ""
+            if isinstance(found, list):
+                found = {entry["name"]: entry["template"] for entry in found}["default"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} has no chat_template that can be read ({error!r})") from error
+        return found
+    return ""
+
+
+def _download(name: str, file: str, *, needed: bool = False) -> Path | None:
+    """A file of a model on the hub; None where it has no such file, unless that is needed."""
     import huggingface_hub  # slow to import, and only needed here
+    from huggingface_hub.errors import EntryNotFoundError as absent
 
     try:
-        return Path(huggingface_hub.hf_hub_download(name, FILE))
-    except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
+        return Path(huggingface_hub.hf_hub_download(name, file))
+    except (OSError, ValueError, absent) as error:
+        if isinstance(error, absent) and not needed:
+            return None
         raise DataError(
             f"no tokenizer {name!r}: it is no local {FILE}, no folder that holds one, and the "
             f"Hugging Face hub did not give it ({error}). Check the name and the network, "

@@ -137,7 +137,8 @@ def _run(run: Path, out: Path, index: str, steps: range | None) -> None:
         about = json.loads(ready.read_text()) if ready.exists() else {}
         if about.get("stamp") != stamp:
             shutil.rmtree(folder, ignore_errors=True)
-            about = _record(each, out, f"{index}/{each.key}", tokenizer, words)
+            reader = Reader(tokenizer, words, _family(run))
+            about = _record(each, out, f"{index}/{each.key}", reader)
             write_atomic(ready, json.dumps(about | {"stamp": stamp}))
         about.pop("stamp", None)
         summaries.append({"key": each.key, "step": each.step} | about)
@@ -167,6 +168,13 @@ def _tokenizer(run: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
+def _family(run: Path) -> str:
+    """The chat format that the run's configuration names; "" where the tokenizer tells it."""
+    path = Workdir(run).config
+    about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return about.get("config", {}).get("model", {}).get("chat", "")
+
+
 def _columns(path: Path) -> dict[str, Any]:
     """The metrics that are numbers, as columns by name; None where a row has none."""
     rows = read_metrics(path) if path.exists() else []
@@ -188,12 +196,9 @@ def _meanings(names: Iterable[str]) -> dict[str, list[str]]:
     return {name: [m.unit, m.meaning, m.advice] for name, m in found.items() if m}
 
 
-def _record(
-    source: Record, out: Path, key: str, tokenizer: Tokenizer, words: Sequence[str]
-) -> dict[str, Any]:
+def _record(source: Record, out: Path, key: str, reader: Reader) -> dict[str, Any]:
     """Write the scripts of a record. Returns what `run.js` says of it."""
     tasks: dict[str, dict[str, Any]] = {}
-    reader = Reader(tokenizer, words)
     chunk: list[dict[str, Any]] = []
     number = size = count = 0
     rewards = []
@@ -244,10 +249,10 @@ def _versions(trajectory: Trajectory) -> list[int]:
 class Reader:
     """Makes of tokens what the page shows."""
 
-    def __init__(self, tokenizer: Tokenizer, words: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, words: Sequence[str], family: str = "") -> None:
         self.tokenizer = tokenizer
         # "none": what is only read is not changed by who writes the block of reasoning
-        self.chat = chat_format(family_of(tokenizer), tokenizer, "none")
+        self.chat = chat_format(family or family_of(tokenizer), tokenizer, "none")
         self.broken = {id for id, word in enumerate(words) if BROKEN in word}
 
     def tokens(self, trajectory: Trajectory, gap: np.ndarray | None) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def evaluate(run: EvalRun, config: ConfigDict, path: Path) -> list[Trajectory]:
                 mine = asyncio.run(work)
             trajectories = exchange.all_gather_objects(mine)
         if own == workdir:
-            write_atomic(workdir.tokenizer, policy.chat.tokenizer.text)
+            for name, text in policy.chat.tokenizer.files.items():
+                write_atomic(workdir.path / name, text)
             record.write(workdir.evaluation, trajectories, policy.chat.tokenizer)
     return trajectories
 

@@ -76,11 +76,11 @@ def export(run: EvalRun, target: Path, what: str = "") -> str:
         raise ConfigError("this run trained every weight (lora.rank=0): use --what=merged")
     about = checkpoint.about(location)
     if what in GGUF:
-        text, template = weights.chat_of(model).tokenizer.text, weights.chat_template(model)
+        tokenizer = weights.chat_of(model).tokenizer
         files = {
             "kind": GGUF[what],
-            "tokenizer": gguf_tokenizer.metadata(text, spec.model.V),
-            "template": template,
+            "tokenizer": gguf_tokenizer.metadata(tokenizer.text, spec.model.V),
+            "template": tokenizer.template,
         }
         save = load.save_gguf
     else:
@@ -120,9 +120,7 @@ def located(run: EvalRun) -> str:
 
 def beside(model: ModelConfig, about: dict[str, Any]) -> dict[str, Any]:
     """What is written beside weights: the files of the tokenizer, and the run's settings."""
-    texts = {"tokenizer.json": weights.chat_of(model).tokenizer.text} | settings(about)
-    if weights.tokenizer_folder(model) is None and (template := weights.chat_template(model)):
-        texts["chat_template.jinja"] = template
+    texts = weights.chat_of(model).tokenizer.files | settings(about)
     return {"source": weights.tokenizer_folder(model), "beside": texts}
 
 

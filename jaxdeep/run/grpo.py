@@ -100,7 +100,8 @@ def train(run: GrpoRun, config: ConfigDict, path: Path) -> None:
     ):
         changed = resume.compare(run, location)
         about = configs.save(config, run, own.path, sys.argv)
-        write_atomic(own.tokenizer, chat.tokenizer.text)
+        for name, text in chat.tokenizer.files.items():
+            write_atomic(own.path / name, text)
         finished = False
         while not finished:
             with open_training(run, chat, taskset, dev, mesh, Workdir(path), about) as training:

@@ -260,4 +260,4 @@ def blame(step: int, metrics: dict[str, float], before: mix.Position, after: mix
 def export(path: Path, trained: Any, spec: states.Spec, chat: ChatFormat) -> None:
     """The trained weights in the Hugging Face layout, with their tokenizer."""
     cfg = dataclasses.replace(spec.model, dtype="float32")
-    load.save(path, trained, cfg, beside={"tokenizer.json": chat.tokenizer.text}, replace=True)
+    load.save(path, trained, cfg, beside=chat.tokenizer.files, replace=True)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxdeep import config as configs
 from jaxdeep.agent.rollout import Limits
+from jaxdeep.chat.families import FAMILIES
 from jaxdeep.chat.format import Thinking
 from jaxdeep.errors import ConfigError
 from jaxdeep.sample.sizes import EngineConfig, EngineSettings
@@ -39,6 +40,11 @@ class ModelConfig:
     dtype: Annotated[Literal["float32", "bfloat16"], "of weights and activations"] = "bfloat16"
     weights: Annotated[Literal["load", "random"], "where they come from"] = "load"
     tokenizer: Annotated[str, "a folder, tokenizer.json or hub id; empty: the model's own"] = ""
+    chat: Annotated[
+        str,
+        f"the chat format, one of {', '.join(FAMILIES)}; empty: told by the tokenizer and its "
+        "chat template",
+    ] = ""
     thinking: Annotated[
         Thinking, "turns begin with reasoning, with an empty block of it, or without one"
     ] = "write"

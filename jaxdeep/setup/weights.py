@@ -4,7 +4,6 @@ mesh."""
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdeep.chat import gguf_tokenizer
 from jaxdeep.chat.families import chat_format, family_of
 from jaxdeep.chat.format import ChatFormat
 from jaxdeep.chat.tokenizer import Tokenizer
@@ -41,7 +39,10 @@ def chat_of(model: ModelConfig) -> ChatFormat:
         source = str(path.parent)
     tokenizer = Tokenizer.load(source)
     return chat_format(
-        family_of(tokenizer), tokenizer, model.thinking, tools_in_prompt=model.tools_in_prompt
+        model.chat or family_of(tokenizer),
+        tokenizer,
+        model.thinking,
+        tools_in_prompt=model.tools_in_prompt,
     )
 
 
@@ -56,22 +57,6 @@ def tokenizer_folder(model: ModelConfig) -> pathlib.Path | None:
     if path.is_dir() or model.tokenizer:
         return path if path.is_dir() else None
     return layout.folder(model.location)
-
-
-def chat_template(model: ModelConfig) -> str:
-    """The chat template that the model was published with, as Jinja; "" where none is found."""
-    path = pathlib.Path(model.location)
-    if is_gguf(path):
-        return gguf_tokenizer.chat_template(path)
-    folder = tokenizer_folder(model)
-    if folder is None:
-        return ""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    about = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    template = about.get("chat_template") or ""
-    return template if isinstance(template, str) else ""
 
 
 def spec_of(

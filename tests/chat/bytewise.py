@@ -4,7 +4,7 @@ import json
 
 import tokenizers
 
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3 import Mark
 from jaxdeep.chat.tokenizer import Tokenizer
 
 

@@ -10,10 +10,9 @@ import unicodedata
 import pytest
 from chat import bytewise
 
-from jaxdeep.chat import qwen3_turn
-from jaxdeep.chat.formats import messages_from_openai, messages_from_sharegpt
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import CallMarks, Mark
+from jaxdeep.chat.calls import Hermes
+from jaxdeep.chat.formats import INLINE, messages_from_openai, messages_from_sharegpt
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.errors import ConfigError, DataError
 from jaxdeep.types import Message, ToolCall
@@ -391,10 +390,7 @@ def test_parse_undoes_pieces_on_inline_traces(qwen, shared):
         counts.update(message.role for message in talk)
         for message in talk:
             assert message.role != "assistant" or message.reasoning
-            assert (
-                not any(mark in message.content for mark in qwen3_turn.INSIDE)
-                or message.role == "user"
-            )
+            assert not any(mark in message.content for mark in INLINE) or message.role == "user"
             counts["calls"] += len(message.calls)
             counts["named"] += message.name in ("search", "visit")
         check_identity(chat, talk, ())
@@ -543,7 +539,7 @@ def test_a_tag_in_a_string_of_a_call_is_part_of_it(small, text, content, calls):
 
 
 def test_marks_in_doubt_are_read_in_linear_time(small):
-    marks = CallMarks()
+    (marks,) = Hermes().stages()
     feed, reads = marks.feed, []
     marks._give_up = lambda out, give_up=marks._give_up: reads.append(1) or give_up(out)
     parts = [Mark.CALL, '\\"a', Mark.CALL, '"\\"', Mark.UNCALL, '"'] * 400

@@ -9,8 +9,7 @@ from chat import bytewise
 
 from jaxdeep.chat.formats import messages_from_openai, read
 from jaxdeep.chat.learn import PLAIN, LearnConfig
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
 from jaxdeep.data.mix import fit_row

@@ -7,17 +7,19 @@ import random
 
 import pytest
 from chat import bytewise
+from chat.streams import check, chunks, joined, stream
 
+from jaxdeep.chat.calls import Hermes
 from jaxdeep.chat.format import CallBegin, CallEnd, CallText, ContentText, ReasoningText
 from jaxdeep.chat.formats import messages_from_openai
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import UNCLOSED, Mark
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.types import Message, ToolCall
 
 MODES = ("write", "skip", "none")
 GOOD = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
 OPEN = '<tool_call>\n{"name": "f", "arguments": {"a": "x'
+(UNCLOSED,) = Hermes().cut("")
 F = ToolCall("f", {"a": 1})
 
 
@@ -34,46 +36,6 @@ def qwen(shared):
 @pytest.fixture(scope="module", params=MODES)
 def chat(request, small):
     return Qwen3Chat(small, request.param)
-
-
-def chunks(tokens, rng, largest):
-    """The tokens in runs of 0 to `largest`."""
-    at = 0
-    while at < len(tokens):
-        size = rng.randint(0, largest)
-        yield tokens[at : at + size]
-        at += size
-
-
-def stream(chat, runs):
-    """The events of a turn, and its message."""
-    parser = chat.parser()
-    events = [event for run in runs for event in parser.feed(run)]
-    events += parser.flush()
-    return events, parser.finish()
-
-
-def joined(events, kind):
-    return "".join(event.text for event in events if isinstance(event, kind))
-
-
-def check(chat, tokens, runs):
-    """The events agree with `parse`, and calls begin, go on and end in order."""
-    want = chat.parse(tokens)
-    events, message = stream(chat, runs)
-    assert message == want
-    assert joined(events, ContentText) == want.content
-    assert joined(events, ReasoningText) == want.reasoning
-    of_calls = [e for e in events if not isinstance(e, (ContentText, ReasoningText))]
-    for index, run in itertools.groupby(of_calls, key=lambda event: event.index):
-        begin, *texts, end = run
-        assert begin == CallBegin(index) and end == CallEnd(index, want.calls[index])
-        assert all(isinstance(event, CallText) for event in texts)
-        if not want.calls[index].error:
-            assert json.loads(joined(texts, CallText))["name"] == want.calls[index].name
-    assert [e.index for e in of_calls if isinstance(e, CallEnd)] == list(range(len(want.calls)))
-    assert all(event.text for event in events if not isinstance(event, (CallBegin, CallEnd)))
-    return events
 
 
 def pools(chat):
@@ -113,6 +75,8 @@ def test_recorded_turns_token_by_token(qwen, shared):
         for piece in chat.pieces(messages_from_openai(row, inline=True)):
             if piece.author == "policy":
                 events = check(chat, piece.tokens, ([token] for token in piece.tokens))
+                for call in chat.parse(piece.tokens).calls:
+                    assert json.loads(joined(events, CallText))["name"] == call.name
                 assert len(events) > len(piece.tokens) / 2  # as it comes, and not at the end
                 turns += 1
     assert turns > 30

@@ -7,6 +7,7 @@ import unicodedata
 import huggingface_hub
 import pytest
 import tokenizers
+from chat.tokenizers_of import spec_of, tokenizer_of
 
 from jaxdeep.chat.tokenizer import TextDecoder, Tokenizer
 from jaxdeep.errors import DataError
@@ -121,6 +122,57 @@ def test_ids_that_come_one_by_one_say_what_they_say_together(tokenizer):
     assert whole.feed(text) == tokenizer.decode(text) and whole.flush() == ""
 
 
+def test_ids_of_sentencepiece_that_come_one_by_one_say_what_they_say_together():
+    made, rng = tokenizer_of("mistral"), random.Random(0)
+    reference = tokenizers.Tokenizer.from_str(spec_of("mistral"))
+    for text in (" the search", "né 漢字 🧑\u200d🚀\n  a\tb", "", "▁ _ é"):
+        ids = made.encode(text)
+        assert ids == reference.encode(f"<s>{text}", add_special_tokens=False).ids[1:]
+        assert made.decode(ids) == text.replace("▁", " ")
+        # the library drops a space before the first word, which in a conversation is one
+        assert reference.decode(
+            [reference.token_to_id("<s>"), *ids], False
+        ) == "<s>" + text.replace("▁", " ")
+    text = made.encode("né 漢字 🚀")
+    pools = (text, range(256), range(made.size + 100), [*text, *made.control])
+    for _ in range(300):
+        ids = rng.choices(rng.choice(pools), k=rng.randint(0, 12))
+        decoder = TextDecoder(made)
+        assert "".join(decoder.feed([id]) for id in ids) + decoder.flush() == made.decode(ids)
+
+
+def test_a_prefix_of_the_first_word_is_left_out_wherever_it_is_written():
+    spec = json.loads(spec_of("mistral"))
+    plain = tokenizer_of("mistral").encode("the search")
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    both = {"type": "Sequence", "normalizers": [prepend, replace]}
+    for steps in (both, {"type": "Sequence", "normalizers": [replace]}):
+        other = Tokenizer(json.dumps(spec | {"normalizer": steps, "pre_tokenizer": None}))
+        assert other.encode("the search") == plain
+
+
+def test_the_chat_template_comes_with_the_tokenizer(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(spec()))
+    config = tmp_path / "tokenizer_config.json"
+    assert Tokenizer.load(path).template == ""
+    config.write_text(json.dumps({"chat_template": "one"}))
+    assert Tokenizer.load(tmp_path).template == "one"
+    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert Tokenizer.load(path).template == "b"
+    (tmp_path / "chat_template.jinja").write_text("own")
+    loaded = Tokenizer.load(path)
+    assert loaded.template == "own"
+    assert loaded.files == {"tokenizer.json": path.read_text(), "chat_template.jinja": "own"}
+    (tmp_path / "chat_template.jinja").unlink()
+    for broken in ("{", '{"chat_template": [{"name": "rag", "template": "a"}]}', "[]"):
+        config.write_text(broken)
+        with pytest.raises(DataError, match="tokenizer_config"):
+            Tokenizer.load(path)
+
+
 def test_only_byte_level_ids_can_come_one_by_one():
     with pytest.raises(DataError, match="byte-level"):
         TextDecoder(Tokenizer(json.dumps(spec(decoder=None))))
@@ -153,12 +205,15 @@ def test_load_takes_a_file_a_folder_and_a_hub_name(tmp_path, monkeypatch):
 
     def download(repo, file):
         asked.append((repo, file))
+        if file != "tokenizer.json":
+            raise huggingface_hub.errors.EntryNotFoundError(file)
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     for name in (path, str(path), tmp_path, "Qwen/Qwen3-8B"):
         assert Tokenizer.load(name).id("<think>") == 2
-    assert asked == [("Qwen/Qwen3-8B", "tokenizer.json")]
+    files = ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json")
+    assert asked == [("Qwen/Qwen3-8B", file) for file in files]
 
 
 def test_load_names_what_is_missing(tmp_path):

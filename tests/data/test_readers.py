@@ -11,8 +11,7 @@ import tracemalloc
 import pytest
 
 from jaxdeep import config as configs
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
 from jaxdeep.envs.toy.facts import ASSETS

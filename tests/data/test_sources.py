@@ -10,8 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.data import sources
 from jaxdeep.data.mix import Position, packed_batches

@@ -6,10 +6,12 @@ import pytest
 from run import small
 
 from jaxdeep import config as configs
+from jaxdeep.errors import ConfigError
 from jaxdeep.parallel import mesh as meshes
 from jaxdeep.setup.policy import open_policy
 from jaxdeep.setup.runs import EvalRun
-from jaxdeep.setup.sections import load_run
+from jaxdeep.setup.sections import ModelConfig, load_run
+from jaxdeep.setup.weights import chat_of
 from jaxdeep.train import optim
 from jaxdeep.types import Message
 
@@ -30,3 +32,10 @@ def test_no_optimizer_is_made_and_the_engine_is_closed(tmp_path, monkeypatch):
         assert again.tokens == completion.tokens
     with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(policy.engine(prompt, seed=0, max_new=3))
+
+
+def test_the_chat_format_is_the_one_that_is_named():
+    assert chat_of(ModelConfig("tiny", thinking="none")).family == "qwen3"
+    assert chat_of(ModelConfig("tiny", thinking="none", chat="chatml")).family == "chatml"
+    with pytest.raises(ConfigError, match="'llama9': there is qwen3"):
+        chat_of(ModelConfig("tiny", thinking="none", chat="llama9"))

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxdeep.chat.formats import THOUGHTS
 from jaxdeep.envs.research import conversation
 from jaxdeep.envs.research import report as reports
 from jaxdeep.envs.research.report import LAST, Report
@@ -39,7 +40,6 @@ _SNIPPET = re.compile(
 _SNIPPET_END = re.compile(r"</(?:snippet|webpage)>")
 _FIELD = re.compile(r"^(Title|URL|Url|url|title)\s*:\s*(.*)$", re.M)
 _ANSWER = re.compile(r"<answer>(.*?)(</answer>|\Z)", re.S)
-_THINK = re.compile(r"<think>.*?(?:</think>|\Z)|^.*?</think>", re.S)
 _LISTED = re.compile(
     r"^[ \t]{0,3}(?:[-*] )?\[(\^?[\w.:-]{1,60})\](?:\(([^)\s]{1,2000})\))?[.:]?[ \t]+(\S.*)$", re.M
 )
@@ -152,7 +152,7 @@ def from_trace(question: str, text: str, answer: str | None = None, id: str = ""
         incomplete = not match[2]
     else:
         order, incomplete = len(text), answer is None
-        said = answer if answer is not None else _THINK.sub("", plain[-1]).strip()
+        said = answer if answer is not None else THOUGHTS.sub("", plain[-1]).strip()
         answer = "" if "<call_tool" in said else said
         notes = ("the trace has no <answer>",)
     if incomplete and found:

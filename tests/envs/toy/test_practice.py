@@ -16,8 +16,7 @@ import pytest
 from jaxdeep.agent import rollout as loop
 from jaxdeep.agent.rollout import Limits
 from jaxdeep.agent.scripted import ScriptedPolicy
-from jaxdeep.chat.qwen3 import Qwen3Chat
-from jaxdeep.chat.qwen3_turn import Mark
+from jaxdeep.chat.qwen3 import Mark, Qwen3Chat
 from jaxdeep.chat.tokenizer import Tokenizer
 from jaxdeep.envs import qa
 from jaxdeep.envs.toy import facts
