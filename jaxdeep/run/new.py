@@ -117,7 +117,7 @@ def test_the_tool_answers_and_the_last_word_counts():
 '''
 
 NEXT = """{file} and {test} are written. Next:
-  python -m pytest {test}
+  python -m pytest {test}        (pip install pytest)
   python -m jaxdeep validate --config=configs/search/grpo.py \\
       --config.env.taskset={file}:{name} --config.model.path=tiny
   python -m jaxdeep grpo --config=configs/search/grpo.py --workdir=runs/{stem} \\
