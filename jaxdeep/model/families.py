@@ -147,6 +147,7 @@ READ = {  # keys of a config.json that `Config.from_hf` honours or compares
     *("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"),
     *("partial_rotary_factor", "attention_bias", "mlp_bias", "quantization_config"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
+    "use_qk_norm",
 }
 READ_OF_EXPERTS = {
     *("moe_intermediate_size", "num_experts", "num_local_experts", "num_experts_per_tok"),

@@ -103,6 +103,7 @@ def _refuse_unknown(hf: Mapping[str, Any], family: Family, name: str) -> None:
         "attention_bias": hf.get("attention_bias") and not (family.attention_bias or family.biased),
         "mlp_bias": hf.get("mlp_bias") and not family.mlp_bias,
         "quantization_config": hf.get("quantization_config"),
+        "use_qk_norm": bool(hf.get("use_qk_norm", family.qk_norm)) != bool(family.qk_norm),
     }
     if family.experts:
         wrong["mlp_only_layers"] = hf.get("mlp_only_layers")
