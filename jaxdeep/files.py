@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,13 +39,14 @@ def reading(path: str | Path) -> Iterator[None]:
     """What may go wrong while a file is read, as a DataError that names it."""
     try:
         yield
-    # a compressed file that is cut short or damaged raises the last three
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, *_zstd_errors()) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # its package may be absent
-            raise
-        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    """What a damaged zstd file raises; nothing where none has been opened."""
+    module = sys.modules.get("zstandard")
+    return (module.ZstdError,) if module else ()
 
 
 @contextlib.contextmanager

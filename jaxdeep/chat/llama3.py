@@ -39,7 +39,7 @@ class Llama3Mark(Mark):
 
 
 class Llama30(TurnChat):
-    """Llama 3.0's `ChatFormat`."""
+    """The `ChatFormat` of Llama 3.0, which has none published for tools: calls are as in 3.1."""
 
     family: ClassVar[str] = "llama3.0"
     control_names = tuple(map(str, Llama3Mark))

@@ -6,7 +6,6 @@ your own as "FILE.py:NAME" or "module:NAME". The other keys of the section are i
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxdeep import config as configs
 from jaxdeep.data.build import Builder
 from jaxdeep.errors import ConfigError
-from jaxdeep.setup.tasksets import imported
+from jaxdeep.setup.tasksets import frozen_class
 
 BUILT_IN = {"textbook": "jaxdeep.envs.textbook.build:Textbook"}
 
@@ -60,17 +59,5 @@ def load_builder(config: ConfigDict) -> BuilderConfig:
 
 def builder_class(name: str) -> type:
     """The dataclass that `data.builder` names; ConfigError where there is none."""
-    key = "data.builder"
-    if ":" not in name and name not in BUILT_IN:
-        raise ConfigError(
-            f"{key}={name!r} is none of {', '.join(BUILT_IN)}, nor FILE.py:NAME of your own."
-            f"{configs.suggest(name, BUILT_IN)}"
-        )
-    cls = imported(BUILT_IN.get(name, name), key)
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-    if not (inspect.isclass(cls) and frozen and hasattr(cls, "build")):
-        raise ConfigError(
-            f"{key}={name!r} must be a frozen dataclass with a method build(workdir) that writes the "
-            "data set; its fields are the settings of the section"
-        )
-    return cls
+    does = "build(workdir) that writes the data set"
+    return frozen_class(name, "data.builder", BUILT_IN, "build", does)

@@ -210,17 +210,26 @@ ON_CHANGE = {"taskset": _keep_fields}
 
 def settings_class(name: str, key: str) -> type:
     """The dataclass that `env.taskset` names; ConfigError where there is none."""
-    if ":" not in name and name not in BUILT_IN:
+    does = "load() that returns the task set"
+    return frozen_class(name, key, BUILT_IN, "load", does, " See jaxdeep/README.md")
+
+
+def frozen_class(
+    name: str, key: str, built_in: Mapping[str, str], method: str, does: str, more: str = ""
+) -> type:
+    """The frozen dataclass with this method that the setting `key` names: one of `built_in`, or
+    FILE.py:NAME, or module:NAME. ConfigError where there is none."""
+    if ":" not in name and name not in built_in:
         raise ConfigError(
-            f"{key}={name!r} is none of {', '.join(BUILT_IN)}, nor FILE.py:NAME of your own."
-            f"{configs.suggest(name, BUILT_IN)}"
+            f"{key}={name!r} is none of {', '.join(built_in)}, nor FILE.py:NAME of your own."
+            f"{configs.suggest(name, built_in)}"
         )
-    cls = imported(BUILT_IN.get(name, name), key)
+    cls = imported(built_in.get(name, name), key)
     frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
-    if not (inspect.isclass(cls) and frozen and hasattr(cls, "load")):
+    if not (inspect.isclass(cls) and frozen and hasattr(cls, method)):
         raise ConfigError(
-            f"{key}={name!r} must be a frozen dataclass with a method load() that returns the task set; "
-            "its fields are the settings of the section. See jaxdeep/README.md"
+            f"{key}={name!r} must be a frozen dataclass with a method {does}; "
+            f"its fields are the settings of the section.{more}"
         )
     return cls
 
